@@ -1,0 +1,25 @@
+# A set of pinned versions: default, newest or classic (requirements/stacks).
+STACK ?= default
+VENV := $(if $(filter default,$(STACK)),.venv,.venv-$(STACK))
+
+.PHONY: help
+help: ## Show this list
+	@echo 'Usage: make TARGET [STACK=default|newest|classic] [ARGS=...]'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: venv ## Train, re-parameterize and compare a small network
+	$(VENV)/bin/python tools/demo.py $(ARGS)
+
+.PHONY: test
+test: venv ## Run the tests; ARGS='-k name' goes to pytest
+	$(VENV)/bin/python -m pytest tests $(ARGS)
+
+.PHONY: lint
+lint: venv ## Check style and formatting
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+.PHONY: venv
+venv: ## Set up the environment only; PYTHON=... names the interpreter
+	@bash requirements/setup_venv.sh '$(STACK)' '$(VENV)'

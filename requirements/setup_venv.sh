@@ -1,0 +1,256 @@
+#!/usr/bin/env bash
+# Make the virtual environment of a stack, or bring it up to date.
+#
+#     requirements/setup_venv.sh STACK DIRECTORY
+#
+# A stack is a set of pinned versions: default, newest or classic (requirements/stacks).
+# From the environment come PYTHON, the interpreter to start from; CXX, the compiler;
+# and MAX_JOBS, how many compilers may run at once.
+#
+# Each step leaves a stamp in the environment: a checksum of all that the step depends
+# on. A step with the right stamp is skipped. So a finished environment costs nothing,
+# and an interrupted set-up goes on where it was cut.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stack=$1
+venv=$2
+python=$venv/bin/python
+log=$venv.log
+constraints=requirements/stacks/$stack.txt
+wheel_cache=${XDG_CACHE_HOME:-$HOME/.cache}/mmrep/wheels
+steps=(venv tools torch packages mmcv project)
+
+describe() {
+    case $1 in
+        venv) echo "Making $venv for the $stack stack (seconds)" ;;
+        tools) echo 'Installing pip and what compiling takes (10 seconds)' ;;
+        torch) echo 'Installing torch and torchvision (1-3 minutes, 5 GB)' ;;
+        packages) echo 'Installing mmpretrain, mmseg and what tests use (1 minute)' ;;
+        mmcv) echo 'Installing mmcv (compiling it: 5-7 minutes on 2 cores, once)' ;;
+        project) echo 'Installing mmrep, and checking that all fits (20 seconds)' ;;
+    esac
+}
+
+# All that the result of step $1 depends on, its own code included.
+inputs() {
+    declare -f "install_$1"
+    case $1 in
+        venv) pwd -P ;; # an environment cannot be moved
+        tools) pins pip setuptools wheel ninja psutil ;;
+        torch) pins torch torchvision numpy ;;
+        packages) cat requirements/{stacks/common,runtime,pretrain,seg,onnx,tests}.txt \
+            "$constraints" ;;
+        mmcv) pins mmcv torch ;;
+        project) cat setup.py pyproject.toml mmrep/version.py requirements/*.txt ;;
+    esac
+}
+
+install_venv() {
+    rm -rf "$venv"
+    "$base_python" -m venv "$venv"
+}
+
+install_tools() {
+    pip_install pip setuptools wheel ninja psutil
+}
+
+install_torch() {
+    pip_install torch torchvision
+}
+
+install_packages() {
+    pip_install --requirement=requirements/{runtime,pretrain,seg,onnx,tests}.txt
+    # A library that the system lacks (libGL, for one) should show here, not look like
+    # a broken mmcv below.
+    "$python" -c 'import cv2, mmengine, torchvision'
+}
+
+# mmcv is on PyPI as source only. Compiled, it fits one torch and one Python, which
+# pip's own cache does not tell apart; hence a cache of ours, so that the next checkout
+# need not compile.
+install_mmcv() {
+    local key
+    key=$(pins mmcv)-torch-$("$python" -c 'import sys, sysconfig, torch
+tag, platform = sys.implementation.cache_tag, sysconfig.get_platform()
+print(torch.__version__, tag, platform, sep="-")')
+    if ! try_mmcv "$wheel_cache/$key"; then
+        mkdir -p "$wheel_cache/$key"
+        build=$(mktemp -d "$wheel_cache/.build-XXXXXX") # global: the trap runs last
+        trap 'rm -rf "$build"' EXIT
+        # With no GPU in sight mmcv compiles its CPU ops only, which needs no nvcc. The
+        # path is for ninja.
+        MMCV_WITH_OPS=1 CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0 \
+            MAX_JOBS=${MAX_JOBS:-$(jobs_that_fit)} PATH=$PWD/$venv/bin:$PATH \
+            "$python" -m pip wheel --no-cache-dir --no-deps --no-build-isolation \
+            --wheel-dir "$build" "$(pins mmcv)"
+        mv -f "$build"/*.whl "$wheel_cache/$key/"
+        try_mmcv "$wheel_cache/$key"
+    fi
+}
+
+install_project() {
+    pip_install --no-deps --no-build-isolation --editable .
+    "$python" -m pip check
+    "$python" -c 'import mmpretrain.models, mmseg.models'
+}
+
+# Install the wheel in directory $1, if there is one, and see whether its ops load.
+try_mmcv() {
+    local wheels=("$1"/*.whl)
+    [[ -f ${wheels[0]} ]] \
+        && "$python" -m pip uninstall --yes mmcv \
+        && pip_install --no-deps "${wheels[0]}" \
+        && "$python" -c 'import mmcv.ops'
+}
+
+# One compiler per core, and 2 GiB for each.
+jobs_that_fit() {
+    "$python" -c 'import os, psutil
+print(max(1, min(os.cpu_count(), psutil.virtual_memory().available >> 31)))'
+}
+
+# Forget packages that a killed pip was in the middle of; pip itself would take them for
+# complete. INSTALLER is what it writes last.
+drop_half_installed() {
+    local info
+    for info in "$venv"/lib/python*/site-packages/*.dist-info; do
+        [[ -f $info/INSTALLER ]] || rm -rf "$info"
+    done
+}
+
+# The constraints go to every call, so that no step replaces what another installed.
+pip_install() {
+    "$python" -m pip install --quiet --disable-pip-version-check \
+        --constraint "$constraints" "$@"
+}
+
+# The pins of the named packages.
+pins() {
+    local names
+    names=$(IFS='|' && echo "$*")
+    grep -hE "^($names)==" requirements/stacks/common.txt "$constraints"
+}
+
+# Set base_python. Candidates are run, not merely looked up: one on PATH may be a shim
+# for a version that is not installed.
+find_python() {
+    local candidates=(python3.11 python3.12 python3.10 python3 python)
+    local newest=12 versions='3.10, 3.11 or 3.12' candidate
+    [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
+    if [[ $stack == classic ]]; then
+        newest=11 versions='3.10 or 3.11 (torch 2.1 has no wheels for 3.12)'
+    fi
+    for candidate in "${candidates[@]}"; do
+        if "$candidate" -c "import ensurepip, sys
+sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest))" >/dev/null 2>&1; then
+            base_python=$candidate
+            return
+        fi
+    done
+    die "The $stack stack needs Python $versions with its venv module, which is" \
+        "none of ${candidates[*]}: install one (on Debian: python3-venv python3-dev)" \
+        "or name it with PYTHON=..."
+}
+
+# Set CXX. Asked for before the long downloads, although only mmcv needs it.
+find_compiler() {
+    local candidates=(c++ g++ clang++) candidate headers
+    [[ -z ${CXX:-} ]] || candidates=("$CXX")
+    headers=$("$1" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    [[ -f $headers/Python.h ]] || die "Compiling mmcv takes the header files of $1:" \
+        "install them (on Debian: python3-dev) or name another Python with PYTHON=..."
+    for candidate in "${candidates[@]}"; do
+        if $candidate -std=c++17 -fsyntax-only -x c++ - <<<'#include <vector>' \
+            2>/dev/null; then
+            export CXX=$candidate
+            return
+        fi
+    done
+    die "Compiling mmcv takes a C++17 compiler, which is none of ${candidates[*]}:" \
+        "install one (on Debian: g++) or name it with CXX=..."
+}
+
+die() {
+    echo "$@" >&2
+    exit 1
+}
+
+is_done() {
+    [[ -f $venv/.stamps/$1 && $(<"$venv/.stamps/$1") == "$(inputs "$1" | cksum)" ]]
+}
+
+all_done() {
+    local step
+    for step in "${steps[@]}"; do
+        is_done "$step" || return 1
+    done
+}
+
+run() {
+    local start=$SECONDS
+    describe "$1"
+    running=$1
+    # In a subshell of its own and not in an `if`, where bash would ignore `set -e`.
+    ("install_$1") >"$log" 2>&1
+    running=
+    mkdir -p "$venv/.stamps"
+    inputs "$1" | cksum >"$venv/.stamps/$1"
+    echo "  took $(duration $((SECONDS - start)))"
+}
+
+duration() {
+    if (($1 < 60)); then echo "$1 s"; else echo "$(($1 / 60)) min $(($1 % 60)) s"; fi
+}
+
+explain_exit() {
+    local status=$?
+    if ((status > 128)); then
+        echo 'Interrupted. The same command goes on from here.' >&2
+    elif ((status)) && [[ $running ]]; then
+        # The errors first: after a compiler's, pip prints screens of traceback.
+        { grep -i 'error: ' "$log" | head -n 5 || true; } >&2
+        echo '...' >&2
+        tail -n 20 "$log" >&2
+        echo "The step '$running' failed; above are the errors in $log and its end." \
+            'Once the cause is gone, the same command goes on from here.' >&2
+    fi
+}
+
+case $stack in
+    default | newest | classic) ;;
+    *) die "STACK=$stack is unknown; choose from default, newest, classic." ;;
+esac
+
+# It may be deleted below, and `make VENV=..` is soon typed.
+[[ $venv == .venv* ]] || die "VENV=$venv is refused: the name has to begin with .venv."
+
+# The interpreter may have gone since, with an upgrade of the system.
+"$python" -c '' 2>/dev/null || rm -f "$venv/.stamps/venv"
+
+if all_done; then exit 0; fi
+
+running=
+trap explain_exit EXIT
+trap 'exit 130' INT
+
+# Two set-ups of one environment take turns. pip inherits the lock, so one that has
+# outlived its set-up is waited for as well.
+if command -v flock >/dev/null; then
+    exec 9<"$constraints"
+    flock --nonblock 9 || {
+        echo "Another set-up of $venv is at work; waiting for it."
+        flock 9
+    }
+fi
+
+base_python=$python
+is_done venv || find_python
+is_done mmcv || find_compiler "$base_python"
+drop_half_installed
+
+for step in "${steps[@]}"; do
+    is_done "$step" || run "$step"
+done
+rm -f "$log"
+echo "$venv is ready after $(duration $SECONDS)."

@@ -1,0 +1,89 @@
+import os
+import runpy
+import shutil
+import tempfile
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+
+# Build outside the source tree: a left-over build/ is litter, and modules deleted since
+# would find their way from it into the next wheel.
+SCRATCH = tempfile.TemporaryDirectory(prefix='mmrep-build-')
+
+
+class BuildPy(build_py):
+    """Adds ``mmrep/.mim``, where MIM looks for a package's configs and tools.
+
+    A built package gets copies. An editable install gets symbolic links in the source
+    tree, which git ignores, so that an edited config takes effect at once.
+    """
+
+    def run(self):
+        super().run()
+        base = ROOT if self.editable_mode else Path(self.build_lib)
+        mim = base / 'mmrep' / '.mim'
+        mim.mkdir(parents=True, exist_ok=True)
+        for name in ('configs', 'tools', 'model-index.yml'):
+            source, target = ROOT / name, mim / name
+            if self.editable_mode:
+                target.unlink(missing_ok=True)
+                target.symlink_to(os.path.relpath(source, mim))
+            elif source.is_dir():
+                shutil.copytree(
+                    source, target, ignore=shutil.ignore_patterns('__pycache__')
+                )
+            else:
+                shutil.copy(source, target)
+
+
+def requirements(name: str) -> list[str]:
+    """Reads ``requirements/{name}.txt``, without its comments."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    lines = [line.split('#')[0].strip() for line in lines]
+    return [line for line in lines if line]
+
+
+# mmrep needs mmcv or mmcv-lite, and pip cannot say "or". The two install the same
+# files, so requiring mmcv-lite would overwrite the compiled mmcv that a user already
+# has. Hence neither is required here: the extra 'lite' is for those who have none, and
+# 'all' leaves it out.
+extras = {
+    name: requirements(name)
+    for name in ('lite', 'pretrain', 'seg', 'onnx', 'keras', 'tests')
+}
+extras['all'] = extras['pretrain'] + extras['seg'] + extras['onnx'] + extras['keras']
+
+setup(
+    name='mmrep',
+    # Run alone, because importing mmrep needs what is yet to be installed.
+    version=runpy.run_path(str(ROOT / 'mmrep' / 'version.py'))['__version__'],
+    description='Structural re-parameterization for OpenMMLab',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author='The mmrep authors',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    keywords='computer vision, structural re-parameterization, RepVGG, OpenMMLab',
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Operating System :: OS Independent',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    python_requires='>=3.10',
+    packages=find_packages(include=['mmrep', 'mmrep.*']),
+    install_requires=requirements('runtime'),
+    extras_require=extras,
+    cmdclass={'build_py': BuildPy},
+    options={
+        'build': {'build_base': SCRATCH.name},
+        'egg_info': {'egg_base': SCRATCH.name},
+    },
+    zip_safe=False,
+)
