@@ -1,0 +1,40 @@
+"""The registries of mmrep, children of mmengine's.
+
+``type='mmrep.RepVGG'`` in a config of any OpenMMLab package makes mmengine import this
+file and then the ``locations``. It hides an ``ImportError`` of this file, so nothing but
+mmengine is imported here.
+"""
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import (
+    OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+)
+from mmengine.registry import Registry
+
+SCOPE = 'mmrep'
+
+#: Backbones, blocks and layers.
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['mmrep.models'])
+#: Hooks of the training and testing loops.
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['mmrep.engine'])
+#: Constructors of optimizer wrappers.
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope=SCOPE,
+    locations=['mmrep.engine'],
+)
+
+
+def share_names() -> None:
+    """Make the bare names resolve in every OpenMMLab scope.
+
+    Registers what the registries above hold with mmengine's root registries too, where a
+    package looks after its own. A name that the root has already stays the root's, and a
+    name that a package has itself, as mmpretrain its ``RepVGG``, stays the package's.
+    """
+    for registry in (MODELS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS):
+        for name, module in registry.module_dict.items():
+            if name not in registry.parent.module_dict:
+                registry.parent.register_module(name=name, module=module)

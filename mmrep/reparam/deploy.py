@@ -1,0 +1,118 @@
+"""Walk a model and turn every re-parameterizable block into one conv."""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .fold import NotFoldableError, conv_geometry, fold_branches
+
+
+@dataclass
+class DeployReport:
+    """What :func:`switch_to_deploy` did.
+
+    Args:
+        switched: Names of the blocks that became one conv.
+        deployed: Names of the blocks that were one conv already.
+        params_before: Number of parameters before.
+        params_after: Number of parameters after.
+    """
+
+    switched: list[str] = field(default_factory=list)
+    deployed: list[str] = field(default_factory=list)
+    params_before: int = 0
+    params_after: int = 0
+
+
+def _offers_switch(module: nn.Module) -> bool:
+    return callable(getattr(module, 'switch_to_deploy', None))
+
+
+def reparam_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a model that can be switched, by name.
+
+    A block is an innermost module with a ``switch_to_deploy`` method: a backbone that
+    offers one as well only walks over its blocks, and says so by ``walks_over_blocks``
+    where it may have none.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if _offers_switch(module)
+        and not getattr(module, 'walks_over_blocks', False)
+        and not any(_offers_switch(m) for m in module.modules() if m is not module)
+    }
+
+
+def switch_to_deploy(model: nn.Module) -> DeployReport:
+    """Turn every block of a model into the one conv that it equals, in place.
+
+    Idempotent, and all or nothing: every block is checked before the first is changed.
+    Train or eval mode, device, dtype and ``requires_grad`` stay as they are.
+
+    Args:
+        model: Any module; blocks of other packages that offer ``switch_to_deploy`` are
+            switched, too.
+
+    Returns:
+        What was done.
+
+    Raises:
+        NotFoldableError: If a block cannot be one conv; names the block, the branch and
+            the reason. The model is unchanged.
+    """
+    blocks = reparam_blocks(model)
+    for name, block in blocks.items():
+        check = getattr(block, 'check_foldable', None)
+        if check is not None:
+            try:
+                check()
+            except NotFoldableError as error:
+                raise NotFoldableError(f'{name or type(block).__name__}.{error}') from None
+    report = DeployReport(params_before=count_parameters(model))
+    for name, block in blocks.items():
+        known = report.deployed if getattr(block, 'deploy', False) else report.switched
+        block.switch_to_deploy()
+        known.append(name)
+    for module in model.modules():
+        if _offers_switch(module):
+            # Bodies carry the flag of their blocks, as mmpretrain's do.
+            module.deploy = True
+        if callable(getattr(module, 'fuse_plain_units', None)):
+            module.fuse_plain_units()
+    report.params_after = count_parameters(model)
+    return report
+
+
+@torch.no_grad()
+def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
+    """One conv that equals ``norm(conv(x))`` in eval mode, fused in float64.
+
+    Args:
+        conv: A conv; it is not changed.
+        norm: The norm after it.
+
+    Returns:
+        A conv of the same type, or ``None`` where the two are not one conv.
+    """
+    try:
+        weight, bias = fold_branches(
+            {'unit': nn.Sequential(conv, norm)},
+            conv_geometry(conv),
+            # Any size will do: the conv's kernel is the frame's, whatever the padding.
+            input_size=(1, 1),
+            dtype=torch.float64,
+        )
+    except NotFoldableError:
+        return None
+    fused = copy.deepcopy(conv)
+    fused.weight.copy_(weight)
+    fused.bias = nn.Parameter(bias.to(fused.weight), fused.weight.requires_grad)
+    return fused
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of parameters of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,103 @@
+"""Compare the outputs of two forms of a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .deploy import reparam_blocks
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an output is from its reference.
+
+    Args:
+        rel_l2: ``|y - y_ref| / |y_ref|`` in the Euclidean norm.
+        max_abs: ``max |y - y_ref|``.
+        argmax_agreement: Fraction of positions where the largest channel (dimension 1)
+            is the same one.
+    """
+
+    rel_l2: float
+    max_abs: float
+    argmax_agreement: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The fields as a plain dict."""
+        return asdict(self)
+
+
+def compare_tensors(reference: Tensor, output: Tensor) -> Difference:
+    """Compare two tensors of one shape ``(N, C, ...)``, in float64.
+
+    Not-a-number or infinity anywhere makes both errors infinite: it is never agreement.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if reference.shape != output.shape:
+        raise ValueError(
+            f'outputs of shape {tuple(reference.shape)} and {tuple(output.shape)} cannot '
+            'be compared'
+        )
+    axis = min(1, reference.dim() - 1)
+    agreement = (reference.argmax(axis) == output.argmax(axis)).double().mean().item()
+    reference, output = reference.detach().double(), output.detach().double()
+    if not (reference.isfinite().all() and output.isfinite().all()):
+        return Difference(float('inf'), float('inf'), agreement)
+    error = output - reference
+    norm = reference.norm().clamp_min(torch.finfo(torch.float64).tiny)
+    return Difference((error.norm() / norm).item(), error.abs().max().item(), agreement)
+
+
+def flatten_outputs(outputs: Any, name: str = 'output') -> dict[str, Tensor]:
+    """The tensors in nested tuples, lists and dicts, by a name like ``output[0]``."""
+    if isinstance(outputs, Tensor):
+        return {name: outputs}
+    if isinstance(outputs, dict):
+        items = outputs.items()
+    elif isinstance(outputs, list | tuple):
+        items = enumerate(outputs)
+    else:
+        return {}
+    flat = {}
+    for key, value in items:
+        flat.update(flatten_outputs(value, f'{name}[{key}]'))
+    return flat
+
+
+def compare_outputs(reference: Any, outputs: Any) -> dict[str, Difference]:
+    """Compare nested outputs tensor by tensor.
+
+    Raises:
+        ValueError: If they hold no tensor, or tensors at different places.
+    """
+    first, second = flatten_outputs(reference), flatten_outputs(outputs)
+    if not first or first.keys() != second.keys():
+        raise ValueError(
+            f'outputs cannot be compared: the one has {sorted(first)}, the other '
+            f'{sorted(second)}'
+        )
+    return {name: compare_tensors(first[name], second[name]) for name in first}
+
+
+@contextmanager
+def branch_by_branch(model: nn.Module) -> Iterator[nn.Module]:
+    """Make every block compute its branches one by one, as in training.
+
+    A block whose norms use running statistics may compute with its equivalent kernel;
+    a reference for fusing must not.
+    """
+    blocks = [m for m in reparam_blocks(model).values() if hasattr(m, 'one_conv')]
+    before = [block.one_conv for block in blocks]
+    try:
+        for block in blocks:
+            block.one_conv = False
+        yield model
+    finally:
+        for block, value in zip(blocks, before, strict=True):
+            block.one_conv = value

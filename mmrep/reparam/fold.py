@@ -1,0 +1,457 @@
+"""Fold a sequence of linear layers into one conv.
+
+A :class:`LinearConv` is a conv as tensors and geometry. :func:`fold_layer` appends one
+layer to it and is open to new layer types by registration::
+
+    @fold_layer.register(MyConv)
+    def _(layer, done): ...
+
+Nothing here knows a block: :func:`fold_branches` takes the branches of one and the
+geometry of the conv that they are to become.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .transforms import (
+    KernelBias,
+    add_branches,
+    average_kernel,
+    fuse_bn,
+    identity_kernel,
+    merge_1x1_kxk,
+    pad_kernel,
+)
+
+Size = tuple[int, int]
+
+
+class NotFoldableError(ValueError):
+    """A layer that is not linear with a known kernel; says which and why."""
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """What a 2-d conv does besides multiplying: everything but its tensors.
+
+    Args:
+        in_channels: The number of input channels.
+        out_channels: The number of output channels.
+        kernel_size: ``(kh, kw)``.
+        stride: Stride over rows and columns, in pixels. Default: 1.
+        padding: Rows above and below, columns left and right, in pixels. Default: 0.
+        dilation: Distance between the taps, in pixels. Default: 1.
+        groups: The number of groups. Default: 1.
+        padding_mode: As ``nn.Conv2d``'s, or ``'same'``: zeros, as many as TensorFlow's
+            ``'SAME'`` puts around an input of that size, in the place of ``padding``.
+            Default: ``'zeros'``.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: Size
+    stride: Size = (1, 1)
+    padding: Size = (0, 0)
+    dilation: Size = (1, 1)
+    groups: int = 1
+    padding_mode: str = 'zeros'
+
+    @property
+    def moves_with_size(self) -> bool:
+        """Whether the first tap's place depends on the size of the input."""
+        return self.padding_mode == 'same' and max(self.stride) > 1
+
+    def pad(self, input_size: Size | None = None) -> tuple[Size, Size]:
+        """The pixels ``(top, bottom), (left, right)`` put around an input.
+
+        Raises:
+            NotFoldableError: If they depend on the input's size and that is ``None``.
+        """
+        if self.padding_mode != 'same':
+            (rows, columns) = self.padding
+            return (rows, rows), (columns, columns)
+        if input_size is None and self.moves_with_size:
+            raise NotFoldableError(
+                "a conv with 'SAME' padding and a stride pads by the size of its input: "
+                'run one forward pass first, or give input_size'
+            )
+        total = [
+            max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            for size, s, k, d in zip(
+                # With stride 1 the total is the same for every size.
+                input_size or (1, 1),
+                self.stride,
+                self.kernel_size,
+                self.dilation,
+                strict=True,
+            )
+        ]
+        return tuple((n // 2, n - n // 2) for n in total)
+
+    def start(self, input_size: Size | None = None) -> Size:
+        """Row and column of the first tap at output (0, 0): minus the pad."""
+        (top, _), (left, _) = self.pad(input_size)
+        return -top, -left
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``conv(x, W, b)`` with this geometry; ``x`` is ``(N, in, H, W)``."""
+        padding = self.padding
+        if self.padding_mode != 'zeros':
+            (top, bottom), (left, right) = self.pad(tuple(x.shape[2:]))
+            if top or bottom or left or right:
+                mode = 'constant' if self.padding_mode == 'same' else self.padding_mode
+                x = F.pad(x, (left, right, top, bottom), mode=mode)
+            padding = 0
+        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+@singledispatch
+def conv_geometry(layer: nn.Module) -> ConvGeometry:
+    """The geometry of a conv layer whose ``weight`` is what it convolves with.
+
+    Open to new conv types by registration, see :func:`register_linear_conv`.
+
+    Raises:
+        NotFoldableError: If the layer is no such conv.
+    """
+    raise NotFoldableError(f'{type(layer).__name__} is no conv with a known, fixed kernel')
+
+
+def register_linear_conv(
+    conv_type: type[nn.Conv2d], padding_mode: str | None = None
+) -> None:
+    """Declare that a subclass of ``nn.Conv2d`` convolves with its ``weight``.
+
+    That does not hold for subclasses of it with a forward of their own, which may
+    convolve with another kernel: a standardised or a deformed one, say.
+
+    Args:
+        conv_type: The type.
+        padding_mode: How it pads, if that is not what its attributes say; see
+            :class:`ConvGeometry`. Default: as they say.
+    """
+
+    def geometry(conv: nn.Conv2d) -> ConvGeometry:
+        for method in ('forward', '_conv_forward'):
+            if getattr(type(conv), method) is not getattr(conv_type, method):
+                raise NotFoldableError(
+                    f'{type(conv).__name__} does not convolve with its weight as '
+                    f'{conv_type.__name__} does'
+                )
+        return conv2d_geometry(conv, padding_mode)
+
+    conv_geometry.register(conv_type, geometry)
+
+
+def conv2d_geometry(conv: nn.Conv2d, padding_mode: str | None = None) -> ConvGeometry:
+    """The geometry that an ``nn.Conv2d``'s attributes say, whatever its forward does."""
+    padding = conv.padding
+    if isinstance(padding, str):
+        span = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        if padding == 'same' and any(pixels % 2 for pixels in span):
+            raise NotFoldableError("padding='same' of an even kernel pads unevenly")
+        padding = (0, 0) if padding == 'valid' else (span[0] // 2, span[1] // 2)
+    return ConvGeometry(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        padding,
+        conv.dilation,
+        conv.groups,
+        padding_mode or conv.padding_mode,
+    )
+
+
+register_linear_conv(nn.Conv2d)
+
+
+class LinearConv(NamedTuple):
+    """A conv under construction: the layers of a branch folded so far.
+
+    Args:
+        weight: Kernel ``(out, in / groups, kh, kw)``; ``None`` for the identity.
+        bias: Bias ``(out,)``; ``None`` for zeros.
+        geometry: Stride, dilation, padding mode, groups and channels.
+        dtype: The dtype that tensors of layers are cast to.
+        device: The device that tensors of layers are moved to.
+        start: Row and column of the first tap at output (0, 0), relative to the input.
+        input_size: Size of the block's input in pixels, for layers that depend on it.
+        pads_with_response: Whether a padding layer puts around its input what the
+            layers before it make of a zero, rather than a zero.
+        is_fresh: Whether ``weight`` shares no memory with a layer.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    geometry: ConvGeometry
+    dtype: torch.dtype
+    device: torch.device
+    start: Size = (0, 0)
+    input_size: Size | None = None
+    pads_with_response: bool = False
+    is_fresh: bool = False
+
+    @classmethod
+    def identity(
+        cls, channels: int, groups: int, dtype: torch.dtype, device: torch.device
+    ) -> 'LinearConv':
+        """The conv that changes nothing: where every branch starts."""
+        geometry = ConvGeometry(channels, channels, (1, 1), groups=groups)
+        return cls(None, None, geometry, dtype, device)
+
+    def cast(self, tensor: Tensor | None) -> Tensor | None:
+        """``tensor`` in the dtype and on the device of the computation."""
+        return None if tensor is None else tensor.to(self.device, self.dtype)
+
+    def kernel(self) -> Tensor:
+        """The weight; of the identity, too."""
+        if self.weight is not None:
+            return self.weight
+        channels, groups = self.geometry.out_channels, self.geometry.groups
+        return identity_kernel(channels, groups, self.dtype, self.device)
+
+    def moved(self, start: Size) -> 'LinearConv':
+        """This conv, reading its input ``start`` rows and columns further on."""
+        return self._replace(start=(self.start[0] + start[0], self.start[1] + start[1]))
+
+    def _check_next(self, geometry: ConvGeometry) -> None:
+        """Raise unless a conv of that geometry can follow and be merged."""
+        pads_zeros = geometry.padding_mode in ('zeros', 'same') and any(
+            map(any, geometry.pad(self.input_size))
+        )
+        if pads_zeros and self.bias is not None and not self.pads_with_response:
+            raise NotFoldableError(
+                'a conv pads with zeros what a layer with a bias made before it'
+            )
+        before = self.geometry
+        if self.weight is None:
+            return
+        if before.kernel_size != (1, 1) or before.stride != (1, 1):
+            raise NotFoldableError(
+                'only a 1x1 conv of stride 1 can stand before another conv'
+            )
+        if before.groups != geometry.groups:
+            raise NotFoldableError(
+                f'convs of {before.groups} and {geometry.groups} groups follow each other'
+            )
+
+    def then_conv(
+        self, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry
+    ) -> 'LinearConv':
+        """Append a conv: transform III, or the conv itself after the identity.
+
+        Raises:
+            NotFoldableError: If no single conv computes the two.
+        """
+        self._check_next(geometry)
+        weight, bias = self.cast(weight), self.cast(bias)
+        if self.weight is not None:
+            weight, bias = merge_1x1_kxk(
+                self.weight, self.bias, weight, bias, geometry.groups
+            )
+        appended = self.moved(geometry.start(self.input_size))
+        return appended._replace(weight=weight, bias=bias, geometry=geometry)
+
+    def then_average(self, geometry: ConvGeometry) -> 'LinearConv':
+        """Append an average pooling of that geometry: transform V, then III.
+
+        Raises:
+            NotFoldableError: If no single conv computes the two.
+        """
+        taps = geometry.kernel_size
+        if self.weight is None:
+            kernel = average_kernel(
+                geometry.out_channels, taps, geometry.groups, self.dtype, self.device
+            )
+            return self.then_conv(kernel, None, geometry)
+        self._check_next(geometry)
+        # The average's kernel is diagonal: III has nothing to multiply, every tap is an
+        # equal share of the 1x1 kernel, and a constant stays itself.
+        kernel = (self.weight / (taps[0] * taps[1])).expand(-1, -1, *taps)
+        appended = self.moved(geometry.start(self.input_size))
+        return appended._replace(weight=kernel, geometry=geometry, is_fresh=False)
+
+    def then_norm(self, norm: nn.Module) -> 'LinearConv':
+        """Append a norm with running statistics: transform I."""
+        mean, var, gamma, beta = map(
+            self.cast, (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        )
+        weight, bias = fuse_bn(self.kernel(), self.bias, mean, var, norm.eps, gamma, beta)
+        return self._replace(weight=weight, bias=bias, is_fresh=True)
+
+    def offset_in(self, frame: ConvGeometry) -> Size:
+        """The frame's taps before this conv's first one, for transform VI.
+
+        Raises:
+            NotFoldableError: If the frame cannot compute this conv.
+        """
+        own = self.geometry
+        pads = any(map(any, own.pad(self.input_size)))
+        other_dilation = any(
+            size > 1 and mine != theirs
+            for size, mine, theirs in zip(
+                own.kernel_size, own.dilation, frame.dilation, strict=True
+            )
+        )
+        distance = [
+            mine - theirs
+            for mine, theirs in zip(self.start, frame.start(self.input_size), strict=True)
+        ]
+        if (
+            own.stride != frame.stride
+            or own.groups != frame.groups
+            or (pads and own.padding_mode != frame.padding_mode)
+            or other_dilation
+        ):
+            raise NotFoldableError(f'{own} does not fit into the frame {frame}')
+        if any(pixels % d for pixels, d in zip(distance, frame.dilation, strict=True)):
+            raise NotFoldableError(
+                f'a {own.kernel_size} kernel falls between the taps of the frame {frame}'
+            )
+        offset = tuple(
+            pixels // d for pixels, d in zip(distance, frame.dilation, strict=True)
+        )
+        if not all(
+            0 <= before <= total - size
+            for before, total, size in zip(
+                offset, frame.kernel_size, own.kernel_size, strict=True
+            )
+        ):
+            raise NotFoldableError(
+                f'a {own.kernel_size} kernel does not fit into {frame.kernel_size} at tap '
+                f'{offset}'
+            )
+        return offset
+
+
+def has_running_statistics(norm: nn.Module) -> bool:
+    """Whether a module is a norm that normalises by running statistics in eval mode.
+
+    Judged by what the module has, not by its type, so that batch norms of every origin
+    count: ``nn.SyncBatchNorm``, mmcv's, the ones of a user.
+    """
+    running = getattr(norm, 'running_mean', None), getattr(norm, 'running_var', None)
+    return all(isinstance(stat, Tensor) for stat in running) and hasattr(norm, 'eps')
+
+
+@singledispatch
+def fold_layer(layer: nn.Module, done: LinearConv) -> LinearConv:
+    """Append ``layer``, in eval mode, to the conv ``done``.
+
+    Raises:
+        NotFoldableError: If the layer is not linear, or not in this place.
+    """
+    if has_running_statistics(layer):
+        return done.then_norm(layer)
+    geometry = conv_geometry(layer)
+    return done.then_conv(layer.weight, layer.bias, geometry)
+
+
+@fold_layer.register(nn.GroupNorm)
+@fold_layer.register(nn.LayerNorm)
+@fold_layer.register(nn.modules.batchnorm._NormBase)
+def _(norm: nn.Module, done: LinearConv) -> LinearConv:
+    if not has_running_statistics(norm):
+        raise NotFoldableError(
+            f'{type(norm).__name__} without running statistics normalises by its input'
+        )
+    return done.then_norm(norm)
+
+
+@fold_layer.register(nn.Sequential)
+def _(sequence: nn.Sequential, done: LinearConv) -> LinearConv:
+    for layer in sequence:
+        done = fold_layer(layer, done)
+    return done
+
+
+@fold_layer.register(nn.Identity)
+def _(layer: nn.Identity, done: LinearConv) -> LinearConv:
+    return done
+
+
+def fold_branches(
+    branches: Mapping[str, nn.Module],
+    frame: ConvGeometry,
+    input_size: Size | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> KernelBias:
+    """The one conv that equals the sum of ``branches``, all in eval mode.
+
+    ``frame.convolve(x, W, b) == sum branch(x)``, differentiable with respect to the
+    branches' parameters and changing none of them.
+
+    Args:
+        branches: The branches by name. Each reads the same input.
+        frame: The geometry of the conv that they become.
+        input_size: The size of the input in pixels; needed by "SAME" padding with a
+            stride only.
+        dtype: Dtype of the computation and the result. Default: the parameters', at
+            least float32.
+        device: Device of the computation and the result; ``'meta'`` checks whether the
+            branches can be folded without computing anything. Default: the parameters'.
+
+    Returns:
+        ``weight`` ``(out, in / groups, kh, kw)`` and ``bias`` ``(out,)``.
+
+    Raises:
+        NotFoldableError: If a branch is not linear or does not fit into the frame; says
+            which one and why.
+    """
+    tensor = next(
+        chain.from_iterable(
+            chain(branch.parameters(), branch.buffers()) for branch in branches.values()
+        )
+    )
+    start = LinearConv.identity(
+        frame.in_channels,
+        frame.groups,
+        dtype or torch.promote_types(tensor.dtype, torch.float32),
+        torch.device(device or tensor.device),
+    )._replace(input_size=input_size)
+    alike: dict[tuple, list[KernelBias]] = {}
+    for name, branch in branches.items():
+        try:
+            folded = fold_layer(branch, start)
+            place = folded.offset_in(frame)
+        except NotFoldableError as error:
+            raise NotFoldableError(f'{name}: {error}') from None
+        weight, bias = folded.kernel(), folded.bias
+        # Kernels are added in place: not into a parameter.
+        weight = weight if folded.is_fresh else weight.clone()
+        bias = weight.new_zeros(frame.out_channels) if bias is None else bias
+        alike.setdefault((tuple(weight.shape[2:]), place), []).append((weight, bias))
+    return _add_in_frame(alike, frame.kernel_size)
+
+
+def _add_in_frame(
+    alike: Mapping[tuple[Size, Size], list[KernelBias]], kernel_size: Size
+) -> KernelBias:
+    """Transforms II and VI at once: add kernels of a size and a place in the frame.
+
+    Equals ``add_branches`` of every kernel after ``pad_kernel``, but touches the large
+    kernels once: small ones are added up first, and then in place.
+    """
+    merged = {key: add_branches(kernels) for key, kernels in alike.items()}
+    whole = merged.pop((kernel_size, (0, 0)), None)
+    if whole is None:
+        return add_branches(
+            [
+                (pad_kernel(weight, kernel_size, place), bias)
+                for (_, place), (weight, bias) in merged.items()
+            ]
+        )
+    total, bias = whole
+    for ((height, width), (top, left)), (weight, part) in merged.items():
+        total[:, :, top : top + height, left : left + width] += weight
+        bias = bias + part
+    return total, bias
