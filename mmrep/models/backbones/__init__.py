@@ -1,0 +1,20 @@
+"""Backbones: bodies that build their blocks from a config."""
+
+from .base import ArchitectureError, ReparamBackbone
+from .chain import DBBVGG, ChainBackbone, DBBAlexNet, DBBMobileNetV1
+from .repvgg import RepVGG
+from .resnet import DBBResNet, DBBResNetV1c, DBBResNetV1d, ReparamResNet
+
+__all__ = [
+    'DBBVGG',
+    'ArchitectureError',
+    'ChainBackbone',
+    'DBBAlexNet',
+    'DBBMobileNetV1',
+    'DBBResNet',
+    'DBBResNetV1c',
+    'DBBResNetV1d',
+    'RepVGG',
+    'ReparamBackbone',
+    'ReparamResNet',
+]

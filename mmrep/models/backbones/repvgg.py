@@ -1,0 +1,269 @@
+"""RepVGG."""
+
+from collections.abc import Iterable, Sequence
+
+from mmengine.model import Sequential
+from torch import Tensor, nn
+
+from mmrep.registry import MODELS
+
+from ..layers import MTSPPF
+from .base import ReparamBackbone, require
+
+_G2 = dict.fromkeys(range(2, 27, 2), 2)
+_G4 = dict.fromkeys(range(2, 27, 2), 4)
+
+
+def _arch(
+    num_blocks: Sequence[int],
+    width_factor: Sequence[float],
+    group_layer_map: dict[int, int] | None = None,
+    se_cfg: dict | None = None,
+    **options,
+) -> dict:
+    return dict(
+        num_blocks=num_blocks,
+        width_factor=width_factor,
+        group_layer_map=group_layer_map,
+        se_cfg=se_cfg,
+        **options,
+    )
+
+
+_A = (2, 4, 14, 1)
+_B = (4, 6, 16, 1)
+_B1, _B2, _B3 = (2, 2, 2, 4), (2.5, 2.5, 2.5, 5), (3, 3, 3, 5)
+
+
+@MODELS.register_module()
+class RepVGG(ReparamBackbone):
+    """RepVGG: a stem and stages of 3x3 blocks that become one conv each.
+
+    Arguments, defaults and state-dict keys are those of mmpretrain 1.2's ``RepVGG``, so
+    its checkpoints load strictly.
+
+    Source: `RepVGG: Making VGG-style ConvNets Great Again
+    <https://arxiv.org/abs/2101.03697>`_, tables 2 and 3.
+
+    Args:
+        arch (str | dict): A name in ``arch_settings``, or a dict with the keys
+
+            - **num_blocks** (Sequence[int]): Number of blocks of each stage.
+            - **width_factor** (Sequence[float]): Stage ``i`` has
+              ``base_channels * 2**i * width_factor[i]`` channels.
+            - **group_layer_map** (dict[int, int], optional): Groups of the blocks that
+              have more than one, by their index; the first block after the stem is 1.
+            - **se_cfg** (dict, optional): Config of the blocks' SE layer.
+            - **se_position** (str, optional): ``'before_act'`` or ``'after_act'``.
+              Default: ``'before_act'``.
+            - **strides** (Sequence[int], optional): Default of the argument ``strides``.
+            - **stem_channels** (int, optional): Upper limit of the stem's channels, which
+              are at most the first stage's. Default: 64.
+        in_channels (int): Number of channels of the image. Default: 3.
+        base_channels (int): See ``arch``. Default: 64.
+        out_indices (Sequence[int]): Stages, from 0, whose outputs are returned.
+            Default: ``(3, )``.
+        strides (Sequence[int], optional): Stride of the first block of each stage.
+            Default: None, which means the architecture's, or 2 for each.
+        dilations (Sequence[int | Sequence[int]], optional): Dilation of each stage, or of
+            each of its blocks. Default: None, which means 1 for each.
+        frozen_stages (int): Stages to freeze; 0 is the stem alone. Default: -1, none.
+        conv_cfg (dict, optional): Config of the convs. Default: None, ``nn.Conv2d``.
+        norm_cfg (dict): Config of the norms. Default: ``dict(type='BN')``.
+        act_cfg (dict): Config of the activations. Default: ``dict(type='ReLU')``.
+        with_cp (bool): Recompute blocks in the backward pass to save memory.
+            Default: False.
+        deploy (bool): Build every block as one conv. Default: False.
+        norm_eval (bool): Keep batch norms in eval mode while training. Default: False.
+        add_ppf (bool): End with the pyramid pooling of YOLOX-PAI. Default: False.
+        block_cfg (dict): Config of the blocks: a type, and arguments that all of them
+            get. Default: ``dict(type='mmrep.RepVGGBlock')``.
+        init_cfg (dict | list[dict], optional): Initialization. Default: Kaiming for
+            convs, 1 for the weights of norms.
+
+    Raises:
+        ArchitectureError: If the arguments describe no network.
+    """
+
+    arch_settings = {
+        'A0': _arch(_A, (0.75, 0.75, 0.75, 2.5)),
+        'A1': _arch(_A, (1, 1, 1, 2.5)),
+        'A2': _arch(_A, (1.5, 1.5, 1.5, 2.75)),
+        'B0': _arch(_B, (1, 1, 1, 2.5)),
+        'B1': _arch(_B, _B1),
+        'B1g2': _arch(_B, _B1, _G2),
+        'B1g4': _arch(_B, _B1, _G4),
+        'B2': _arch(_B, _B2),
+        'B2g2': _arch(_B, _B2, _G2),
+        'B2g4': _arch(_B, _B2, _G4),
+        'B3': _arch(_B, _B3),
+        'B3g2': _arch(_B, _B3, _G2),
+        'B3g4': _arch(_B, _B3, _G4),
+        'D2se': _arch((8, 14, 24, 1), _B2, se_cfg=dict(ratio=16, divisor=1)),
+        # The third stage of 24 blocks is two, so that an auxiliary head can stand between.
+        'plus-L2pse': _arch(
+            (8, 14, 12, 12, 1),
+            (2.5, 2.5, 2.5, 1.25, 2.5),
+            se_cfg=dict(ratio=4, divisor=1),
+            se_position='after_act',
+            strides=(2, 2, 2, 1, 2),
+        ),
+        'yolox-pai-small': _arch((3, 5, 7, 3), (1, 1, 1, 1), stem_channels=32),
+    }
+
+    def __init__(
+        self,
+        arch: str | dict,
+        in_channels: int = 3,
+        base_channels: int = 64,
+        out_indices: Sequence[int] = (3,),
+        strides: Sequence[int] | None = None,
+        dilations: Sequence[int | Sequence[int]] | None = None,
+        frozen_stages: int = -1,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict = dict(type='BN'),
+        act_cfg: dict = dict(type='ReLU'),
+        with_cp: bool = False,
+        deploy: bool = False,
+        norm_eval: bool = False,
+        add_ppf: bool = False,
+        block_cfg: dict = dict(type='mmrep.RepVGGBlock'),
+        init_cfg: dict | list[dict] | None = (
+            dict(type='Kaiming', layer=['Conv2d']),
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+        ),
+    ) -> None:
+        # mmengine takes several entries as a list only.
+        init_cfg = list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg
+        super().__init__(frozen_stages, norm_eval, deploy, init_cfg)
+        self.arch = arch = self._find_arch(arch)
+        num_stages = len(arch['num_blocks'])
+        strides = strides or arch.get('strides') or (2,) * num_stages
+        dilations = dilations or (1,) * num_stages
+        self._check_stages(strides, dilations, out_indices)
+        self.in_channels = in_channels
+        self.base_channels = base_channels
+        self.out_indices = out_indices
+        self.strides = strides
+        self.dilations = dilations
+        self.conv_cfg = conv_cfg
+        self.norm_cfg = norm_cfg
+        self.act_cfg = act_cfg
+        self.with_cp = with_cp
+        self.block_cfg = block_cfg
+
+        widths = [
+            int(base_channels * 2**i * factor)
+            for i, factor in enumerate(arch['width_factor'])
+        ]
+        channels = min(arch.get('stem_channels', 64), widths[0])
+        self.stem = self._build_block(in_channels, channels, stride=2)
+        self.stages = []
+        index = 1
+        for i, num_blocks in enumerate(arch['num_blocks']):
+            stage = self._make_stage(
+                channels, widths[i], num_blocks, strides[i], dilations[i], index
+            )
+            name = f'stage_{i + 1}'
+            self.add_module(name, stage)
+            self.stages.append(name)
+            channels = widths[i]
+            index += num_blocks
+        ppf_cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
+        self.ppf = MTSPPF(channels, channels, **ppf_cfg) if add_ppf else nn.Identity()
+        self.train()
+
+    def _find_arch(self, arch: str | dict) -> dict:
+        if isinstance(arch, dict):
+            return arch
+        if not isinstance(arch, str):
+            raise TypeError(f'arch must be a name or a dict, not {arch!r}')
+        require(
+            arch in self.arch_settings,
+            f'arch {arch!r} is unknown; choose from {", ".join(self.arch_settings)}',
+        )
+        return self.arch_settings[arch]
+
+    def _check_stages(
+        self,
+        strides: Sequence[int],
+        dilations: Sequence[int | Sequence[int]],
+        out_indices: Sequence[int],
+    ) -> None:
+        arch = self.arch
+        num_blocks, widths = arch['num_blocks'], arch['width_factor']
+        lengths = [len(values) for values in (num_blocks, widths, strides, dilations)]
+        require(
+            len(set(lengths)) == 1,
+            'num_blocks, width_factor, strides and dilations must have one entry for each '
+            f'stage, not {lengths}',
+        )
+        require(
+            max(out_indices) < len(num_blocks),
+            f'out_indices={tuple(out_indices)} of {len(num_blocks)} stages',
+        )
+        layer_map = arch.get('group_layer_map') or {}
+        require(
+            max(layer_map, default=0) <= sum(num_blocks),
+            f'group_layer_map names block {max(layer_map, default=0)} of {sum(num_blocks)}',
+        )
+        for count, dilation in zip(num_blocks, dilations, strict=True):
+            require(
+                isinstance(dilation, int) or len(dilation) == count,
+                f'dilations {dilation!r} of a stage of {count} blocks',
+            )
+
+    def _build_block(self, in_channels: int, out_channels: int, **geometry) -> nn.Module:
+        cfg = dict(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            se_cfg=self.arch.get('se_cfg'),
+            se_position=self.arch.get('se_position', 'before_act'),
+            with_cp=self.with_cp,
+            conv_cfg=self.conv_cfg,
+            norm_cfg=self.norm_cfg,
+            act_cfg=self.act_cfg,
+            deploy=self.deploy,
+            **geometry,
+        )
+        return MODELS.build({**cfg, **self.block_cfg})
+
+    def _make_stage(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        stride: int,
+        dilation: int | Sequence[int],
+        index: int,
+    ) -> Sequential:
+        layer_map = self.arch.get('group_layer_map') or {}
+        dilations = [dilation] * num_blocks if isinstance(dilation, int) else dilation
+        return Sequential(
+            *(
+                self._build_block(
+                    in_channels if j == 0 else out_channels,
+                    out_channels,
+                    stride=stride if j == 0 else 1,
+                    padding=dilations[j],
+                    dilation=dilations[j],
+                    groups=layer_map.get(index + j, 1),
+                )
+                for j in range(num_blocks)
+            )
+        )
+
+    def stem_and_stages(self) -> Iterable[list[nn.Module]]:
+        return [[self.stem], *([getattr(self, name)] for name in self.stages)]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(N, in_channels, H, W)`` to the outputs of the stages in ``out_indices``."""
+        x = self.stem(x)
+        outs = []
+        for i, name in enumerate(self.stages):
+            x = getattr(self, name)(x)
+            if i == len(self.stages) - 1:
+                x = self.ppf(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)

@@ -1,0 +1,265 @@
+"""The residual blocks of ResNet; what their convs are, a config says."""
+
+from collections.abc import Sequence
+
+from mmcv.cnn import build_plugin_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmrep.reparam import fuse_conv_norm
+
+from ..layers import build_activation, run_block
+from .base import require
+from .units import UnitConfig
+
+
+class UnitOwner(BaseModule):
+    """A module that holds units as ``conv{i}`` and, of a plain one, ``bn{i}``."""
+
+    def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(init_cfg)
+        self.norm_names: dict[int, str] = {}
+
+    def add_unit(self, index: int, config: UnitConfig, *args, **kwargs) -> None:
+        """Build a unit, see :meth:`UnitConfig.conv_and_norm`, as number ``index``."""
+        conv, norm_name, norm = config.conv_and_norm(*args, postfix=index, **kwargs)
+        self.add_module(f'conv{index}', conv)
+        if norm is not None:
+            self.norm_names[index] = norm_name
+            self.add_module(norm_name, norm)
+
+    def norm(self, index: int) -> nn.Module | None:
+        """The norm of a plain unit; ``None`` where a block or a fused conv is."""
+        name = self.norm_names.get(index)
+        return None if name is None else getattr(self, name)
+
+    def unit(self, index: int, x: Tensor) -> Tensor:
+        """Apply a unit."""
+        x = getattr(self, f'conv{index}')(x)
+        norm = self.norm(index)
+        return x if norm is None else norm(x)
+
+    def fuse_plain_units(self) -> None:
+        """Turn each conv and norm that equal one conv into it."""
+        for index, name in list(self.norm_names.items()):
+            fused = fuse_conv_norm(getattr(self, f'conv{index}'), getattr(self, name))
+            if fused is not None:
+                setattr(self, f'conv{index}', fused)
+                delattr(self, name)
+                del self.norm_names[index]
+
+    @property
+    def norm1(self) -> nn.Module | None:
+        """The norm of the first unit."""
+        return self.norm(1)
+
+
+class PlainUnits(nn.Sequential):
+    """Layers in a row, among them convs with a norm after them."""
+
+    def fuse_plain_units(self) -> None:
+        """Turn each conv and norm that equal one conv into it."""
+        for index in range(1, len(self)):
+            fused = fuse_conv_norm(self[index - 1], self[index])
+            if fused is not None:
+                self[index - 1] = fused
+                self[index] = nn.Identity()
+
+
+class ResidualBlock(UnitOwner):
+    """The base of the residual blocks: ``y = act(body(x) + shortcut(x))``.
+
+    Args:
+        inplanes (int): Number of input channels.
+        planes (int): Number of channels inside.
+        units (UnitConfig): What the units are.
+        stride (int): Stride of the block. Default: 1.
+        dilation (int): Dilation of the (first) 3x3 unit. Default: 1.
+        downsample (nn.Module, optional): The shortcut. Default: None, the identity.
+        with_cp (bool): Recompute in the backward pass. Default: False.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        units: UnitConfig,
+        stride: int = 1,
+        dilation: int = 1,
+        downsample: nn.Module | None = None,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        self.inplanes = inplanes
+        self.planes = planes
+        self.stride = stride
+        self.dilation = dilation
+        self.downsample = downsample
+        self.with_cp = with_cp
+        self.relu = build_activation(units.act_cfg)
+
+    def body(self, x: Tensor) -> Tensor:
+        """The units between input and sum."""
+        raise NotImplementedError
+
+    def last_norms(self) -> list[nn.Module]:
+        """The norms whose scales multiply all of the body's output."""
+        index = max(
+            int(name[4:]) for name in dict(self.named_children()) if name[:4] == 'conv'
+        )
+        norm = self.norm(index)
+        if norm is not None:
+            return [norm]
+        return list(getattr(self, f'conv{index}').last_norms().values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, inplanes, H, W)`` to ``(N, expansion * planes, H', W')``."""
+        return self.relu(run_block(self, self._body_and_shortcut, x, self.with_cp))
+
+    def _body_and_shortcut(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.body(x) + shortcut
+
+    @property
+    def norm2(self) -> nn.Module | None:
+        """The norm of the second unit."""
+        return self.norm(2)
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 units.
+
+    Args:
+        inplanes (int): Number of input channels.
+        planes (int): Number of output channels.
+        units (UnitConfig): What the units are.
+        style (str): Has no meaning here. Default: ``'pytorch'``.
+        dcn (None): Not to be had here. Default: None.
+        plugins (None): Not to be had here. Default: None.
+        **kwargs: See :class:`ResidualBlock`.
+    """
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        units: UnitConfig,
+        style: str = 'pytorch',
+        dcn: None = None,
+        plugins: None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(inplanes, planes, units, **kwargs)
+        require(dcn is None, 'dcn goes with bottlenecks only: depth 50, 101 or 152')
+        require(plugins is None, 'plugins go with bottlenecks only: depth 50, 101 or 152')
+        self.add_unit(
+            1,
+            units,
+            inplanes,
+            planes,
+            3,
+            stride=self.stride,
+            padding=self.dilation,
+            dilation=self.dilation,
+        )
+        self.add_unit(2, units, planes, planes, 3, padding=1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.unit(2, self.relu(self.unit(1, x)))
+
+
+class Bottleneck(ResidualBlock):
+    """A 1x1, a 3x3 and a 1x1 unit.
+
+    Args:
+        inplanes (int): Number of input channels.
+        planes (int): A quarter of the number of output channels.
+        units (UnitConfig): What the units are.
+        style (str): Where the stride is: ``'pytorch'``, on the 3x3 unit, or ``'caffe'``,
+            on the first one. Default: ``'pytorch'``.
+        dcn (dict, optional): Config of a deformable conv in the 3x3 unit; with
+            ``fallback_on_stride=True`` not where this unit has a stride. Default: None.
+        plugins (Sequence[dict], optional): Layers ``cfg`` at ``position`` 'after_conv1',
+            'after_conv2' or 'after_conv3', applied one after the other. Default: None.
+        **kwargs: See :class:`ResidualBlock`.
+    """
+
+    expansion = 4
+    positions = ('after_conv1', 'after_conv2', 'after_conv3')
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        units: UnitConfig,
+        style: str = 'pytorch',
+        dcn: dict | None = None,
+        plugins: Sequence[dict] | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(inplanes, planes, units, **kwargs)
+        require(
+            style in ('pytorch', 'caffe'), f"style is 'pytorch' or 'caffe', not {style!r}"
+        )
+        self.style = style
+        self.with_dcn = dcn is not None
+        self.with_plugins = plugins is not None
+        self.conv1_stride, self.conv2_stride = (
+            (1, self.stride) if style == 'pytorch' else (self.stride, 1)
+        )
+        dcn = dict(dcn or {})
+        if dcn.pop('fallback_on_stride', False) and self.conv2_stride > 1:
+            dcn = {}
+        require(not (dcn and units.conv_cfg), 'conv_cfg must be None where dcn is given')
+        self.add_unit(1, units, inplanes, planes, 1, stride=self.conv1_stride)
+        self.add_unit(
+            2,
+            units,
+            planes,
+            planes,
+            3,
+            stride=self.conv2_stride,
+            padding=self.dilation,
+            dilation=self.dilation,
+            conv_cfg=dcn or None,
+        )
+        self.add_unit(3, units, planes, planes * self.expansion, 1)
+        self.plugin_names = self._add_plugins(plugins or ())
+
+    def _add_plugins(self, plugins: Sequence[dict]) -> dict[str, list[str]]:
+        channels = dict(zip(self.positions, (1, 1, self.expansion), strict=True))
+        names = {position: [] for position in self.positions}
+        for plugin in plugins:
+            position, cfg = plugin['position'], dict(plugin['cfg'])
+            require(
+                position in names,
+                f'plugin position {position!r} is none of {self.positions}',
+            )
+            name, layer = build_plugin_layer(
+                cfg,
+                in_channels=self.planes * channels[position],
+                postfix=cfg.pop('postfix', ''),
+            )
+            require(
+                not hasattr(self, name), f'plugin {name!r} is there twice: give a postfix'
+            )
+            self.add_module(name, layer)
+            names[position].append(name)
+        return names
+
+    def _plugged(self, position: str, x: Tensor) -> Tensor:
+        for name in self.plugin_names[position]:
+            x = getattr(self, name)(x)
+        return x
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self._plugged('after_conv1', self.relu(self.unit(1, x)))
+        x = self._plugged('after_conv2', self.relu(self.unit(2, x)))
+        return self._plugged('after_conv3', self.unit(3, x))
+
+    @property
+    def norm3(self) -> nn.Module | None:
+        """The norm of the third unit."""
+        return self.norm(3)

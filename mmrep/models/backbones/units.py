@@ -1,0 +1,98 @@
+"""How a body builds what it is made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mmcv.cnn import build_conv_layer, build_norm_layer
+from torch import nn
+
+from mmrep.registry import MODELS
+
+#: The kernels that DBB replaces: 1x1 and the large ones of a stem stay plain (section 4).
+REPARAM_KERNELS = (3, 5)
+
+
+@dataclass(frozen=True)
+class UnitConfig:
+    """How a body builds its units: a conv, a norm and, maybe, an activation.
+
+    Args:
+        conv_cfg (dict, optional): Config of the convs.
+        norm_cfg (dict): Config of the norms.
+        act_cfg (dict): Config of the activations.
+        block_cfg (dict, optional): Config of the block in the place of a unit.
+        deploy (bool): Whether blocks are built as single convs.
+        reparam_kernels (Sequence[int]): Kernel sizes of the units that are this block.
+        with_cp (bool): Whether blocks are recomputed in the backward pass.
+    """
+
+    conv_cfg: dict | None
+    norm_cfg: dict
+    act_cfg: dict | None
+    block_cfg: dict | None
+    deploy: bool
+    reparam_kernels: Sequence[int] = REPARAM_KERNELS
+    with_cp: bool = False
+
+    def block(
+        self, in_channels: int, out_channels: int, kernel_size: int, **options
+    ) -> nn.Module:
+        """A unit as one block: the configured one, or a plain ``ConvNormBlock``.
+
+        Args:
+            in_channels (int): Number of input channels.
+            out_channels (int): Number of output channels.
+            kernel_size (int): Kernel size.
+            **options: Stride, padding, dilation, groups, and what differs from here.
+        """
+        cfg = dict(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=kernel_size,
+            conv_cfg=self.conv_cfg,
+            norm_cfg=self.norm_cfg,
+            act_cfg=self.act_cfg,
+            deploy=self.deploy,
+            with_cp=self.with_cp,
+            **options,
+        )
+        if self.block_cfg is None or kernel_size not in self.reparam_kernels:
+            return MODELS.build({**cfg, 'type': 'mmrep.ConvNormBlock'})
+        return MODELS.build({**cfg, **self.block_cfg})
+
+    def conv_and_norm(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        postfix: int | str = '',
+        conv_cfg: dict | None = None,
+        **geometry,
+    ) -> tuple[nn.Module, str, nn.Module | None]:
+        """A unit without activation: its conv, its norm's name and its norm.
+
+        Where a block takes the place of both, it comes as the conv, with no norm.
+
+        Args:
+            in_channels (int): Number of input channels.
+            out_channels (int): Number of output channels.
+            kernel_size (int): Kernel size.
+            postfix (int | str): What the norm's name ends with. Default: ''.
+            conv_cfg (dict, optional): A conv type of the unit's own, which no block
+                replaces. Default: None.
+            **geometry: Stride, padding, dilation.
+        """
+        replaced = self.block_cfg is not None and kernel_size in self.reparam_kernels
+        if replaced and conv_cfg is None:
+            inside = replace(self, act_cfg=None, with_cp=False)
+            block = inside.block(in_channels, out_channels, kernel_size, **geometry)
+            return block, '', None
+        conv = build_conv_layer(
+            conv_cfg or self.conv_cfg,
+            in_channels,
+            out_channels,
+            kernel_size,
+            bias=False,
+            **geometry,
+        )
+        return conv, *build_norm_layer(self.norm_cfg, out_channels, postfix)

@@ -1,0 +1,150 @@
+"""The Diverse Branch Block."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from mmengine.model import Sequential
+from torch import nn
+
+from mmrep.registry import MODELS
+
+from ..layers import DilatedAvgPool2d, IdentityConv1x1, PointwiseSpatial
+from .base import ReparamBlock, Size
+
+
+@MODELS.register_module()
+class DiverseBranchBlock(ReparamBlock):
+    """``y = kxk(x) + 1x1(x) + 1x1-kxk(x) + 1x1-avg(x)``, a norm after every conv and pool.
+
+    A drop-in for a kxk conv and its norm. A depthwise block has no 1x1 branch, and no
+    1x1 conv before its pooling. The other arguments are
+    :class:`~mmrep.models.blocks.ReparamBlock`'s.
+
+    Source: `Diverse Branch Block: Building a Convolution as an Inception-like Unit
+    <https://arxiv.org/abs/2103.13425>`_, section 3.3 and figure 3.
+
+    Args:
+        in_channels (int): Number of input channels.
+        out_channels (int): Number of output channels.
+        kernel_size (int | tuple[int, int]): Rows and columns of the kernel. Default: 3.
+        stride (int | tuple[int, int]): Stride. Default: 1.
+        padding (int | tuple[int, int], optional): Padding, in pixels. Default: None,
+            which means as much as keeps the size at stride 1.
+        dilation (int | tuple[int, int]): Dilation of every kxk conv and of the pooling.
+            Default: 1.
+        groups (int): Number of groups. Default: 1.
+        internal_channels (int, optional): Channels inside the 1x1-kxk branch. Default:
+            None, which means ``in_channels``, or twice as many in a depthwise block.
+        branches (Sequence[str]): Which branches to build, in the paper's names. Default:
+            ``('kxk', '1x1', '1x1_kxk', 'avg')``.
+        single_init (bool): Start as the kxk branch alone: its gamma 1, the other
+            branches' last gammas 0. Default: False.
+        act_cfg (dict, optional): Config of the activation. Default: None, none.
+        **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
+    """
+
+    branch_names = ('branch_kxk', 'branch_1x1', 'branch_1x1_kxk', 'branch_avg')
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Size = 3,
+        stride: int | Size = 1,
+        padding: int | Size | None = None,
+        dilation: int | Size = 1,
+        groups: int = 1,
+        internal_channels: int | None = None,
+        branches: Sequence[str] = ('kxk', '1x1', '1x1_kxk', 'avg'),
+        single_init: bool = False,
+        act_cfg: dict | None = None,
+        **kwargs,
+    ) -> None:
+        unknown = {f'branch_{name}' for name in branches} - set(self.branch_names)
+        if unknown or 'kxk' not in branches:
+            raise ValueError(
+                f"branches must hold 'kxk' and may hold '1x1', '1x1_kxk' and 'avg', not "
+                f'{tuple(branches)}'
+            )
+        self.depthwise = groups == in_channels == out_channels
+        if internal_channels is None:
+            internal_channels = in_channels * (2 if self.depthwise else 1)
+        if internal_channels % groups:
+            raise ValueError(
+                f'internal_channels={internal_channels} is no multiple of groups={groups}'
+            )
+        self.internal_channels = internal_channels
+        self.chosen = tuple(branches)
+        self.single_init = single_init
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            act_cfg=act_cfg,
+            **kwargs,
+        )
+        if single_init:
+            self._start_as_single_branch()
+
+    def build_branches(self, main_conv: nn.Module) -> None:
+        self.branch_kxk = self.conv_norm(main_conv)
+        has_1x1 = '1x1' in self.chosen and not self.depthwise
+        self.branch_1x1 = self.conv_norm_1x1() if has_1x1 else None
+        has_1x1_kxk = '1x1_kxk' in self.chosen
+        self.branch_1x1_kxk = self._build_1x1_kxk() if has_1x1_kxk else None
+        self.branch_avg = self._build_avg() if 'avg' in self.chosen else None
+
+    def _build_1x1_kxk(self) -> PointwiseSpatial:
+        internal = self.internal_channels
+        if internal == self.in_channels:
+            conv1 = IdentityConv1x1(internal, self.groups)
+        else:
+            conv1 = self._pointwise(internal)
+        return PointwiseSpatial(
+            conv1,
+            self.build_norm(internal),
+            self.build_conv(self.kernel_size, in_channels=internal),
+            self.build_norm(self.out_channels),
+        )
+
+    def _build_avg(self) -> nn.Module:
+        if self.frame is None:
+            raise ValueError(
+                f"branch 'avg' cannot follow conv_cfg={self.conv_cfg}: leave it out of "
+                f'branches ({self._unknown_conv})'
+            )
+        pool = DilatedAvgPool2d(replace(self.frame, in_channels=self.out_channels))
+        norm = self.build_norm(self.out_channels)
+        if self.depthwise:
+            branch = Sequential()
+            branch.add_module('pool', pool)
+            branch.add_module('norm2', norm)
+            return branch
+        return PointwiseSpatial(
+            self._pointwise(self.out_channels),
+            self.build_norm(self.out_channels),
+            pool,
+            norm,
+        )
+
+    def _pointwise(self, out_channels: int) -> nn.Module:
+        """A leading 1x1 conv: stride and padding belong to the layer after it."""
+        return self.build_conv(
+            1, out_channels=out_channels, stride=1, padding=0, dilation=1
+        )
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if self.single_init:
+            self._start_as_single_branch()
+
+    @torch.no_grad()
+    def _start_as_single_branch(self) -> None:
+        for name, norm in self.last_norms().items():
+            if norm.weight is not None:
+                norm.weight.fill_(1.0 if name == 'branch_kxk' else 0.0)

@@ -1,0 +1,66 @@
+"""RepVGG's block."""
+
+from torch import nn
+
+from mmrep.registry import MODELS
+
+from .base import ReparamBlock, Size
+
+
+@MODELS.register_module()
+class RepVGGBlock(ReparamBlock):
+    """``y = act(se(norm(conv3x3(x)) + norm(conv1x1(x)) + norm(x)))``.
+
+    The last branch, the identity, stands where input and output have one shape. The
+    arguments are mmpretrain's, with its defaults and meaning; the others are
+    :class:`~mmrep.models.blocks.ReparamBlock`'s.
+
+    Source: `RepVGG: Making VGG-style ConvNets Great Again
+    <https://arxiv.org/abs/2101.03697>`_, section 3.2 and figure 4.
+
+    Args:
+        in_channels (int): Number of input channels.
+        out_channels (int): Number of output channels.
+        stride (int | tuple[int, int]): Stride. Default: 1.
+        padding (int | tuple[int, int]): Padding of the 3x3 conv, in pixels. Default: 1.
+        dilation (int | tuple[int, int]): Dilation of the 3x3 conv. Default: 1.
+        groups (int): Number of groups. Default: 1.
+        kernel_size (int): 3, and nothing else; for bodies that say it. Default: 3.
+        **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
+    """
+
+    branch_names = ('branch_3x3', 'branch_1x1', 'branch_norm')
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int | Size = 1,
+        padding: int | Size = 1,
+        dilation: int | Size = 1,
+        groups: int = 1,
+        kernel_size: int | Size = 3,
+        **kwargs,
+    ) -> None:
+        if kernel_size not in (3, (3, 3)):
+            raise ValueError(f'RepVGGBlock is 3x3, not kernel_size={kernel_size}')
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            **kwargs,
+        )
+
+    def build_branches(self, main_conv: nn.Module) -> None:
+        self.branch_3x3 = self.conv_norm(main_conv)
+        self.branch_1x1 = self.conv_norm_1x1()
+        keeps_shape = (
+            self.in_channels == self.out_channels
+            and self.stride == (1, 1)
+            and self.padding == self.dilation
+        )
+        self.branch_norm = self.build_norm(self.in_channels) if keeps_shape else None

@@ -1,0 +1,50 @@
+"""The first conv of DBB's 1x1-kxk branch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmrep.registry import MODELS
+from mmrep.reparam import ConvGeometry, LinearConv, fold_layer, identity_kernel
+
+
+@MODELS.register_module()
+class IdentityConv1x1(nn.Module):
+    """A 1x1 conv that starts as the identity: ``y = conv(x, I + W)``, ``W = 0`` at first.
+
+    It is no ``nn.Conv2d``, so that an ``init_cfg`` for ``Conv2d`` leaves it the identity.
+
+    Source: DBB, section 4.1 ("we initialize it as identity").
+
+    Args:
+        channels (int): Number of input and output channels.
+        groups (int): Number of groups. Default: 1.
+    """
+
+    def __init__(self, channels: int, groups: int = 1) -> None:
+        super().__init__()
+        self.channels = channels
+        self.groups = groups
+        self.weight = nn.Parameter(torch.zeros(channels, channels // groups, 1, 1))
+
+    def kernel(self) -> Tensor:
+        """What is convolved with: ``I + W``, ``(channels, channels / groups, 1, 1)``."""
+        weight = self.weight
+        # Made anew, not kept as a buffer: it costs a fraction of the conv, and there is
+        # no state to be lost by .half(), a meta device or a copy.
+        return weight + identity_kernel(
+            self.channels, self.groups, weight.dtype, weight.device
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, channels, H, W)`` to the same shape."""
+        return F.conv2d(x, self.kernel(), groups=self.groups)
+
+    def extra_repr(self) -> str:
+        return f'{self.channels}, groups={self.groups}'
+
+
+@fold_layer.register(IdentityConv1x1)
+def _(layer: IdentityConv1x1, done: LinearConv) -> LinearConv:
+    geometry = ConvGeometry(layer.channels, layer.channels, (1, 1), groups=layer.groups)
+    return done.then_conv(layer.kernel(), None, geometry)

@@ -1,0 +1,102 @@
+"""The two-layer branches of DBB: 1x1 - norm - kxk - norm and 1x1 - norm - avg - norm."""
+
+from torch import Tensor, nn
+
+from mmrep.reparam import (
+    ConvGeometry,
+    LinearConv,
+    NotFoldableError,
+    constant_response,
+    conv_geometry,
+    fold_layer,
+    has_running_statistics,
+)
+
+from .pooling import DilatedAvgPool2d
+
+
+class PointwiseSpatial(nn.Module):
+    """A 1x1 conv and a norm, then a kxk conv or an average pooling and a norm.
+
+    ``y = norm2(spatial(pad(norm1(conv1(x)))))``. To be one conv, ``pad`` has to put
+    around the map what ``conv1`` and ``norm1`` make of a zero, per channel
+    ``p = beta - gamma mean / sqrt(var + eps)`` from the running statistics (DBB, section
+    3.3 and its code). Instead of a padded copy, ``p`` is subtracted before the zero
+    padding and its response added after: ``spatial(pad_p(u)) == spatial(pad_0(u - p)) +
+    spatial(p)``. While ``norm1`` uses batch statistics, ``p`` is a constant to autograd,
+    as in the official code.
+
+    Padding modes other than zeros need no ``p``: they commute with ``conv1`` and
+    ``norm1``. A norm without running statistics and a conv whose kernel is not known
+    pad with zeros; such a branch trains and cannot be folded.
+
+    Args:
+        conv1 (nn.Module): The 1x1 conv, without a bias.
+        norm1 (nn.Module): The norm after it.
+        spatial (nn.Module): The kxk conv without a bias, or the pooling, with padding.
+        norm2 (nn.Module): The last norm.
+    """
+
+    def __init__(
+        self, conv1: nn.Module, norm1: nn.Module, spatial: nn.Module, norm2: nn.Module
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv1
+        self.norm1 = norm1
+        self.pools = isinstance(spatial, DilatedAvgPool2d)
+        self.add_module('pool' if self.pools else 'conv2', spatial)
+        self.norm2 = norm2
+        self.geometry = self._padding_geometry(spatial)
+
+    def _padding_geometry(self, spatial: nn.Module) -> ConvGeometry | None:
+        """The geometry of the spatial layer where ``p`` is needed, else ``None``."""
+        try:
+            geometry = spatial.geometry if self.pools else conv_geometry(spatial)
+        except NotFoldableError:
+            return None
+        zeros = geometry.padding_mode == 'same' or (
+            geometry.padding_mode == 'zeros' and any(geometry.padding)
+        )
+        return geometry if zeros and has_running_statistics(self.norm1) else None
+
+    @property
+    def spatial(self) -> nn.Module:
+        """The second linear layer."""
+        return self.pool if self.pools else self.conv2
+
+    def response_to_zero(self) -> Tensor:
+        """``p``: what ``norm1(conv1(0))`` is with running statistics, ``(mid,)``."""
+        norm = self.norm1
+        scale = (norm.running_var + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        value = -norm.running_mean * scale
+        if norm.bias is not None:
+            value = value + norm.bias
+        return value.detach() if norm.training else value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in, H, W)`` to ``(N, out, H', W')``."""
+        x = self.norm1(self.conv1(x))
+        if self.geometry is None:
+            return self.norm2(self.spatial(x))
+        # After norm1: the statistics that p is made of are the updated ones.
+        value = self.response_to_zero()
+        # No layer's backward needs the output of a norm, so this may be in place.
+        x = x.sub_(value.to(x.dtype).reshape(1, -1, 1, 1))
+        if self.pools:
+            return self.norm2(self.pool(x).add_(value.to(x.dtype).reshape(1, -1, 1, 1)))
+        weight = self.conv2.weight
+        response = constant_response(weight, value.to(weight.dtype), self.geometry.groups)
+        if self.norm2.training:
+            # norm2 subtracts it again: its gradient is zero, and a bias that needs none
+            # saves a pass over the map.
+            response = response.detach()
+        return self.norm2(self.geometry.convolve(x, weight, response))
+
+
+@fold_layer.register(PointwiseSpatial)
+def _(layer: PointwiseSpatial, done: LinearConv) -> LinearConv:
+    done = fold_layer(layer.norm1, fold_layer(layer.conv1, done))
+    done = fold_layer(layer.spatial, done._replace(pads_with_response=True))
+    return fold_layer(layer.norm2, done._replace(pads_with_response=False))
