@@ -1,0 +1,189 @@
+"""From another project's checkpoint to one of mmrep's models."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from mmrep.errors import CheckpointError, UserError
+from mmrep.registry import MODELS
+from mmrep.version import __version__
+
+from ..loading import is_deploy_form, load_strictly, state_dict_of
+from ..reading import read_checkpoint
+from ..writing import refuse_existing, sha256_of, write_checkpoint
+from .dbb import DBB
+from .fitting import feature_channels, misfits
+from .heads import count_auxiliary, describe_head
+from .keras import KERAS, is_hdf5, read_keras
+from .layout import Layout
+from .mmpretrain import MMPRETRAIN
+from .renaming import Renamed, listed, missing_counters, rename
+from .repvgg import REPVGG
+from .repvggplus import REPVGGPLUS
+from .timm import TIMM
+
+#: The layouts, by name.
+LAYOUTS = {
+    layout.name: layout for layout in (REPVGG, REPVGGPLUS, DBB, TIMM, MMPRETRAIN, KERAS)
+}
+
+_BACKBONE = 'backbone.'
+
+#: What a converted checkpoint keeps of its source's meta: what the classes are.
+_KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE')
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What :func:`convert_checkpoint` did.
+
+    Args:
+        layout: Name of the source's layout.
+        backbone: Config of the backbone.
+        head: Config of the head; ``None`` where the source has none.
+        used: Number of the source's keys that were used.
+        left_out: Number of keys that belong to no model, by what they are.
+        note: What users must know; '' for nothing.
+        out: The checkpoint.
+    """
+
+    layout: str
+    backbone: dict
+    head: dict | None
+    used: int
+    left_out: Mapping[str, int]
+    note: str
+    out: Path
+
+
+def convert_checkpoint(
+    source: str | Path,
+    out: str | Path,
+    layout: str = 'auto',
+    arch: str | None = None,
+    overwrite: bool = False,
+) -> Converted:
+    """Convert a checkpoint, prove that it fits its backbone, and write it.
+
+    The result has mmpretrain's shape: ``state_dict`` with ``backbone.`` and ``head.``
+    keys. Its ``meta['backbone']`` and ``meta['head']`` are the configs that go with it.
+
+    Args:
+        source: The checkpoint, in train or deploy form.
+        out: The file to write.
+        layout: One of ``LAYOUTS``. Default: ``'auto'``, the one that the keys are of.
+        arch: Name of the architecture. Default: None, the one of the weights' shapes.
+        overwrite: Whether to replace an existing file. Default: False.
+
+    Raises:
+        UserError: With one sentence, if anything is wrong; then nothing is written.
+    """
+    out = Path(out)
+    if Path(source).resolve() == out.resolve():
+        raise UserError(f'{out} would replace its source: give another name')
+    refuse_existing(out, overwrite=overwrite)
+    weights, source_meta = _read(source)
+    chosen = _find_layout(weights, layout, source)
+    renamed = rename(
+        weights,
+        chosen.rules_for(weights),
+        chosen.left_out,
+        f'{source}, read as {chosen.name},',
+    )
+    state = renamed.state
+    state |= missing_counters(state)
+    try:
+        backbone, head = _prove(renamed, chosen, arch)
+    except CheckpointError as error:
+        remedy = (
+            'give a whole and unchanged checkpoint'
+            if arch is None
+            else f'leave --arch {arch} out to have it found'
+        )
+        raise CheckpointError(f'{source} cannot be converted: {remedy} ({error})') from None
+    made = dict(
+        version=__version__,
+        source=Path(source).name,
+        source_sha256=sha256_of(Path(source).expanduser()),
+        source_layout=chosen.name,
+    )
+    kept = {key: source_meta[key] for key in _KEPT_META if key in source_meta}
+    write_checkpoint(out, state, dict(backbone=backbone, head=head, mmrep=made, **kept))
+    note = chosen.deploy_note if is_deploy_form(state) else ''
+    return Converted(
+        chosen.name, backbone, head, len(renamed.origin), renamed.left_out, note, out
+    )
+
+
+def _read(source: str | Path) -> tuple[dict[str, Tensor], Mapping]:
+    """The weights of a file, and its meta."""
+    if is_hdf5(source):
+        return read_keras(source), {}
+    checkpoint = read_checkpoint(source)
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    return state_dict_of(checkpoint, source), meta if isinstance(meta, Mapping) else {}
+
+
+def _find_layout(keys: Iterable[str], name: str, source: str | Path) -> Layout:
+    """The layout of a name, or the only one that keys are of."""
+    if name != 'auto':
+        return LAYOUTS[name]
+    found = [layout for layout in LAYOUTS.values() if layout.knows(keys)]
+    if len(found) == 1:
+        return found[0]
+    names = ', '.join(layout.name for layout in found or LAYOUTS.values())
+    if found:
+        raise CheckpointError(
+            f'{source} has keys of several layouts: name one of {names} with --from'
+        )
+    raise CheckpointError(
+        f'{source} is of none of the layouts {names} (its keys are {listed(keys)}): give a '
+        'checkpoint of one of them'
+    )
+
+
+def _prove(renamed: Renamed, layout: Layout, arch: str | None) -> tuple[dict, dict | None]:
+    """Load renamed weights strictly into the backbone that they are of.
+
+    Buffers that only mmrep's blocks have are added to the weights.
+
+    Returns:
+        The configs of the backbone and of the head.
+
+    Raises:
+        CheckpointError: If a key or a shape does not fit; says only which.
+    """
+    state = renamed.state
+    deploy = is_deploy_form(state)
+    own_state = {
+        key.removeprefix(_BACKBONE): value
+        for key, value in state.items()
+        if key.startswith(_BACKBONE)
+    }
+    options = copy.deepcopy(dict(layout.options))
+    backbone = layout.family(own_state, layout, arch) | options
+    backbone['out_indices'] = (*range(count_auxiliary(state)), *backbone['out_indices'])
+    if deploy:
+        backbone['deploy'] = True
+    try:
+        model = MODELS.build(backbone)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f'{backbone} is no network: {error}') from error
+    own = model.state_dict()
+    # A conv that was fused elsewhere computes the same for every size.
+    own_state |= {
+        key: value
+        for key, value in own.items()
+        if key.endswith('.reparam_start') and key not in own_state
+    }
+    state |= {f'{_BACKBONE}{key}': value for key, value in own_state.items()}
+    head, shapes = describe_head(state, feature_channels(backbone), deploy)
+    shapes |= {f'{_BACKBONE}{key}': value.shape for key, value in own.items()}
+    problems = misfits(shapes, state, renamed.origin)
+    if problems:
+        raise CheckpointError(problems)
+    load_strictly(model, own_state, 'the converted checkpoint')
+    return backbone, head

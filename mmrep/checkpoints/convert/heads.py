@@ -1,0 +1,68 @@
+"""The classification heads that go with converted weights."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from .fitting import Shapes
+
+#: The weight of RepVGGplus' auxiliary losses, in the official code.
+_AUX_WEIGHT = 0.1
+
+
+def count_auxiliary(state: Mapping[str, Tensor]) -> int:
+    """The number of auxiliary classifiers."""
+    numbers = {key.split('.')[2] for key in state if key.startswith('head.aux_')}
+    return 1 + max(map(int, numbers), default=-1)
+
+
+def describe_head(
+    state: Mapping[str, Tensor], channels: Sequence[int], deploy: bool
+) -> tuple[dict | None, Shapes]:
+    """The config of the head of a checkpoint, and the shapes of its weights.
+
+    Args:
+        state: The weights, with ``head.`` before those of the head.
+        channels: Channels of the backbone's outputs.
+        deploy: Whether the backbone is in deploy form.
+
+    Returns:
+        The config is that of mmpretrain's ``LinearClsHead``, or of ``AuxiliaryClsHead``
+        with such heads; ``None`` where there is no head.
+    """
+    main = next((p for p in ('head', 'head.head') if f'{p}.fc.weight' in state), None)
+    if main is None:
+        return None, {}
+    num_classes = len(state[f'{main}.fc.weight'])
+    *others, last = channels
+    config = _linear(num_classes, last)
+    shapes = _fc_shapes(f'{main}.fc', num_classes, last)
+    if main == 'head':
+        return config, shapes
+    auxiliary = []
+    for i, width in enumerate(others):
+        loss = dict(type='CrossEntropyLoss', loss_weight=_AUX_WEIGHT)
+        auxiliary.append(_linear(num_classes, width, loss=loss))
+        shapes |= _fc_shapes(f'head.aux_heads.{i}.fc', num_classes, width)
+        shapes |= _conv_bn_shapes(f'head.aux_convs.{i}', width)
+    config = dict(type='mmrep.AuxiliaryClsHead', head=config, auxiliary_heads=auxiliary)
+    return config | (dict(deploy=True) if deploy else {}), shapes
+
+
+def _linear(num_classes: int, in_channels: int, **options) -> dict:
+    return dict(
+        type='LinearClsHead', num_classes=num_classes, in_channels=in_channels, **options
+    )
+
+
+def _fc_shapes(name: str, num_classes: int, in_channels: int) -> dict:
+    return {f'{name}.weight': (num_classes, in_channels), f'{name}.bias': (num_classes,)}
+
+
+def _conv_bn_shapes(name: str, channels: int) -> dict:
+    norm = ('weight', 'bias', 'running_mean', 'running_var')
+    return {
+        f'{name}.conv.weight': (channels, channels, 3, 3),
+        **{f'{name}.bn.{leaf}': (channels,) for leaf in norm},
+        f'{name}.bn.num_batches_tracked': (),
+    }

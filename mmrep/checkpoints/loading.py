@@ -1,0 +1,115 @@
+"""Put the weights of a checkpoint into a model, strictly."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from mmrep.errors import CheckpointError
+
+#: How many keys of each kind an error lists.
+_LISTED = 8
+
+
+def state_dict_of(checkpoint: Any, source: str | Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, without wrappers and ``module.`` prefixes.
+
+    Args:
+        checkpoint: What :func:`read_checkpoint` returned: a state dict, or a dict that
+            holds one as ``state_dict`` or ``model``.
+        source: The file, for the error.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    state = checkpoint
+    if isinstance(state, Mapping):
+        for wrapper in ('state_dict', 'model'):
+            if isinstance(state.get(wrapper), Mapping):
+                state = state[wrapper]
+                break
+    tensors = isinstance(state, Mapping) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    )
+    if not (tensors and state):
+        raise CheckpointError(
+            f'{source} holds no state dict: give a checkpoint with the weights of a model'
+        )
+    # As DistributedDataParallel writes them; one module of that name may be the model's.
+    prefix = 'module.' if all(key.startswith('module.') for key in state) else ''
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def is_deploy_form(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the weights are those of fused blocks."""
+    return any('branch_reparam.' in key for key in state_dict)
+
+
+def load_strictly(
+    model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path
+) -> None:
+    """Load a state dict of exactly the model's keys and shapes.
+
+    Args:
+        model: The model, or its wrapper for distributed training; unchanged if the keys
+            or shapes do not match.
+        state_dict: The weights.
+        source: The file, for the error.
+
+    Raises:
+        CheckpointError: If keys are missing, unexpected or of another shape; lists them.
+    """
+    if is_model_wrapper(model):
+        model = model.module
+    own = model.state_dict()
+    # Weights from before torch 1.0 lack this counter; its value matters to no output.
+    missing = [
+        key
+        for key in own
+        if key not in state_dict and not key.endswith('num_batches_tracked')
+    ]
+    unexpected = [key for key in state_dict if key not in own]
+    misshapen = [
+        f'{key} ({tuple(state_dict[key].shape)} in the file, {tuple(own[key].shape)} in '
+        'the model)'
+        for key in own
+        if key in state_dict and own[key].shape != state_dict[key].shape
+    ]
+    problems = [
+        f'{len(keys)} {kind}: {_shorten(keys)}'
+        for kind, keys in (
+            ('missing', missing),
+            ('unexpected', unexpected),
+            ('of another shape', misshapen),
+        )
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f'{source} does not fit the config: {_advice(state_dict, own)} '
+            f'({"; ".join(problems)})'
+        )
+    model.load_state_dict(state_dict, strict=False)
+
+
+def _advice(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    forms = is_deploy_form(state_dict), is_deploy_form(own)
+    if forms == (True, False):
+        return (
+            'it is in deploy form and the config is not, so give the config that '
+            'tools/reparam.py wrote beside it'
+        )
+    if forms == (False, True):
+        return (
+            'it is in train form and the config is not, so give the config that it was '
+            'trained with'
+        )
+    return 'give the config that it was trained with'
+
+
+def _shorten(keys: list[str]) -> str:
+    rest = len(keys) - _LISTED
+    more = f', and {rest} more' if rest > 0 else ''
+    return ', '.join(keys[:_LISTED]) + more

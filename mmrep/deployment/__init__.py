@@ -1,0 +1,38 @@
+"""From configs and checkpoints to verified deploy files."""
+
+from .config import (
+    deploy_config,
+    enter_scope,
+    input_shape,
+    model_nodes,
+    read_config,
+    takes_deploy,
+    without_pretrained,
+)
+from .convert import (
+    Conversion,
+    VerificationError,
+    build_model,
+    check_differences,
+    convert,
+    forward,
+)
+from .export import OnnxExport, export_onnx
+
+__all__ = [
+    'Conversion',
+    'OnnxExport',
+    'VerificationError',
+    'build_model',
+    'check_differences',
+    'convert',
+    'deploy_config',
+    'enter_scope',
+    'export_onnx',
+    'forward',
+    'input_shape',
+    'model_nodes',
+    'read_config',
+    'takes_deploy',
+    'without_pretrained',
+]

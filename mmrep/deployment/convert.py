@@ -1,0 +1,230 @@
+"""From a train-form checkpoint to a verified deploy checkpoint and its config."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmrep.checkpoints import (
+    atomic_write,
+    is_deploy_form,
+    load_strictly,
+    plain,
+    read_checkpoint,
+    refuse_existing,
+    sha256_of,
+    state_dict_of,
+    write_checkpoint,
+)
+from mmrep.errors import CheckpointError, ConfigError, UserError, reason
+from mmrep.reparam import (
+    DeployReport,
+    Difference,
+    NotFoldableError,
+    branch_by_branch,
+    compare_outputs,
+    switch_to_deploy,
+)
+from mmrep.version import __version__
+
+from .config import Shape, deploy_config, input_shape, without_pretrained
+
+
+class VerificationError(UserError):
+    """The deploy form is not the function that the train form is."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What :func:`convert` did.
+
+    Args:
+        report: Blocks and parameters.
+        differences: How far each output of the deploy form is from the train form's.
+        shape: The input that both saw: batch, channels, height, width.
+        out: The deploy checkpoint.
+        out_config: The deploy config.
+        bytes_before: Size of the source file.
+        bytes_after: Size of the deploy checkpoint.
+    """
+
+    report: DeployReport
+    differences: Mapping[str, Difference]
+    shape: tuple[int, ...]
+    out: Path
+    out_config: Path
+    bytes_before: int
+    bytes_after: int
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a config, with no weights loaded or downloaded, in eval mode.
+
+    Raises:
+        ConfigError: If it cannot be built.
+    """
+    try:
+        return MODELS.build(without_pretrained(cfg.model)).eval()
+    except Exception as error:
+        # A constructor may raise anything.
+        raise ConfigError(
+            f'the model of this config cannot be built ({reason(error)}): correct it'
+        ) from error
+
+
+@torch.no_grad()
+def forward(model: nn.Module, x: Tensor) -> Any:
+    """The raw outputs of a model: ``mode='tensor'`` of mmengine's ``BaseModel``."""
+    return model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
+
+
+def check_differences(differences: Mapping[str, Difference], rtol: float) -> None:
+    """Raise unless every relative L2 error is at most ``rtol``.
+
+    Raises:
+        VerificationError: If one is larger, or not a number.
+    """
+    for name, difference in differences.items():
+        if not difference.rel_l2 <= rtol:
+            raise VerificationError(
+                f'{name} of the deploy form is {difference.rel_l2:.3g} (relative L2) from '
+                f'the train form, which is more than {rtol:g}: nothing was written; look '
+                'for an infinite or very large output of the train form, or report the '
+                'config'
+            )
+
+
+def convert(
+    config: Config,
+    checkpoint: str | Path,
+    out: str | Path,
+    shape: Shape | None = None,
+    rtol: float = 1e-4,
+    seed: int = 0,
+    overwrite: bool = False,
+    source_config: str | Path = '',
+) -> Conversion:
+    """Fuse a checkpoint, verify the result and write it with its config.
+
+    The train form computes branch by branch on a seeded input; the deploy form is a model
+    built from the deploy config that is written, with the weights that are written.
+
+    Args:
+        config: The config that the checkpoint was trained with.
+        checkpoint: The train-form checkpoint.
+        out: The deploy checkpoint; its config is written beside it as ``.py``.
+        shape: Channels, height and width of the input. Default: the config's.
+        rtol: The largest relative L2 error allowed. Default: 1e-4.
+        seed: Seed of the input. Default: 0.
+        overwrite: Whether to replace existing files. Default: False.
+        source_config: The config's file, for the record. Default: ''.
+
+    Raises:
+        UserError: With one sentence, if anything is wrong; then nothing is written.
+    """
+    out = Path(out)
+    out_config = out.with_suffix('.py')
+    if out.suffix != '.pth':
+        raise UserError(f'{out} must end in .pth: the config goes beside it as .py')
+    for source in filter(None, (checkpoint, source_config)):
+        if Path(source).resolve() in (out.resolve(), out_config.resolve()):
+            raise UserError(f'{out} would replace {source}: give another name')
+    refuse_existing(out, out_config, overwrite=overwrite)
+    deployed_config = deploy_config(config)
+    # Read back from text: what is verified is what is written.
+    text = deployed_config.pretty_text
+    deployed_config = Config.fromstring(text, '.py')
+
+    source = read_checkpoint(checkpoint)
+    state_dict = state_dict_of(source, checkpoint)
+    if is_deploy_form(state_dict):
+        raise CheckpointError(
+            f'{checkpoint} is in deploy form already: test it with its deploy config'
+        )
+    model = build_model(config)
+    load_strictly(model, state_dict, checkpoint)
+    channels, height, width = shape or input_shape(config)
+    x = _seeded_input((2, channels, height, width), seed)
+    with branch_by_branch(model):
+        reference = _run(model, x, 'train')
+    try:
+        report = switch_to_deploy(model)
+    except NotFoldableError as error:
+        raise UserError(f'this model cannot be fused: {error}') from None
+    if not report.switched:
+        raise ConfigError(
+            'the model of this config has no train form: give the config that it was '
+            'trained with, without deploy=True'
+        )
+    deployed = build_model(deployed_config)
+    load_strictly(deployed, model.state_dict(), 'the fused model')
+    try:
+        differences = compare_outputs(reference, _run(deployed, x, 'deploy'))
+    except ValueError as error:
+        raise VerificationError(f'the two forms cannot be verified: {error}') from error
+    check_differences(differences, rtol)
+
+    meta = {
+        **_kept_meta(source),
+        'mmrep': {
+            'version': __version__,
+            'source': Path(checkpoint).name,
+            'source_sha256': sha256_of(checkpoint),
+            'source_config': Path(source_config).name,
+            'input_shape': list(x.shape),
+            'seed': seed,
+            'rel_l2': max(d.rel_l2 for d in differences.values()),
+            'max_abs': max(d.max_abs for d in differences.values()),
+            'outputs': {name: d.as_dict() for name, d in differences.items()},
+            'blocks': len(report.switched),
+            'params_before': report.params_before,
+            'params_after': report.params_after,
+        },
+    }
+    with atomic_write(out_config) as temporary:
+        temporary.write_text(f'# The deploy form of {Path(source_config).name}.\n{text}')
+        write_checkpoint(out, deployed.state_dict(), meta)
+    return Conversion(
+        report,
+        differences,
+        tuple(x.shape),
+        out,
+        out_config,
+        Path(checkpoint).stat().st_size,
+        out.stat().st_size,
+    )
+
+
+def _seeded_input(shape: tuple[int, ...], seed: int) -> Tensor:
+    try:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    except RuntimeError as error:
+        raise UserError(
+            f'an input of shape {shape} does not fit into memory: give a smaller --shape'
+        ) from error
+
+
+def _run(model: nn.Module, x: Tensor, form: str) -> Any:
+    try:
+        return forward(model, x)
+    except Exception as error:
+        # A model may raise anything for an input that it is not made for.
+        raise UserError(
+            f'the {form} form cannot process an input of shape {tuple(x.shape)} '
+            f'({reason(error)}): give a fitting --shape'
+        ) from error
+
+
+def _kept_meta(source: Any) -> dict:
+    """What a deploy checkpoint keeps of the source's meta: what the weights mean."""
+    meta = source.get('meta') if isinstance(source, Mapping) else None
+    kept = ('dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter', 'experiment_name')
+    if not isinstance(meta, Mapping):
+        return {}
+    return {key: plain(meta[key]) for key in kept if key in meta}
