@@ -1,0 +1,58 @@
+"""Convert a checkpoint of another project to one of mmrep's models."""
+
+import argparse
+
+from mmengine.config import Config
+
+from mmrep.checkpoints.convert import LAYOUTS, Converted, convert_checkpoint
+from mmrep.cli import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Rename the weights of RepVGG, RepVGGplus or DBB from another project, '
+        'prove that they fit the backbone that their shapes tell, write them in the shape '
+        'of mmpretrain, and print the config that goes with them.'
+    )
+    parser.add_argument('source', help='checkpoint of the other project, in either form')
+    parser.add_argument('out', help='checkpoint to write')
+    parser.add_argument(
+        '--from',
+        dest='layout',
+        choices=['auto', *LAYOUTS],
+        default='auto',
+        help='project of the source: the official repvgg, repvggplus or dbb, timm, '
+        'mmpretrain (or mmcls), keras (.weights.h5) (default: auto, by the keys)',
+    )
+    parser.add_argument(
+        '--arch',
+        help='architecture, as A0, plus-L2pse, resnet50 or mobilenet, which the weights '
+        'must fit (default: the one of the shapes)',
+    )
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT')
+    return parser.parse_args()
+
+
+def show(done: Converted) -> None:
+    """Print what was done, and the configs as Python to paste."""
+    print(f'# {done.out}: {done.used} weights of {done.layout}')
+    for kind, count in done.left_out.items():
+        print(f'# left out: {count} keys, {kind}')
+    if done.note:
+        print(f'# note: {done.note}')
+    configs = dict(backbone=done.backbone, head=done.head)
+    configs = {name: config for name, config in configs.items() if config}
+    print(Config(configs).pretty_text, end='')
+
+
+def main() -> None:
+    args = parse_args()
+    show(
+        convert_checkpoint(
+            args.source, args.out, args.layout, args.arch, overwrite=args.overwrite
+        )
+    )
+
+
+if __name__ == '__main__':
+    run_tool(main)

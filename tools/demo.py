@@ -1,0 +1,198 @@
+"""Train, test and re-parameterize small networks on handwritten digits.
+
+Runs the tools that a user would run, one after the other, and ends with a table that
+compares the train form of every network with its deploy form.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from mmrep.checkpoints import load_strictly, read_checkpoint, state_dict_of
+from mmrep.cli import run_tool
+from mmrep.deployment import build_model, forward, read_config
+from mmrep.errors import UserError
+from mmrep.reparam import branch_by_branch
+
+ROOT = Path(__file__).resolve().parents[1]
+FORMS = ('train', 'deploy')
+CONSOLE = Console(soft_wrap=True, highlight=False, markup=False)
+
+
+class Network(NamedTuple):
+    """A network of the demo.
+
+    Args:
+        task: For the table.
+        config: Path from the root.
+        label: Name of the metric, for the table.
+        metric: A key of what ``tools/test.py`` writes, in per cent.
+        goal: The least that the demo accepts.
+        tolerance: How far the two forms may be apart. Every image must keep its class;
+            a pixel of a mask that lies between two classes may follow the rounding of
+            float32, which the second decimal can show.
+    """
+
+    task: str
+    config: str
+    label: str
+    metric: str
+    goal: float
+    tolerance: float
+
+
+CLS = dict(task='classify', label='top-1', metric='accuracy/top1', goal=97, tolerance=0)
+SEG = dict(task='segment', label='mIoU', metric='mIoU', goal=70, tolerance=0.02)
+REPVGG, DBB = 'configs/repvgg/repvgg-tiny', 'configs/dbb/dbb-resnet18-tiny'
+NETWORKS = {
+    'repvgg-cls': Network(config=f'{REPVGG}_1xb64_digits.py', **CLS),
+    'dbb-cls': Network(config=f'{DBB}_1xb64_digits.py', **CLS),
+    'repvgg-seg': Network(config=f'{REPVGG}_fcn_1xb16-1k_digits-64x64.py', **SEG),
+    'dbb-seg': Network(config=f'{DBB}_fcn_1xb16-1k_digits-64x64.py', **SEG),
+}
+
+
+def run(log: Path, script: str, *args: str | Path) -> None:
+    """Run a tool with its output in a log; raise a ``UserError`` if it fails."""
+    command = [f'tools/{script}', *map(str, args)]
+    CONSOLE.print(f'$ python {shlex.join(command)}')
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with open(log, 'w') as file:
+        code = subprocess.call([sys.executable, *command], stdout=file, stderr=file)
+    if code:
+        raise UserError(f'tools/{script} ended with exit status {code}: see {log}')
+    CONSOLE.print(f'  {time.perf_counter() - start:.0f} s')
+
+
+def load(config: str | Path, checkpoint: Path) -> nn.Module:
+    model = build_model(read_config(config))
+    state_dict = state_dict_of(read_checkpoint(checkpoint), checkpoint)
+    load_strictly(model, state_dict, checkpoint)
+    return model
+
+
+def latencies(models: list[nn.Module], x: torch.Tensor, rounds: int = 100) -> list[float]:
+    """Median milliseconds of a forward of each model, taken in turns."""
+    times = [[] for _ in models]
+    for _ in range(rounds):
+        for model, taken in zip(models, times, strict=True):
+            start = time.perf_counter()
+            forward(model, x)
+            taken.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(taken) for taken in times]
+
+
+def demonstrate(network: Network, folder: Path) -> dict:
+    """Train, test, fuse and test a network; measure both forms."""
+    config, fused = network.config, folder / 'deploy.pth'
+
+    def test(form: str, *files: str | Path) -> float:
+        out = folder / f'{form}.json'
+        options = ('--work-dir', folder, '--out', out)
+        run(folder / f'test_{form}.log', 'test.py', *files, *options)
+        return json.loads(out.read_text())[network.metric]
+
+    run(folder / 'train.log', 'train.py', config, '--work-dir', folder)
+    trained = Path((folder / 'last_checkpoint').read_text())
+    metrics = [test('train', config, trained)]
+    run(folder / 'reparam.log', 'reparam.py', config, trained, fused, '--overwrite')
+    metrics.append(test('deploy', fused.with_suffix('.py'), fused))
+
+    verified = torch.load(fused, weights_only=True)['meta']['mmrep']
+    models = [load(config, trained), load(fused.with_suffix('.py'), fused)]
+    x = torch.rand(1, *verified['input_shape'][1:])
+    with branch_by_branch(models[0]):
+        latency_ms = latencies(models, x)
+    return {
+        **network._asdict(),
+        'value': metrics,
+        'parameters': [sum(p.numel() for p in model.parameters()) for model in models],
+        'latency_ms': latency_ms,
+        'rel_l2': verified['rel_l2'],
+    }
+
+
+def show(rows: list[dict]) -> None:
+    """Print the table; it fits into 80 columns."""
+    columns = ('task', 'network', 'form', 'in %', 'parameters', 'ms', 'rel. L2')
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for row in rows:
+        names = (row['task'], Path(row['config']).stem.split('_')[0])
+        values = zip(row['value'], row['parameters'], row['latency_ms'], strict=True)
+        for form, (value, parameters, latency) in zip(FORMS, values, strict=True):
+            deploy = form == 'deploy'
+            table.add_row(
+                *(('', '') if deploy else names),
+                form,
+                f'{row["label"]} {value:.2f}',
+                f'{parameters:,}',
+                f'{latency:.2f}',
+                f'{row["rel_l2"]:.1e}' if deploy else '',
+                end_section=deploy,
+            )
+    CONSOLE.print(table)
+    CONSOLE.print(
+        'ms: one image, on one thread, in train form branch by branch\n'
+        'rel. L2: between the outputs of both forms'
+    )
+
+
+def faults(row: dict) -> list[str]:
+    """What the demo promises and this row does not keep."""
+    train, deploy = row['value']
+    found = []
+    if min(train, deploy) < row['goal']:
+        found.append(
+            f'{row["config"]} reaches {min(train, deploy):.2f} %, not {row["goal"]} %'
+        )
+    if abs(train - deploy) > row['tolerance']:
+        found.append(f'the two forms of {row["config"]} differ: {train} and {deploy} %')
+    return found
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/demo')
+    parser.add_argument('--only', nargs='+', choices=NETWORKS, default=list(NETWORKS)[:3])
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    start = time.perf_counter()
+    work_dir = args.work_dir.resolve()
+    # The configs' paths are relative to the root.
+    os.chdir(ROOT)
+    # A second thread gains little in networks this small, and loses much where other
+    # programs want the core.
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    torch.set_num_threads(1)
+    if work_dir.is_relative_to(ROOT):
+        work_dir = work_dir.relative_to(ROOT)
+    converter = 'dataset_converters/digits.py'
+    run(work_dir / 'data.log', converter, 'data/digits', '--overwrite')
+    rows = [demonstrate(NETWORKS[name], work_dir / name) for name in args.only]
+    table = work_dir / 'table.json'
+    table.write_text(json.dumps(rows, indent=2))
+    show(rows)
+    CONSOLE.print(f'{time.perf_counter() - start:.0f} s in all; see also {table}')
+    if broken := [fault for row in rows for fault in faults(row)]:
+        raise UserError('; '.join(broken))
+
+
+if __name__ == '__main__':
+    run_tool(main)

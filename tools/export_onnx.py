@@ -1,0 +1,74 @@
+"""Export a checkpoint to ONNX, verified with ONNX Runtime."""
+
+import argparse
+
+from rich.console import Console
+from rich.table import Table
+
+from mmrep.cli import add_config_options, run_tool, shape_argument
+from mmrep.deployment import OnnxExport, export_onnx, read_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Load a checkpoint, write the raw outputs of its model as an ONNX '
+        'graph, and verify that ONNX Runtime computes the same as PyTorch.'
+    )
+    add = parser.add_argument
+    add('config', help='config that the checkpoint was trained with, or its deploy config')
+    add('checkpoint', help='checkpoint, in train or in deploy form')
+    add('out', help='file to write, ending in .onnx')
+    add(
+        '--form',
+        choices=['deploy', 'train'],
+        default='deploy',
+        help='fuse every block first, or export it with its branches (default: deploy)',
+    )
+    add('--dynamic', action='store_true', help='take every batch size, height and width')
+    add('--opset', type=int, default=17, help="of ONNX's operators (default: 17)")
+    shape_help = 'shape C,H,W of an image (default: from the config)'
+    add('--shape', type=shape_argument, help=shape_help)
+    rtol_help = 'largest relative L2 error of an output (default: 1e-4)'
+    add('--rtol', type=float, default=1e-4, help=rtol_help)
+    add('--overwrite', action='store_true', help='replace OUT')
+    add_config_options(parser)
+    return parser.parse_args()
+
+
+def show(done: OnnxExport, form: str) -> None:
+    """Print what was done."""
+    console = Console()
+    outputs = Table('input', 'output', 'relative L2', 'max abs', 'argmax agreement')
+    for shape, differences in done.comparisons:
+        for name, error in differences.items():
+            figures = f'{error.rel_l2:.2e}', f'{error.max_abs:.2e}'
+            agreement = f'{error.argmax_agreement:.2%}'
+            outputs.add_row('x'.join(map(str, shape)), name, *figures, agreement)
+    console.print('ONNX Runtime against PyTorch:', outputs)
+    operators = Table('operator', 'count')
+    for name, count in done.operators.items():
+        operators.add_row(name, str(count))
+    console.print(f'graph of the {form} form, {done.blocks} blocks:', operators)
+    console.print(f'written: {done.out} ({done.size:,} bytes)', soft_wrap=True)
+
+
+def main() -> None:
+    args = parse_args()
+    config = read_config(args.config, args.cfg_options)
+    done = export_onnx(
+        config,
+        args.checkpoint,
+        args.out,
+        form=args.form,
+        dynamic=args.dynamic,
+        opset=args.opset,
+        shape=args.shape,
+        rtol=args.rtol,
+        overwrite=args.overwrite,
+        source_config=args.config,
+    )
+    show(done, args.form)
+
+
+if __name__ == '__main__':
+    run_tool(main)

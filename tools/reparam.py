@@ -1,0 +1,84 @@
+"""Fuse a trained checkpoint: one conv for every block, verified."""
+
+import argparse
+
+from rich.console import Console
+from rich.table import Table
+
+from mmrep.cli import add_config_options, run_tool, shape_argument
+from mmrep.deployment import Conversion, convert, read_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Load a checkpoint, fuse every block, verify that the outputs are '
+        'the same, and write OUT.pth and its config OUT.py.'
+    )
+    parser.add_argument('config', help='config that the checkpoint was trained with')
+    parser.add_argument('checkpoint', help='train-form checkpoint')
+    parser.add_argument('out', help='deploy checkpoint to write, ending in .pth')
+    parser.add_argument(
+        '--shape',
+        type=shape_argument,
+        help='shape C,H,W of the verified input (default: from the config)',
+    )
+    parser.add_argument(
+        '--rtol',
+        type=float,
+        default=1e-4,
+        help='largest relative L2 error of an output (default: 1e-4)',
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='seed of the verified input (default: 0)'
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace OUT.pth and OUT.py'
+    )
+    add_config_options(parser)
+    return parser.parse_args()
+
+
+def show(done: Conversion) -> None:
+    """Print what was done."""
+    console = Console()
+    outputs = Table('output', 'relative L2', 'max abs', 'argmax agreement')
+    for name, error in done.differences.items():
+        outputs.add_row(
+            # Brackets are markup to rich.
+            name.replace('[', r'\['),
+            f'{error.rel_l2:.2e}',
+            f'{error.max_abs:.2e}',
+            f'{error.argmax_agreement:.2%}',
+        )
+    console.print(f'verified on an input of shape {done.shape}:')
+    console.print(outputs)
+    report = done.report
+    console.print(
+        f'blocks fused: {len(report.switched)}\n'
+        f'parameters:   {report.params_before:,} -> {report.params_after:,}\n'
+        f'file size:    {done.bytes_before:,} -> {done.bytes_after:,} bytes\n'
+        f'written:      {done.out}\n'
+        f'              {done.out_config}',
+        soft_wrap=True,
+    )
+
+
+def main() -> None:
+    args = parse_args()
+    config = read_config(args.config, args.cfg_options)
+    show(
+        convert(
+            config,
+            args.checkpoint,
+            args.out,
+            shape=args.shape,
+            rtol=args.rtol,
+            seed=args.seed,
+            overwrite=args.overwrite,
+            source_config=args.config,
+        )
+    )
+
+
+if __name__ == '__main__':
+    run_tool(main)

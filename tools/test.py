@@ -1,0 +1,124 @@
+"""Test a checkpoint with a config."""
+
+import argparse
+from pathlib import Path
+
+import mmengine
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmrep.checkpoints import (
+    load_strictly,
+    read_checkpoint,
+    state_dict_of,
+    use_safe_reading,
+)
+from mmrep.cli import add_runner_arguments, prepare_run, run_tool
+from mmrep.deployment import read_config
+from mmrep.errors import ConfigError, UserError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Test a checkpoint with an mmpretrain or mmseg config.'
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--deploy', action='store_true', help='fuse every block before testing'
+    )
+    parser.add_argument('--out', help='file for the results: .json, .yaml or .pkl')
+    parser.add_argument(
+        '--out-item',
+        choices=['metrics', 'pred'],
+        default='metrics',
+        help='what goes into --out (default: metrics; pred needs .pkl)',
+    )
+    parser.add_argument('--show', action='store_true', help='show the predictions')
+    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument(
+        '--interval', type=int, default=1, help='show every n-th sample (default: 1)'
+    )
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds for each picture (default: 2)'
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='test with automatic mixed precision'
+    )
+    parser.add_argument(
+        '--tta', action='store_true', help="use the config's test-time augmentation"
+    )
+    add_runner_arguments(parser)
+    return parser.parse_args()
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """Refuse a result file that could not be written, before the test runs."""
+    if args.out is None:
+        if args.out_item == 'pred':
+            raise UserError('--out-item pred needs --out: name a .pkl file')
+        return
+    suffixes = ('.pkl',) if args.out_item == 'pred' else ('.json', '.yaml', '.pkl')
+    if Path(args.out).suffix not in suffixes:
+        raise UserError(f'--out {args.out} must end in {" or ".join(suffixes)}')
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> None:
+    """Apply the arguments to the config."""
+    prepare_run(cfg, args)
+    cfg.load_from = args.checkpoint
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    if args.deploy:
+        hooks = cfg.get('custom_hooks') or []
+        cfg.custom_hooks = [*hooks, dict(type='mmrep.SwitchToDeployHook')]
+    if args.show or args.show_dir:
+        show_predictions(cfg, args)
+    if args.tta:
+        if not (cfg.get('tta_model') and cfg.get('tta_pipeline')):
+            raise ConfigError(
+                f'--tta needs tta_model and tta_pipeline in {args.config}: add them'
+            )
+        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    """Turn the host's visualization hook on; each host has its own switches."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ConfigError(
+            f'--show and --show-dir need default_hooks.visualization in {args.config}'
+        )
+    hook.update(interval=args.interval, show=args.show, wait_time=args.wait_time)
+    if cfg.default_scope == 'mmseg':
+        hook.draw = True
+        cfg.visualizer.save_dir = args.show_dir or cfg.work_dir
+    else:
+        hook.enable = True
+        hook.out_dir = args.show_dir
+
+
+def main() -> None:
+    args = parse_args()
+    check_out(args)
+    cfg = read_config(args.config, args.cfg_options)
+    merge_args(cfg, args)
+    use_safe_reading()
+    state_dict = state_dict_of(read_checkpoint(args.checkpoint), args.checkpoint)
+    runner = Runner.from_cfg(cfg)
+    # mmengine loads what fits and leaves the rest random.
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    load_strictly(model.module if args.tta else model, state_dict, args.checkpoint)
+    del state_dict
+    if args.out_item == 'pred':
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    metrics = runner.test()
+    if args.out_item == 'metrics' and args.out:
+        mmengine.dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    run_tool(main)
