@@ -1,0 +1,3 @@
+_base_ = 'repvgg-a0-d8.py'
+
+model = dict(decode_head=dict(type='FCNHead'))

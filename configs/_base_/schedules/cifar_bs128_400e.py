@@ -1,0 +1,8 @@
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4))
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=400, convert_to_iter_based=True)]
+
+train_cfg = dict(by_epoch=True, max_epochs=400, val_interval=5)
+val_cfg = dict()
+test_cfg = dict()
+
+auto_scale_lr = dict(base_batch_size=128)

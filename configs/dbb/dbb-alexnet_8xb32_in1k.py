@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/dbb-alexnet_in1k.py',
+    '../_base_/datasets/imagenet_bs32.py',
+    '../_base_/schedules/imagenet_bs256_120e.py',
+    '../_base_/imagenet_runtime.py',
+]

@@ -1,0 +1,7 @@
+_base_ = 'dbb-r50-d8_deeplabv3plus_4xb2-80k_cityscapes-512x1024.py'
+
+model = dict(
+    backbone=dict(depth=18),
+    decode_head=dict(in_channels=512, channels=128, c1_in_channels=64, c1_channels=12),
+    auxiliary_head=dict(in_channels=256, channels=64),
+)

@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/dbb-vgg16_cifar.py',
+    '../_base_/datasets/cifar10_bs16.py',
+    '../_base_/schedules/cifar_bs128_400e.py',
+    '../_base_/imagenet_runtime.py',
+]
+
+default_hooks = dict(checkpoint=dict(interval=20))

@@ -1,0 +1,13 @@
+_base_ = 'repvgg-b1_8xb32_in1k.py'
+
+# The kernels of the conv branches are decayed by the hook, as the one that they equal.
+optim_wrapper = dict(
+    optimizer=dict(weight_decay=4e-5),
+    paramwise_cfg=dict(
+        custom_keys={
+            'branch_3x3.conv': dict(decay_mult=0.0),
+            'branch_1x1.conv': dict(decay_mult=0.0),
+        }
+    ),
+)
+custom_hooks = [dict(type='mmrep.EquivalentKernelDecayHook', weight_decay=4e-5)]

@@ -1,0 +1,3 @@
+_base_ = 'repvgg-b3_8xb32_in1k.py'
+
+model = dict(backbone=dict(arch='D2se'))
