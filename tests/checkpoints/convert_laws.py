@@ -1,0 +1,71 @@
+"""What holds for every converted checkpoint, as assertions."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from laws import assert_same
+from torch import Tensor, nn
+
+from mmrep.checkpoints.convert import Converted, convert_checkpoint
+from mmrep.registry import MODELS
+from mmrep.reparam import branch_by_branch
+
+
+def without(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under a prefix, without it."""
+    return {
+        key.removeprefix(prefix): value
+        for key, value in state.items()
+        if key.startswith(prefix)
+    }
+
+
+def backbone_of(path: Path) -> nn.Module:
+    """The backbone of a converted checkpoint, built from the file alone."""
+    checkpoint = torch.load(path, weights_only=True)
+    backbone = MODELS.build(checkpoint['meta']['backbone'])
+    backbone.load_state_dict(without('backbone.', checkpoint['state_dict']), strict=True)
+    return backbone.eval()
+
+
+@torch.no_grad()
+def features_of(path: Path, x: Tensor) -> tuple[Tensor, ...]:
+    """The outputs of the backbone of a converted checkpoint."""
+    backbone = backbone_of(path)
+    with branch_by_branch(backbone):
+        return backbone(x)
+
+
+@torch.no_grad()
+def logits_of(path: Path, x: Tensor) -> Tensor:
+    """What a converted checkpoint says of images: mean over the map, linear layer."""
+    state = torch.load(path, weights_only=True)['state_dict']
+    mean = features_of(path, x)[-1].mean((2, 3))
+    return nn.functional.linear(mean, state['head.fc.weight'], state['head.fc.bias'])
+
+
+def convert_weights(weights: Any, folder: Path, **options) -> Converted:
+    """Save and convert what ``torch.save`` takes."""
+    source = folder / 'source.pth'
+    torch.save(weights, source)
+    return convert_checkpoint(source, folder / 'converted.pth', overwrite=True, **options)
+
+
+def assert_converts(
+    model: nn.Module, weights: Any, x: Tensor, folder: Path, layout: str
+) -> Converted:
+    """A converted checkpoint computes what its source computes.
+
+    Args:
+        model: The source model, from images to logits, in eval mode.
+        weights: The checkpoint, with the weights of this model in it.
+        x: Images.
+        folder: Where to write.
+        layout: What the layout must be found to be.
+    """
+    done = convert_weights(weights, folder)
+    assert done.layout == layout
+    with torch.no_grad():
+        assert_same(model(x), logits_of(done.out, x))
+    return done

@@ -1,0 +1,202 @@
+"""RepVGG for TensorFlow.
+
+Keras is optional: without it, the files are written in its layout, and the test with it
+compares that layout with what it writes.
+"""
+
+import sys
+
+import keras_repvgg
+import numpy as np
+import pytest
+import torch
+from convert_laws import backbone_of, logits_of
+from laws import assert_differ, assert_same, image, randomise
+
+from mmrep.checkpoints.convert import convert_checkpoint
+from mmrep.errors import CheckpointError
+from mmrep.reparam import switch_to_deploy
+
+FOUND = dict(
+    type='mmrep.RepVGG',
+    arch=dict(
+        num_blocks=(2, 3, 2, 1),
+        width_factor=(0.25, 0.125, 0.125, 0.25),
+        group_layer_map={2: 2, 4: 4},
+    ),
+    out_indices=(3,),
+    norm_cfg=dict(type='BN', eps=1e-3, momentum=0.01),
+    conv_cfg=dict(type='Conv2dAdaptivePadding'),
+)
+FORMS = pytest.mark.parametrize('deploy', [False, True], ids=['train', 'deploy'])
+VERSIONS = pytest.mark.parametrize('keras_3', [False, True], ids=['keras2', 'keras3'])
+
+
+def pictures(size):
+    return image(2, 3, size, size, dtype=torch.float32)
+
+
+def convert(path, **options):
+    return convert_checkpoint(path, path.parent / 'converted.pth', **options)
+
+
+@FORMS
+@VERSIONS
+def test_keras(keras_3, deploy, tmp_path):
+    model = randomise(keras_repvgg.build(deploy)).eval()
+    values = keras_repvgg.variables(model, keras_3)
+    values['optimizer/vars/0'] = torch.tensor(1)
+    done = convert(keras_repvgg.write(tmp_path / 'a.weights.h5', values))
+    assert done.layout == 'keras'
+    assert done.backbone == {**FOUND, **(dict(deploy=True) if deploy else {})}
+    assert done.used == len(values) - 1
+    assert done.left_out == {'state of the optimizer': 1}
+    assert bool(done.note) == deploy
+    # Even and odd sizes are padded differently.
+    for size in (64, 63, 48):
+        with torch.no_grad():
+            expected = model(pictures(size))
+        assert_same(expected, logits_of(done.out, pictures(size)))
+
+
+def test_the_paddings_matter(tmp_path):
+    """The test above would see a wrong padding or epsilon."""
+    model = randomise(keras_repvgg.build()).eval()
+    values = keras_repvgg.variables(model, True)
+    done = convert(keras_repvgg.write(tmp_path / 'a.weights.h5', values))
+    x = pictures(64)
+    right = backbone_of(done.out)
+    for name in ('conv_cfg', 'norm_cfg'):
+        config = {key: value for key, value in done.backbone.items() if key != name}
+        wrong = type(right)(**{k: v for k, v in config.items() if k != 'type'}).eval()
+        wrong.load_state_dict(right.state_dict())
+        with torch.no_grad():
+            assert_differ(right(x)[0], wrong(x)[0])
+
+
+def test_a_converted_train_form_can_be_fused(tmp_path):
+    model = randomise(keras_repvgg.build()).eval()
+    values = keras_repvgg.variables(model, True)
+    backbone = backbone_of(
+        convert(keras_repvgg.write(tmp_path / 'a.weights.h5', values)).out
+    )
+    with torch.no_grad():
+        expected = backbone(pictures(64))
+        switch_to_deploy(backbone)
+        assert_same(expected, backbone(pictures(64)))
+
+
+def test_without_h5py(tmp_path, monkeypatch):
+    path = keras_repvgg.write(tmp_path / 'a.weights.h5', {'a': torch.zeros(1)})
+    monkeypatch.setitem(sys.modules, 'h5py', None)
+    with pytest.raises(CheckpointError, match=r"pip install 'mmrep\[keras\]'"):
+        convert(path)
+
+
+def test_a_file_cut_short(tmp_path):
+    model = keras_repvgg.build()
+    path = keras_repvgg.write(
+        tmp_path / 'a.weights.h5', keras_repvgg.variables(model, True)
+    )
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(CheckpointError, match=r'cannot be read as weights of Keras'):
+        convert(path)
+    assert not (tmp_path / 'converted.pth').exists()
+
+
+def keras_model(keras, deploy):
+    """The network in Keras."""
+    layers = keras.layers
+
+    class ConvBn(layers.Layer):
+        def __init__(self, *args, **kwargs):
+            super().__init__()
+            self.conv = layers.Conv2D(*args, padding='same', use_bias=False, **kwargs)
+            self.bn = layers.BatchNormalization()
+
+        def call(self, x, training=None):
+            return self.bn(self.conv(x), training=training)
+
+    class RepVGGBlock(layers.Layer):
+        def __init__(self, ins, outs, strides, groups):
+            super().__init__()
+            options = dict(strides=strides, groups=groups)
+            self.rbr_identity = None
+            if deploy:
+                self.rbr_reparam = layers.Conv2D(outs, 3, padding='same', **options)
+                return
+            if ins == outs and strides == 1:
+                self.rbr_identity = layers.BatchNormalization()
+            self.rbr_dense = ConvBn(outs, 3, **options)
+            self.rbr_1x1 = ConvBn(outs, 1, **options)
+
+        def call(self, x, training=None):
+            if deploy:
+                return keras.activations.relu(self.rbr_reparam(x))
+            out = self.rbr_dense(x, training=training) + self.rbr_1x1(x, training=training)
+            if self.rbr_identity is not None:
+                out = out + self.rbr_identity(x, training=training)
+            return keras.activations.relu(out)
+
+    class RepVGG(keras.Model):
+        def __init__(self, num_blocks, widths, groups, num_classes):
+            super().__init__()
+            ins, number = widths[0], 0
+            self.stage0 = RepVGGBlock(3, ins, 2, 1)
+            for i, (count, outs) in enumerate(zip(num_blocks, widths, strict=True), 1):
+                blocks = []
+                for j in range(count):
+                    number += 1
+                    strides = 1 if j else 2
+                    group = groups.get(number, 1)
+                    blocks.append(RepVGGBlock(ins, outs, strides, group))
+                    ins = outs
+                setattr(self, f'stage{i}', keras.Sequential(blocks))
+            self.gap = layers.GlobalAveragePooling2D()
+            self.dense = layers.Dense(num_classes)
+
+        def call(self, x, training=None):
+            for i in range(5):
+                x = getattr(self, f'stage{i}')(x, training=training)
+            return self.dense(self.gap(x))
+
+    return RepVGG(**keras_repvgg.ARCH)
+
+
+@FORMS
+def test_with_keras(deploy, tmp_path, monkeypatch):
+    # TensorFlow and torch in one process do not always live together.
+    monkeypatch.setenv('KERAS_BACKEND', 'torch')
+    keras = pytest.importorskip('keras', reason='Keras is not installed')
+    model = keras_model(keras, deploy)
+    rng = np.random.default_rng(0)
+    x = {size: pictures(size) for size in (64, 63)}
+
+    def in_keras(size):
+        y = model(x[size].permute(0, 2, 3, 1).numpy(), training=False)
+        return torch.from_numpy(np.array(keras.ops.convert_to_numpy(y)))
+
+    in_keras(64)  # builds it
+    for variable in model.weights:
+        low, high = (0.5, 1.5) if len(variable.shape) == 1 else (-0.2, 0.2)
+        variable.assign(rng.uniform(low, high, variable.shape).astype(np.float32))
+    path = tmp_path / 'a.weights.h5'
+    model.save_weights(path)
+    done = convert(path)
+    assert done.backbone == {**FOUND, **(dict(deploy=True) if deploy else {})}
+    for size in x:
+        assert_same(in_keras(size), logits_of(done.out, x[size]))
+
+    # What the other tests write is what Keras writes.
+    import h5py
+
+    shapes = {}
+
+    def see(name, item):
+        if isinstance(item, h5py.Dataset):
+            shapes[name] = item.shape
+
+    with h5py.File(path) as file:
+        file.visititems(see)
+    ours = keras_repvgg.variables(keras_repvgg.build(deploy), True)
+    assert shapes == {name: tuple(value.shape) for name, value in ours.items()}

@@ -1,0 +1,132 @@
+import copy
+
+import pytest
+import torch
+from laws import assert_same, randomise
+from tiny_runner import TinyModel
+from torch import nn
+
+from mmrep.checkpoints import is_deploy_form, load_strictly, state_dict_of
+from mmrep.errors import CheckpointError
+from mmrep.reparam import switch_to_deploy
+
+
+def network() -> nn.Sequential:
+    return randomise(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+
+
+@pytest.fixture
+def state() -> dict:
+    return network().state_dict()
+
+
+def prefixed(state: dict, prefix: str) -> dict:
+    return {f'{prefix}{key}': value for key, value in state.items()}
+
+
+class TestStateDictOf:
+    @pytest.mark.parametrize('wrapper', [None, 'state_dict', 'model'])
+    @pytest.mark.parametrize('prefix', ['', 'module.'])
+    def test_wrappers(self, state, wrapper, prefix):
+        checkpoint = prefixed(state, prefix)
+        if wrapper:
+            checkpoint = {wrapper: checkpoint, 'meta': {'epoch': 1}}
+        assert_same(state, state_dict_of(checkpoint, 'a.pth'))
+        assert list(state_dict_of(checkpoint, 'a.pth')) == list(state)
+
+    def test_state_dict_comes_before_model(self, state):
+        assert state_dict_of({'model': {'no': 1}, 'state_dict': state}, 'a.pth') == state
+
+    def test_module_of_that_name_keeps_it(self, state):
+        checkpoint = {**prefixed(state, 'module.'), 'fc.weight': torch.ones(1)}
+        assert state_dict_of(checkpoint, 'a.pth') == checkpoint
+
+    @pytest.mark.parametrize(
+        'checkpoint',
+        [
+            {},
+            {'state_dict': {}},
+            {'state_dict': {'a': 1}},
+            {'a': torch.ones(1), 'b': [1]},
+            {1: torch.ones(1)},
+            [torch.ones(1)],
+            torch.ones(1),
+            None,
+        ],
+        ids=str,
+    )
+    def test_nothing_of_the_kind(self, checkpoint):
+        with pytest.raises(CheckpointError, match=r'a\.pth holds no state dict'):
+            state_dict_of(checkpoint, 'a.pth')
+
+
+class TestLoadStrictly:
+    def test_weights_are_loaded(self, state):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        load_strictly(model, state, 'a.pth')
+        assert_same(state, model.state_dict())
+
+    def test_wrapped_model(self, state):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        load_strictly(nn.DataParallel(model), state, 'a.pth')
+        assert_same(state, model.state_dict())
+
+    def test_counter_may_be_missing(self, state):
+        del state['1.num_batches_tracked']
+        load_strictly(network(), state, 'a.pth')
+
+    def test_other_keys_are_listed_and_nothing_is_loaded(self, state):
+        model = network()
+        before = copy.deepcopy(model.state_dict())
+        state = {key: value + 1 for key, value in state.items()}
+        del state['0.bias'], state['1.running_var']
+        state['2.weight'] = torch.ones(1)
+        state['1.bias'] = torch.ones(5)
+        with pytest.raises(CheckpointError) as info:
+            load_strictly(model, state, 'a.pth')
+        assert str(info.value) == (
+            'a.pth does not fit the config: give the config that it was trained with ('
+            '2 missing: 0.bias, 1.running_var; 1 unexpected: 2.weight; '
+            '1 of another shape: 1.bias ((5,) in the file, (4,) in the model))'
+        )
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[key])
+
+    @pytest.mark.parametrize(
+        ('change', 'kind'),
+        [
+            (lambda state: state.pop('0.weight'), '1 missing'),
+            (lambda state: state.update(more=torch.ones(1)), '1 unexpected'),
+            (
+                lambda state: state.update({'0.bias': torch.ones(4, 1)}),
+                '1 of another shape',
+            ),
+        ],
+        ids=['missing', 'unexpected', 'shape'],
+    )
+    def test_one_key_is_enough(self, state, change, kind):
+        change(state)
+        with pytest.raises(CheckpointError, match=kind):
+            load_strictly(network(), state, 'a.pth')
+
+    def test_long_lists_are_shortened(self, state):
+        state.update({f'x{i}': torch.ones(1) for i in range(20)})
+        with pytest.raises(CheckpointError, match=r'20 unexpected: .*x7, and 12 more\)'):
+            load_strictly(network(), state, 'a.pth')
+
+    def test_short_lists_are_whole(self, state):
+        state.update({f'x{i}': torch.ones(1) for i in range(8)})
+        with pytest.raises(CheckpointError, match=r'x0, .*x7\)'):
+            load_strictly(network(), state, 'a.pth')
+
+    def test_forms(self):
+        train, deploy = TinyModel(), TinyModel()
+        switch_to_deploy(deploy)
+        assert is_deploy_form(deploy.state_dict())
+        assert not is_deploy_form(train.state_dict())
+        with pytest.raises(CheckpointError, match='it is in deploy form and the config'):
+            load_strictly(train, deploy.state_dict(), 'a.pth')
+        with pytest.raises(CheckpointError, match='it is in train form and the config'):
+            load_strictly(deploy, train.state_dict(), 'a.pth')
+        with pytest.raises(CheckpointError, match='config: give the config'):
+            load_strictly(train, network().state_dict(), 'a.pth')

@@ -1,0 +1,429 @@
+import collections
+import copyreg
+import datetime
+import functools
+import io
+import operator
+import os
+import pickle
+import subprocess
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from pickles import Call, legacy_parts, name, opcodes, write_pickle
+from tiny_runner import tiny_runner
+from torch import nn
+
+from mmrep.checkpoints import read_checkpoint
+from mmrep.errors import CheckpointError
+
+LEGACY = pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+
+
+def save(value, path: Path, legacy: bool = False) -> Path:
+    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+class TestContents:
+    """What checkpoints hold is read as it was."""
+
+    @LEGACY
+    def test_run_of_mmengine(self, run_checkpoint, tmp_path, legacy):
+        whole = torch.load(run_checkpoint, weights_only=False)
+        read = read_checkpoint(save(whole, tmp_path / 'run.pth', legacy))
+        assert (
+            read.keys() == whole.keys() >= {'optimizer', 'param_schedulers', 'message_hub'}
+        )
+        for key, tensor in whole['state_dict'].items():
+            assert torch.equal(read['state_dict'][key], tensor)
+        assert read['state_dict']._metadata == whole['state_dict']._metadata
+        first = read['optimizer']['state'][0]['exp_avg']
+        assert torch.equal(first, whole['optimizer']['state'][0]['exp_avg'])
+        assert read['meta'] == whole['meta']
+        cycle = read['param_schedulers'][1]
+        assert cycle['anneal_func'](1, 3, 0.5) == pytest.approx(2)
+        logs = whole['message_hub']['log_scalars']
+        for key, buffer in read['message_hub']['log_scalars'].items():
+            assert isinstance(buffer, HistoryBuffer)
+            assert buffer.data[0].tolist() == logs[key].data[0].tolist()
+            assert buffer.statistics('mean') == logs[key].mean()
+        assert read['message_hub']['runtime_info'] == whole['message_hub']['runtime_info']
+
+    @LEGACY
+    @pytest.mark.parametrize(
+        'array',
+        [
+            np.linspace(0, 1, 6).reshape(2, 3),
+            np.asfortranarray(np.arange(6, dtype='i4').reshape(2, 3)),
+            np.arange(5, dtype='>f8'),
+            np.array(['a', 'word']),
+            np.array([b'a', b'word']),
+            np.array([True, False]),
+            np.array(1 + 2j),
+            np.zeros((0, 3), 'f2'),
+            np.float64(1.5),
+            np.float32(0.1),
+            np.int64(-3),
+            np.uint8(200),
+            np.bool_(True),
+            np.str_('word'),
+        ],
+        ids=lambda array: f'{array.dtype.str}-{array.shape}',
+    )
+    def test_numpy(self, tmp_path, array, legacy):
+        # Twice: the second one refers to the first one's dtype.
+        written = [array, array.copy()]
+        expected = pickle.loads(pickle.dumps(array))
+        for read in read_checkpoint(save(written, tmp_path / 'a.pth', legacy)):
+            assert type(read) is type(array)
+            assert read.dtype == expected.dtype
+            assert read.shape == array.shape
+            assert read.tolist() == array.tolist()
+
+    def test_shared_dtypes_stay_as_they_are(self, tmp_path):
+        read_checkpoint(save([np.arange(5, dtype='>f8')], tmp_path / 'a.pth'))
+        assert np.dtype('f8').isnative
+        assert np.arange(2.0).tobytes() == np.array([0, 1], '<f8').tobytes()
+
+    @LEGACY
+    @pytest.mark.parametrize(
+        'value',
+        [
+            [1, 2.5, None, True, 'text', b'\x00\xff', bytearray(b'\xff'), 1 + 2j],
+            {'a': (1, 2), 3: [4], 'set': {1}, 'frozen': frozenset({2})},
+            collections.OrderedDict(a=1),
+            collections.defaultdict(list, {1: [2]}),
+            collections.deque([1, 2], maxlen=2),
+            collections.Counter('abb'),
+            [slice(1, 2), range(3), b'', bytearray()],
+            [datetime.datetime(2026, 1, 2, 3), datetime.timedelta(4)],
+            [datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)],
+            [torch.float16, torch.bool, torch.Size([1, 2]), torch.device('cpu')],
+            float('inf'),
+            2**100,
+        ],
+        ids=str,
+    )
+    def test_plain_values(self, tmp_path, value, legacy):
+        read = read_checkpoint(save(value, tmp_path / 'a.pth', legacy))
+        assert type(read) is type(value)
+        assert read == value
+
+    @LEGACY
+    @pytest.mark.parametrize('mmap', [True, False])
+    def test_tensors(self, tmp_path, legacy, mmap):
+        base = torch.arange(12.0).reshape(3, 4)
+        written = {
+            'dense': base,
+            'view': base.t()[1:],
+            'parameter': nn.Parameter(base.clone(), requires_grad=False),
+            'empty': torch.zeros(0, 2),
+            'scalar': torch.tensor(3, dtype=torch.int64),
+            'bool': torch.tensor([True, False]),
+            'half': torch.ones(2, dtype=torch.bfloat16),
+            'complex': torch.ones(2, dtype=torch.complex64),
+        }
+        path = save(written, tmp_path / 'a.pth', legacy)
+        read = read_checkpoint(str(path), mmap=mmap)
+        for key, tensor in written.items():
+            assert torch.equal(read[key], tensor)
+            assert read[key].dtype == tensor.dtype
+        assert isinstance(read['parameter'], nn.Parameter)
+        assert not read['parameter'].requires_grad
+        read['dense'][0, 1] = -1
+        assert read['view'][0, 0] == -1, 'a view shares its memory'
+        again = read_checkpoint(path)
+        assert torch.equal(again['dense'], base), 'the file is not written to'
+
+    def test_config_dict_becomes_a_dict(self, tmp_path):
+        read = read_checkpoint(save(ConfigDict(a=dict(b=1)), tmp_path / 'a.pth'))
+        assert type(read) is type(read['a']) is dict
+        assert read == dict(a=dict(b=1))
+
+    @pytest.mark.parametrize('protocol', [2, 3, 4])
+    def test_protocols(self, tmp_path, protocol):
+        written = [{1}, range(2), np.float64(3), HistoryBuffer([1], [1])]
+        torch.save(written, tmp_path / 'a.pth', pickle_protocol=protocol)
+        *plain, buffer = read_checkpoint(tmp_path / 'a.pth')
+        assert plain == written[:3]
+        assert buffer.current() == 1
+
+
+def shell(path: Path) -> str:
+    return f'touch {path}'
+
+
+CALLS = {
+    'posix.system': lambda canary: Call(os.system, shell(canary)),
+    'subprocess.Popen': lambda canary: Call(subprocess.Popen, ['touch', str(canary)]),
+    'builtins.eval': lambda canary: Call(eval, f'open({str(canary)!r}, "w")'),
+    'builtins.exec': lambda canary: Call(exec, f'open({str(canary)!r}, "w")'),
+    'io.open': lambda canary: Call(open, str(canary), 'w'),
+    'builtins.__import__': lambda canary: Call(__import__, 'antigravity'),
+    'builtins.compile': lambda canary: Call(compile, '1', 'f', 'eval'),
+    'builtins.type': lambda canary: Call(type, 'Name', (), {}),
+    'operator.methodcaller': lambda canary: Call(operator.methodcaller('touch'), canary),
+    'operator.attrgetter': lambda canary: operator.attrgetter('__class__'),
+    'functools.partial': lambda canary: functools.partial(os.system, shell(canary)),
+    'torch.storage._load_from_bytes': lambda canary: Call(
+        torch.storage._load_from_bytes,
+        pickle.dumps(Call(os.system, shell(canary)), 2),
+    ),
+    'torch.serialization.load': lambda canary: Call(torch.load, io.BytesIO()),
+    'torch._utils._set_obj_state': lambda canary: Call(
+        torch._utils._set_obj_state, HistoryBuffer, {'mean': os.system}
+    ),
+    'torch._tensor._rebuild_from_type_v2': lambda canary: Call(
+        torch._tensor._rebuild_from_type_v2, dict, dict, (), {}
+    ),
+    'torch.nn.modules.linear.Linear': lambda canary: nn.Linear(1, 1),
+    'types.SimpleNamespace': lambda canary: types.SimpleNamespace(a=1),
+    'copyreg._reconstructor': lambda canary: Call(
+        copyreg._reconstructor, HistoryBuffer, object, None
+    ),
+    'numpy.load': lambda canary: Call(np.load, str(canary), 'r', True),
+    'numpy.dtype': lambda canary: np.array([Call(os.system, shell(canary))], object),
+    'getattr': lambda canary: Call(getattr, HistoryBuffer, '__init__'),
+    'numpy.fromfile': lambda canary: Call(np.fromfile, str(canary)),
+    'mmengine.config.config.Config': lambda canary: Call(
+        __import__('mmengine').Config.fromstring, f'open({str(canary)!r}, "w")', '.py'
+    ),
+}
+
+HISTORY = name('mmengine.logging.history_buffer', 'HistoryBuffer')
+ENCODE = name('_codecs', 'encode')
+#: Of an array of one object, but with flags that let numpy take bytes for it.
+FORGED = (3, '|', None, ('a',), {'a': (np.dtype('f8'), 0)}, 8, 1, 0)
+
+
+NEW_ARRAY = opcodes(np.zeros(0))[2:-1]
+
+
+def new_dtype(text: str, state: tuple) -> bytes:
+    return opcodes(
+        name('numpy', 'dtype'), (text, False, True), pickle.REDUCE, state, pickle.BUILD
+    )[2:-1]
+
+
+OPCODES = {
+    'posix.system': [pickle.MARK, pickle.INST + b'posix\nsystem\n'],
+    'collections.OrderedDict': [
+        *(pickle.MARK, pickle.INST + b'collections\nOrderedDict\n'),
+    ],
+    'unusual kind': [pickle.MARK, name('builtins', 'dict'), pickle.OBJ],
+    'unusual ': [name('builtins', 'dict'), (), {}, pickle.NEWOBJ_EX],
+    'an object of builtins.dict': [name('builtins', 'dict'), (), pickle.NEWOBJ],
+    'an object of mmengine.logging': [HISTORY, ([1],), pickle.NEWOBJ],
+    # Slots of the state would be set on the class or function for good.
+    'changed mmengine': [HISTORY, (None, {'mean': 1}), pickle.BUILD],
+    'changed builtins.dict': [name('builtins', 'dict'), (None, {'a': 1}), pickle.BUILD],
+    'changed mmrep.checkpoints.reading._encode': [
+        *(ENCODE, (None, {'__defaults__': ('latin1',)}), pickle.BUILD),
+    ],
+    'changed collections.OrderedDict': [
+        *(name('collections', 'OrderedDict'), (), pickle.REDUCE),
+        *({'dump_patches': True}, pickle.BUILD),
+    ],
+    'a call of numpy.ndarray': [name('numpy', 'ndarray'), ((1,),), pickle.REDUCE],
+    'a call of builtins.str': [b'', 'text', (1,), pickle.REDUCE],
+    'a call of mmengine.logging': [HISTORY, (), pickle.REDUCE],
+    "getattr of '__globals__'": [
+        name('builtins', 'getattr'),
+        *(HISTORY, '__globals__', pickle.TUPLE2, pickle.REDUCE),
+    ],
+    "encode to 'rot13'": [ENCODE, ('text', 'rot13'), pickle.REDUCE],
+    "numpy.dtype('O')": [name('numpy', 'dtype'), ('O', False, True), pickle.REDUCE],
+    "numpy.dtype('f8,O')": [name('numpy', 'dtype'), ('f8,O',), pickle.REDUCE],
+    "numpy.dtype('V8')": [new_dtype('V8', FORGED)],
+    "changed numpy.dtype 'float64'": [new_dtype('f8', FORGED)],
+    "changed numpy.dtype 'float32'": [
+        new_dtype('f4', (3, '<', None, None, None, 1, 1, 0)),
+    ],
+}
+
+
+class TestMalice:
+    """What could run code is not run, and named."""
+
+    @LEGACY
+    @pytest.mark.parametrize('nested', [False, True], ids=['bare', 'nested'])
+    @pytest.mark.parametrize('named', CALLS)
+    def test_call(self, tmp_path, named, nested, legacy):
+        canary = tmp_path / 'canary'
+        value = CALLS[named](canary)
+        if nested:
+            value = {'state_dict': {'w': torch.ones(1)}, 'meta': [{'x': value}]}
+            path = save(value, tmp_path / 'a.pth', legacy)
+        else:
+            path = write_pickle(tmp_path / 'a.pth', pickle.dumps(value, 2), legacy)
+        with pytest.raises(CheckpointError, match='which could run code') as info:
+            read_checkpoint(path)
+        assert f'{path} holds ' in str(info.value)
+        assert named in str(info.value)
+        assert not canary.exists()
+
+    @LEGACY
+    @pytest.mark.parametrize('message', OPCODES)
+    def test_opcodes(self, tmp_path, message, legacy):
+        path = write_pickle(tmp_path / 'a.pth', opcodes(*OPCODES[message]), legacy)
+        with pytest.raises(CheckpointError) as info:
+            read_checkpoint(path)
+        assert message in str(info.value)
+        assert 'which could run code' in str(info.value)
+
+    @pytest.mark.parametrize('part', range(5))
+    def test_every_part_of_a_legacy_file(self, tmp_path, part):
+        canary = tmp_path / 'canary'
+        parts = legacy_parts(pickle.dumps({}, 2))
+        parts[part] = pickle.dumps(CALLS['posix.system'](canary), 2)
+        path = tmp_path / 'a.pth'
+        path.write_bytes(b''.join(parts))
+        with pytest.raises(CheckpointError, match=r'posix\.system'):
+            read_checkpoint(path)
+        assert not canary.exists()
+
+    def test_named_methods_are_not_called(self, tmp_path):
+        data = opcodes(
+            name('mmengine.logging.history_buffer', 'HistoryBuffer.mean'),
+            *((), pickle.REDUCE),
+        )
+        # Its name is one from protocol 4 on.
+        data = pickle.PROTO + b'\x04' + data[2:]
+        with pytest.raises(CheckpointError, match='a call of mmengine'):
+            read_checkpoint(write_pickle(tmp_path / 'a.pth', data, legacy=False))
+
+    def test_extension_that_is_in_use(self, tmp_path):
+        """pickle finds those without asking for their names."""
+        canary = tmp_path / 'canary'
+        copyreg.add_extension('posix', 'system', 240)
+        try:
+            copyreg._extension_cache[240] = os.system
+            data = opcodes(
+                pickle.EXT1 + b'\xf0', (shell(canary),), pickle.REDUCE, pickle.POP, 1
+            )
+            with pytest.raises(CheckpointError, match=r'a call of posix\.system'):
+                read_checkpoint(write_pickle(tmp_path / 'a.pth', data, legacy=False))
+        finally:
+            copyreg.remove_extension('posix', 'system', 240)
+        assert not canary.exists()
+
+    @LEGACY
+    @pytest.mark.parametrize(
+        'state',
+        [
+            (1, (3,), np.dtype('f8'), False, bytes(8)),
+            (1, (-1, -1), np.dtype('f8'), False, bytes(8)),
+            (1, (2**62, 4), np.dtype('f8'), False, b''),
+            (1, (1,), np.dtype('f8'), False, [1.0]),
+        ],
+        ids=['short', 'negative', 'overflow', 'list'],
+    )
+    def test_array_with_other_contents(self, tmp_path, state, legacy):
+        data = opcodes(NEW_ARRAY, state, pickle.BUILD)
+        with pytest.raises(CheckpointError, match=r'numpy\.ndarray of shape'):
+            read_checkpoint(write_pickle(tmp_path / 'a.pth', data, legacy))
+
+    def test_source_code_of_a_class_is_not_written(self, tmp_path, monkeypatch):
+        """torch compares it and writes a patch, in the format of before torch 1.6."""
+        monkeypatch.chdir(tmp_path)
+        module = ('module', collections.OrderedDict, 'file.py', 'text of the attacker')
+        data = opcodes(module, pickle.BINPERSID)
+        path = write_pickle(tmp_path / 'a.pth', data, legacy=True)
+        with pytest.raises(CheckpointError):
+            read_checkpoint(path)
+        assert os.listdir() == ['a.pth']
+
+    def test_config_in_the_meta_is_not_run(self, run_checkpoint, tmp_path, safe_reading):
+        """Runner.resume would run it."""
+        canary = tmp_path / 'canary'
+        checkpoint = torch.load(run_checkpoint, weights_only=False)
+        checkpoint['meta']['config'] = f'open({str(canary)!r}, "w")'
+        path = save(checkpoint, tmp_path / 'a.pth')
+        scheduler = dict(type='OneCycleLR', eta_max=0.1, total_steps=2, by_epoch=False)
+        runner = tiny_runner(
+            tmp_path,
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
+            param_scheduler=[dict(type='LinearLR', end=1), scheduler],
+            load_from=str(path),
+            resume=True,
+        )
+        runner.train()
+        assert runner.epoch == 1
+        assert not canary.exists()
+
+
+class TestDamage:
+    """A file that is no checkpoint is told as such."""
+
+    @pytest.mark.parametrize('legacy', [False, True])
+    @pytest.mark.parametrize('share', [0.1, 0.5, 0.99])
+    def test_cut_short(self, run_checkpoint, tmp_path, share, legacy):
+        whole = torch.load(run_checkpoint, weights_only=False)
+        path = save(whole, tmp_path / 'a.pth', legacy)
+        os.truncate(path, int(path.stat().st_size * share))
+        with pytest.raises(CheckpointError, match='it may be cut short') as info:
+            read_checkpoint(path)
+        assert len(str(info.value)) < 400
+
+    @pytest.mark.parametrize(
+        'content', [b'', b'hello\n', b'PK\x03\x04', bytes(range(256)) * 9, b'\x80\x02.']
+    )
+    def test_other_files(self, tmp_path, content):
+        path = tmp_path / 'a.pth'
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match='cannot be read as a checkpoint') as info:
+            read_checkpoint(path)
+        assert '\n' not in str(info.value)
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r'no\.pth does not exist'):
+            read_checkpoint(tmp_path / 'no.pth')
+
+    def test_address(self):
+        with pytest.raises(CheckpointError, match=r'https://host/a\.pth is an address'):
+            read_checkpoint('https://host/a.pth')
+
+    def test_folder(self, tmp_path):
+        with pytest.raises(CheckpointError, match='is a folder'):
+            read_checkpoint(tmp_path)
+
+    def test_home(self, tmp_path, monkeypatch):
+        monkeypatch.setenv('HOME', str(tmp_path))
+        save({'a': 1}, tmp_path / 'a.pth')
+        assert read_checkpoint('~/a.pth') == {'a': 1}
+
+    def test_torchscript(self, tmp_path):
+        path = tmp_path / 'a.pt'
+        torch.jit.script(nn.Linear(1, 1)).save(path)
+        with pytest.raises(CheckpointError, match='TorchScript program'):
+            read_checkpoint(path)
+
+
+class TestLoaderOfMMEngine:
+    """mmengine reads local checkpoints safely once the tools have asked for it."""
+
+    def test_reads_a_run(self, run_checkpoint, safe_reading):
+        read = CheckpointLoader.load_checkpoint(str(run_checkpoint), map_location='cpu')
+        assert read['meta']['epoch'] == 1
+
+    def test_refuses_code(self, tmp_path, safe_reading):
+        canary = tmp_path / 'canary'
+        path = save(CALLS['posix.system'](canary), tmp_path / 'a.pth')
+        with pytest.raises(CheckpointError):
+            CheckpointLoader.load_checkpoint(str(path))
+        assert not canary.exists()
+
+    def test_file_may_change_afterwards(self, tmp_path, safe_reading):
+        """As training may write the file anew that it was resumed from."""
+        path = save({'w': torch.arange(5000.0)}, tmp_path / 'a.pth')
+        read = CheckpointLoader.load_checkpoint(str(path))
+        with open(path, 'r+b') as file:
+            file.write(bytes(path.stat().st_size))
+        assert torch.equal(read['w'], torch.arange(5000.0))

@@ -1,0 +1,282 @@
+import copy
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from tiny_projects import HEIGHT, WIDTH, classifier_model, segmentor_model
+
+from mmrep.deployment import (
+    build_model,
+    deploy_config,
+    enter_scope,
+    input_shape,
+    model_nodes,
+    read_config,
+    takes_deploy,
+    without_pretrained,
+)
+from mmrep.errors import ConfigError
+from mmrep.models.backbones import RepVGG
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+class TestReadConfig:
+    def test_options_and_scope(self, tmp_path):
+        init_default_scope('mmseg')
+        path = write(
+            tmp_path / 'a.py',
+            "default_scope = 'mmpretrain'\nmodel = dict(type='A', a=dict(b=1))",
+        )
+        cfg = read_config(path, {'model.a.b': 2, 'more': 3})
+        assert cfg.model.a.b == 2
+        assert cfg.more == 3
+        assert DefaultScope.get_current_instance().scope_name == 'mmpretrain'
+
+    def test_no_scope_is_that_of_mmengine(self, tmp_path):
+        init_default_scope('mmseg')
+        read_config(write(tmp_path / 'a.py', "model = dict(type='A')"))
+        assert DefaultScope.get_current_instance().scope_name == 'mmengine'
+
+    @pytest.mark.parametrize(
+        ('text', 'message'),
+        [
+            ('model = dict(', r'SyntaxError: .* was never closed'),
+            ("model = open('/no/such/file')", 'FileNotFoundError'),
+            ("_base_ = './no.py'", r'no\.py'),
+            ('data = 1', r'has no model=dict\(\.\.\.\)'),
+            ("model = 'A'", r'has no model=dict\(\.\.\.\)'),
+            ("custom_imports = dict(imports='no_such_package')", 'no_such_package'),
+            (
+                "default_scope = 'mmnothing'\nmodel = dict(type='A')",
+                'needs mmnothing, which is not installed: pip install mmnothing$',
+            ),
+        ],
+    )
+    def test_wrong_text(self, tmp_path, text, message):
+        with pytest.raises(ConfigError, match=message) as info:
+            read_config(write(tmp_path / 'a.py', text))
+        assert '\n' not in str(info.value)
+
+    def test_wrong_path(self, tmp_path):
+        with pytest.raises(ConfigError, match=r'no\.py does not exist'):
+            read_config(tmp_path / 'no.py')
+        with pytest.raises(ConfigError, match='is a folder'):
+            read_config(tmp_path)
+
+    def test_wrong_options(self, tmp_path):
+        path = write(tmp_path / 'a.py', "model = [dict(type='A')]")
+        with pytest.raises(ConfigError, match=r'a\.py cannot be read'):
+            read_config(path, {'model.3.type': 'B'})
+
+    @pytest.mark.parametrize('host', ['mmpretrain', 'mmseg'])
+    def test_absent_host(self, monkeypatch, host):
+        found = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, 'find_spec', lambda name: None if name == host else found(name)
+        )
+        extra = host.removeprefix('mm')
+        with pytest.raises(ConfigError, match=rf"needs {host}.*'mmrep\[{extra}\]'"):
+            enter_scope(Config(dict(default_scope=host)))
+
+
+def test_model_nodes():
+    inner, outer = dict(type='B'), dict(type='A')
+    cfg = dict(outer, parts=[dict(type='C'), (dict(a=inner),)], type_='D')
+    assert [node['type'] for node in model_nodes(cfg)] == ['A', 'C', 'B']
+
+
+class Unswitched:
+    """Has a deploy form, but no way to it."""
+
+    def __init__(self, deploy: bool = False) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ('kind', 'takes'),
+    [
+        ('mmrep.RepVGG', True),
+        ('mmrep.RepVGGBlock', True),
+        ('mmrep.DiverseBranchBlock', True),
+        ('mmrep.DBBResNet', True),
+        ('mmrep.DBBResNetV1c', True),  # by **kwargs
+        ('mmrep.models.backbones.RepVGG', True),
+        (RepVGG, True),
+        (Unswitched, False),
+        ('mmpretrain.RepVGG', True),
+        ('mmpretrain.MobileOne', True),
+        ('RepVGG', True),
+        ('ResNet', False),
+        ('ImageClassifier', False),
+        ('BN', False),
+        ('Pretrained', False),
+        ('mmrep.NoSuchThing', False),
+        ('NoSuchThing', False),
+    ],
+)
+def test_takes_deploy(kind, takes):
+    init_default_scope('mmpretrain')
+    assert takes_deploy(dict(type=kind)) is takes
+
+
+def test_without_pretrained():
+    init = dict(type='Pretrained', checkpoint='http://nowhere/a.pth')
+    model = Config(
+        dict(
+            model=dict(
+                type='A',
+                pretrained='torchvision://a',
+                init_cfg=init,
+                backbone=dict(type='B', init_cfg=[dict(type='Constant', val=1), init]),
+                neck=dict(type='C', init_cfg=dict(type='Normal')),
+                heads=[dict(type='D', pretrained='b.pth')],
+            )
+        )
+    ).model
+    before = copy.deepcopy(model)
+    assert without_pretrained(model) == dict(
+        type='A',
+        pretrained=None,
+        init_cfg=None,
+        backbone=dict(type='B', init_cfg=[dict(type='Constant', val=1)]),
+        neck=dict(type='C', init_cfg=dict(type='Normal')),
+        heads=[dict(type='D', pretrained=None)],
+    )
+    assert model == before
+
+
+class TestDeployConfig:
+    def test_backbone_of_a_segmentor(self):
+        enter_scope(Config(dict(default_scope='mmseg')))
+        cfg = Config(
+            dict(
+                default_scope='mmseg',
+                model=segmentor_model(),
+                load_from='epoch_1.pth',
+                resume=True,
+                train_cfg=dict(max_iters=1),
+            )
+        )
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='a.pth')
+        before = copy.deepcopy(cfg).to_dict()
+        deployed = deploy_config(cfg)
+        assert cfg.to_dict() == before
+        expected = copy.deepcopy(before)
+        expected['model']['backbone'].update(deploy=True, init_cfg=None)
+        expected.update(load_from=None, resume=False)
+        assert deployed.to_dict() == expected
+
+    def test_several_nodes_and_nested_ones(self):
+        init_default_scope('mmseg')
+        model = segmentor_model(dict(type='mmrep.DBBResNetV1c', depth=18))
+        model['auxiliary_head'] = [dict(type='FCNHead', norm=dict(type='BN'))]
+        model['neck'] = dict(type='A', parts=[dict(type='mmrep.RepVGGBlock', deploy=False)])
+        deployed = deploy_config(Config(dict(model=model))).model
+        assert deployed.backbone.deploy is True
+        assert deployed.neck.parts[0].deploy is True
+        assert 'deploy' not in deployed.auxiliary_head[0]
+        assert 'deploy' not in deployed.decode_head
+
+    @pytest.mark.parametrize('backbone', ['mmpretrain.RepVGG', 'RepVGG'])
+    def test_backbone_of_the_host(self, backbone):
+        init_default_scope('mmpretrain')
+        cfg = Config(dict(model=classifier_model(dict(type=backbone, arch='A0'), 1280)))
+        deployed = deploy_config(cfg)
+        assert deployed.model.backbone == dict(type=backbone, arch='A0', deploy=True)
+        assert hasattr(build_model(deployed).backbone.stem, 'branch_reparam')
+
+    @pytest.mark.parametrize('backbone', [dict(type='ResNet', depth=18), dict(type='No')])
+    def test_nothing_to_deploy(self, backbone):
+        init_default_scope('mmpretrain')
+        with pytest.raises(ConfigError, match=r"as type='mmrep\.RepVGG'"):
+            deploy_config(Config(dict(model=classifier_model(backbone))))
+
+    def test_imported_types(self, tmp_path):
+        """The new style of configs: types are classes that the config imports."""
+        path = write(
+            tmp_path / 'lazy.py',
+            'from mmpretrain.models import ImageClassifier\n'
+            'from torch.nn import BatchNorm2d\n'
+            'from mmrep.models.backbones import RepVGG\n'
+            "default_scope = 'mmpretrain'\n"
+            'norm = dict(type=BatchNorm2d)\n'
+            "backbone = dict(type=RepVGG, arch='A0', norm_cfg=norm)\n"
+            'model = dict(type=ImageClassifier, backbone=backbone)\n',
+        )
+        text = deploy_config(read_config(path)).pretty_text
+        deployed = Config.fromstring(text, '.py')
+        assert deployed.model.backbone.deploy is True
+        assert hasattr(build_model(deployed).backbone.stem, 'branch_reparam')
+
+    def test_custom_imports(self, tmp_path, monkeypatch):
+        """They register what the deploy config needs, too."""
+        monkeypatch.syspath_prepend(tmp_path)
+        write(
+            tmp_path / 'project_with_a_body.py',
+            'from mmengine.registry import MODELS\n'
+            'from mmrep.models.backbones import RepVGG\n'
+            '@MODELS.register_module()\n'
+            'class ProjectBody(RepVGG):\n'
+            "    def __init__(self, **kwargs): super().__init__(arch='A0', **kwargs)\n",
+        )
+        path = write(
+            tmp_path / 'a.py',
+            "custom_imports = dict(imports=['project_with_a_body'])\n"
+            "model = dict(type='ProjectBody')",
+        )
+        try:
+            text = deploy_config(read_config(path)).pretty_text
+            del sys.modules['project_with_a_body']
+            MODELS._module_dict.pop('ProjectBody')
+            deployed = build_model(Config.fromstring(text, '.py'))
+            assert hasattr(deployed.stem, 'branch_reparam')
+        finally:
+            MODELS._module_dict.pop('ProjectBody', None)
+
+
+def pipeline(*steps: dict) -> dict:
+    return dict(test_dataloader=dict(dataset=dict(type='A', pipeline=list(steps))))
+
+
+CROP = dict(type='CenterCrop', crop_size=7)
+
+
+@pytest.mark.parametrize(
+    ('entries', 'shape'),
+    [
+        (dict(), (3, 224, 224)),
+        (dict(test_dataloader=None), (3, 224, 224)),
+        (pipeline(dict(type='LoadImageFromFile')), (3, 224, 224)),
+        (pipeline(dict(type='ResizeEdge', scale=9), CROP, dict(type='B')), (3, 7, 7)),
+        (pipeline(CROP, dict(type='Resize', scale=9)), (3, 9, 9)),
+        # mmcv's transforms give the width first.
+        (pipeline(dict(type='Resize', scale=(9, 5))), (3, 5, 9)),
+        (pipeline(dict(type='CenterCrop', crop_size=(9, 5))), (3, 5, 9)),
+        (pipeline(dict(type='Pad', size=(9, 5))), (3, 5, 9)),
+        (pipeline(dict(type='Resize', img_scale=[9, 5])), (3, 5, 9)),
+        (pipeline(CROP, dict(type='Resize', scale=None)), (3, 7, 7)),
+        (pipeline(dict(type='Resize', scale=[(9, 5), (7, 3)])), (3, 224, 224)),
+        (pipeline(dict(type='Resize', scale=(0.5, 2.0))), (3, 224, 224)),
+        (
+            dict(
+                test_dataloader=dict(dataset=dict(type='A', dataset=dict(pipeline=[CROP])))
+            ),
+            (3, 7, 7),
+        ),
+        # A data preprocessor gives the height first.
+        (dict(model=segmentor_model()), (3, HEIGHT, WIDTH)),
+        (dict(pipeline(CROP), model=segmentor_model()), (3, HEIGHT, WIDTH)),
+        (dict(model=dict(data_preprocessor=dict(size=8))), (3, 8, 8)),
+        (dict(model=dict(backbone=dict(in_channels=1))), (1, 224, 224)),
+        (dict(model=dict(backbone=None, data_preprocessor=None)), (3, 224, 224)),
+    ],
+    ids=str,
+)
+def test_input_shape(entries, shape):
+    assert input_shape(Config({'model': dict(type='A'), **entries})) == shape

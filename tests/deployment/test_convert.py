@@ -1,0 +1,346 @@
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from laws import assert_same, image, randomise
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from tiny_projects import (
+    DBB_RESNET,
+    HEIGHT,
+    REPVGG,
+    WIDTH,
+    classifier_model,
+    segmentor_model,
+)
+from torch import nn
+
+import mmrep
+from mmrep.deployment import (
+    VerificationError,
+    build_model,
+    convert,
+    enter_scope,
+    forward,
+)
+from mmrep.errors import CheckpointError, ConfigError, UserError
+from mmrep.models.backbones import RepVGG
+from mmrep.reparam import branch_by_branch
+
+HOST_REPVGG = dict(REPVGG, type='mmpretrain.RepVGG')
+SE = dict(REPVGG['arch'], se_cfg=dict(ratio=4, divisor=1))
+
+MODELS_BY_NAME = {
+    'RepVGG classifier': ('mmpretrain', classifier_model()),
+    'RepVGG segmentor': ('mmseg', segmentor_model()),
+    'RepVGG with SE': ('mmpretrain', classifier_model(dict(REPVGG, arch=SE))),
+    'DBB-ResNet classifier': ('mmpretrain', classifier_model(DBB_RESNET, 32)),
+    'DBB-ResNet segmentor': (
+        'mmseg',
+        segmentor_model(
+            dict(DBB_RESNET, type='mmrep.DBBResNetV1c', out_indices=(3,)), in_channels=32
+        ),
+    ),
+    "mmpretrain's RepVGG": ('mmpretrain', classifier_model(HOST_REPVGG)),
+    'one channel': ('mmpretrain', classifier_model(dict(REPVGG, in_channels=1))),
+    'bare backbone': ('mmengine', dict(REPVGG, out_indices=(1, 3))),
+}
+
+
+class Project:
+    """A config, a checkpoint with random weights, and where the deploy files go."""
+
+    def __init__(self, folder: Path, name: str = 'RepVGG classifier', **model: Any) -> None:
+        scope, config = MODELS_BY_NAME[name]
+        self.config = Config(dict(default_scope=scope, model={**config, **model}))
+        enter_scope(self.config)
+        self.folder = folder
+        self.checkpoint, self.out = folder / 'epoch_3.pth', folder / 'deploy.pth'
+        self.meta = dict(
+            epoch=3, cfg='text', dataset_meta=dict(classes=('a', 'b'), palette=np.eye(2))
+        )
+        self.model = randomise(build_model(self.config)).eval()
+        self.save(self.model.state_dict())
+
+    def save(self, state_dict: dict) -> None:
+        torch.save(
+            dict(state_dict=state_dict, meta=self.meta, optimizer=dict(a=1)),
+            self.checkpoint,
+        )
+
+    def convert(self, **options: Any):
+        return convert(self.config, self.checkpoint, self.out, **options)
+
+    def written(self) -> list[str]:
+        return sorted(set(os.listdir(self.folder)) - {self.checkpoint.name})
+
+
+class OtherBlock(nn.Conv2d):
+    """A block that names its weights otherwise."""
+
+    def __init__(self, deploy: bool = False) -> None:
+        super().__init__(3, 4, 1)
+        self.deploy = deploy
+
+    def switch_to_deploy(self) -> None:
+        self.deploy = True
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    return Project(tmp_path)
+
+
+class TestDeployFiles:
+    @pytest.mark.parametrize('name', MODELS_BY_NAME)
+    def test_they_are_the_same_function(self, tmp_path, name):
+        project = Project(tmp_path, name)
+        done = project.convert()
+        assert project.written() == ['deploy.pth', 'deploy.py']
+        assert 0 < max(d.rel_l2 for d in done.differences.values()) < 1e-5
+
+        config = Config.fromfile(done.out_config)
+        deployed = build_model(config)
+        read = torch.load(done.out, weights_only=True)
+        deployed.load_state_dict(read['state_dict'], strict=True)
+        assert done.report.params_after < done.report.params_before
+        count = sum(p.numel() for p in deployed.parameters())
+        assert done.report.params_after == count
+        assert any('branch_reparam' in key for key in read['state_dict'])
+
+        x = image(*done.shape[:2], 20, 28, dtype=torch.float32, seed=5)
+        with branch_by_branch(project.model):
+            expected = forward(project.model, x)
+        assert_same(expected, forward(deployed, x))
+
+    def test_contents(self, project):
+        done = project.convert(source_config='configs/net.py', seed=4)
+        read = torch.load(done.out, weights_only=True)
+        assert read.keys() == {'state_dict', 'meta'}
+        assert all(type(w) is torch.Tensor for w in read['state_dict'].values())
+        meta = read['meta']
+        assert meta['epoch'] == 3
+        assert meta['dataset_meta'] == dict(classes=('a', 'b'), palette=[[1, 0], [0, 1]])
+        assert meta.keys() == {'epoch', 'dataset_meta', 'mmrep'}
+        (difference,) = done.differences.values()
+        assert meta['mmrep'] == dict(
+            version=mmrep.__version__,
+            source='epoch_3.pth',
+            source_sha256=hashlib.sha256(project.checkpoint.read_bytes()).hexdigest(),
+            source_config='net.py',
+            input_shape=[2, 3, 224, 224],
+            seed=4,
+            rel_l2=difference.rel_l2,
+            max_abs=difference.max_abs,
+            outputs=dict(output=difference.as_dict()),
+            blocks=len(done.report.switched),
+            params_before=done.report.params_before,
+            params_after=done.report.params_after,
+        )
+        assert done.bytes_before == project.checkpoint.stat().st_size
+        assert done.bytes_after == done.out.stat().st_size
+        assert done.out_config.read_text().startswith('# The deploy form of net.py.\n')
+
+    def test_config_is_whole(self, project):
+        project.config.merge_from_dict(
+            dict(load_from='a.pth', resume=True, custom_hooks=[dict(type='EMAHook')])
+        )
+        project.config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='no')
+        expected = project.config.to_dict()
+        project.convert()
+        config = Config.fromfile(project.out.with_suffix('.py'))
+        expected['model']['backbone'].update(deploy=True, init_cfg=None)
+        assert config.to_dict() == dict(expected, load_from=None, resume=False)
+
+    @pytest.mark.parametrize(
+        'change',
+        [
+            lambda state: {f'module.{key}': w for key, w in state.items()},
+            lambda state: {key: w.double() for key, w in state.items()},
+        ],
+        ids=['distributed', 'float64'],
+    )
+    def test_weights_written_otherwise(self, project, change):
+        project.save(change(project.model.state_dict()))
+        assert project.convert().report.switched
+
+    @pytest.mark.parametrize('meta', [None, 'text', dict()])
+    def test_no_meta(self, project, meta):
+        project.meta = meta
+        project.save(project.model.state_dict())
+        project.convert()
+        assert torch.load(project.out, weights_only=True)['meta'].keys() == {'mmrep'}
+
+
+class TestInput:
+    def test_shape(self, project):
+        assert project.convert(shape=(3, 9, 14)).shape == (2, 3, 9, 14)
+
+    def test_shape_of_the_config(self, tmp_path):
+        project = Project(tmp_path, 'RepVGG segmentor')
+        assert project.convert().shape == (2, 3, HEIGHT, WIDTH)
+
+    def test_channels_of_the_config(self, tmp_path):
+        project = Project(tmp_path, 'one channel')
+        assert project.convert().shape == (2, 1, 224, 224)
+
+    def test_seed(self, project):
+        errors = [
+            project.convert(shape=(3, 9, 9), seed=seed, overwrite=True).differences
+            for seed in (1, 1, 2)
+        ]
+        assert errors[0] == errors[1] != errors[2]
+
+    def test_reference_is_branch_by_branch(self, project, monkeypatch):
+        """Else the train form would compute with the kernel that it is compared to."""
+        block = type(project.model.backbone.stem)
+        branches = []
+        forward = block.forward
+        monkeypatch.setattr(
+            block,
+            'forward',
+            lambda self, x: (
+                branches.append((self.one_conv, self.deploy)) or forward(self, x)
+            ),
+        )
+        project.convert()
+        assert set(branches) == {(False, False), (True, True)}
+
+
+class TestRefusals:
+    """One sentence, and nothing is written."""
+
+    def refused(self, project: Project, error: type, match: str, **options: Any) -> str:
+        before = project.written()
+        with pytest.raises(error, match=match) as info:
+            project.convert(**options)
+        assert project.written() == before
+        assert '\n' not in str(info.value)
+        return str(info.value)
+
+    def test_rtol(self, project):
+        self.refused(project, VerificationError, r'more than 0: nothing was', rtol=0)
+        self.refused(project, VerificationError, 'more than nan', rtol=float('nan'))
+
+    @pytest.mark.parametrize('value', [float('nan'), float('inf')])
+    def test_weight_that_is_not_finite(self, project, value):
+        state = project.model.state_dict()
+        state['backbone.stage_1.0.branch_3x3.conv.weight'][0, 0, 0, 0] = value
+        project.save(state)
+        self.refused(project, VerificationError, r'is inf \(relative L2\)')
+
+    def test_wrong_fuse_of_another_package(self, tmp_path):
+        """mmpretrain's RepVGG forgets its SE layers."""
+        project = Project(tmp_path, backbone=dict(HOST_REPVGG, arch=SE))
+        self.refused(project, VerificationError, 'from the train form')
+
+    def test_block_that_cannot_be_fused(self, tmp_path):
+        norm = dict(type='GN', num_groups=2)
+        project = Project(tmp_path, backbone=dict(REPVGG, norm_cfg=norm))
+        message = self.refused(project, UserError, 'this model cannot be fused: ')
+        assert 'backbone.stem.branch_3x3' in message
+        assert 'GroupNorm' in message
+
+    def test_other_weights(self, project):
+        project.save(randomise(build_model(project.config).backbone).state_dict())
+        self.refused(project, CheckpointError, 'does not fit the config')
+
+    @pytest.mark.parametrize('config', ['train', 'deploy'])
+    def test_deploy_form(self, project, tmp_path, config):
+        done = project.convert()
+        project.checkpoint, project.out = done.out, tmp_path / 'again.pth'
+        if config == 'deploy':
+            project.config = Config.fromfile(done.out_config)
+        self.refused(project, CheckpointError, 'in deploy form already')
+
+    def test_config_in_deploy_form(self, project):
+        project.config.model.backbone.deploy = True
+        self.refused(project, CheckpointError, 'it is in train form and the config is not')
+
+    def test_model_without_a_train_form(self, project, monkeypatch):
+        monkeypatch.setitem(MODELS._module_dict, 'OtherBlock', OtherBlock)
+        project.config.model = dict(type='OtherBlock', deploy=True)
+        project.save(OtherBlock().state_dict())
+        self.refused(project, ConfigError, 'has no train form')
+
+    def test_checkpoint(self, project, tmp_path):
+        project.checkpoint.write_bytes(project.checkpoint.read_bytes()[:999])
+        self.refused(project, CheckpointError, 'it may be cut short')
+        project.checkpoint.unlink()
+        self.refused(project, CheckpointError, 'does not exist')
+
+    def test_existing_files(self, project):
+        for path in (project.out, project.out.with_suffix('.py')):
+            path.write_text('precious')
+            self.refused(project, UserError, f'{path.name} exists: .* --overwrite')
+            assert path.read_text() == 'precious'
+            path.unlink()
+        project.out.write_text('old')
+        project.convert(overwrite=True)
+        assert torch.load(project.out, weights_only=True)
+
+    @pytest.mark.parametrize('name', ['deploy.onnx', 'deploy', 'deploy.py', 'pth'])
+    def test_suffix(self, project, name):
+        project.out = project.folder / name
+        self.refused(project, UserError, r'must end in \.pth')
+
+    def test_sources_are_not_replaced(self, project):
+        project.out = project.folder / '.' / 'epoch_3.pth'
+        self.refused(project, UserError, 'would replace', overwrite=True)
+        config = project.folder / 'deploy.py'
+        config.write_text('precious')
+        project.out = project.folder / 'deploy.pth'
+        options = dict(overwrite=True, source_config=str(config))
+        self.refused(project, UserError, 'would replace', **options)
+        assert config.read_text() == 'precious'
+
+    def test_shape(self, project):
+        self.refused(project, UserError, 'give a fitting --shape', shape=(4, 9, 9))
+        self.refused(
+            project, UserError, 'does not fit into memory', shape=(3, 10**6, 10**6)
+        )
+
+    def test_config(self, project):
+        project.config.model.head.type = 'NoHead'
+        self.refused(project, ConfigError, 'cannot be built .*NoHead')
+        project.config.model.backbone = dict(type='ResNet', depth=18)
+        self.refused(project, ConfigError, 'nothing in this config')
+
+    def test_no_output(self, project, monkeypatch):
+        monkeypatch.setattr(BaseModel, '__call__', lambda *args, **kwargs: 'text')
+        self.refused(project, VerificationError, 'cannot be verified: .*cannot be compared')
+
+    @pytest.mark.parametrize('old', [None, 'old'])
+    def test_failure_while_writing(self, project, monkeypatch, old):
+        def save_half(value, file):
+            Path(file).write_bytes(b'half')
+            raise OSError('No space left on device')
+
+        if old:
+            for path in (project.out, project.out.with_suffix('.py')):
+                path.write_text(old)
+        monkeypatch.setattr(torch, 'save', save_half)
+        self.refused(project, OSError, 'No space left', overwrite=True)
+        assert not old or project.out.read_text() == old
+        assert not old or project.out.with_suffix('.py').read_text() == old
+
+
+def test_no_weights_are_downloaded(tmp_path, monkeypatch):
+    class Downloads(RepVGG):
+        """Gets its weights when it is made, as timm's networks do."""
+
+        def __init__(self, pretrained: str | None = None, **options: Any) -> None:
+            assert pretrained is None
+            super().__init__(**options)
+
+    monkeypatch.setitem(MODELS._module_dict, 'Downloads', Downloads)
+    project = Project(tmp_path)
+    init = dict(type='Pretrained', checkpoint='http://127.0.0.1:9/no.pth')
+    options = dict(type='Downloads', pretrained='http://127.0.0.1:9/no.pth', init_cfg=init)
+    project.config.model.backbone.update(options)
+    assert project.convert().report.switched

@@ -1,0 +1,202 @@
+"""What holds for every module that can be deployed, as assertions."""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mmrep.reparam import branch_by_branch, reparam_blocks, switch_to_deploy
+
+#: Largest relative L2 error by dtype.
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-5,
+    torch.float16: 1e-2,
+    torch.bfloat16: 6e-2,
+}
+
+Tensors = dict[str, Tensor]
+
+
+def tensors_in(values: Any, name: str = 'output') -> Tensors:
+    """The tensors in nested mappings and sequences, by name."""
+    if isinstance(values, Tensor):
+        return {name: values.detach()}
+    items = values.items() if isinstance(values, Mapping) else enumerate(values)
+    return {
+        key: tensor
+        for index, value in items
+        for key, tensor in tensors_in(value, f'{name}.{index}').items()
+    }
+
+
+def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> None:
+    """Compare nested tensors one by one by their relative L2 error.
+
+    The error is relative to the tensor's own norm, or, where that is small, to a
+    thousandth of the norm of all of them: a gradient that is zero on paper is rounding
+    noise in the computer.
+
+    Args:
+        reference: Tensors, of which at least one is not zero.
+        output: The same, but for a small error.
+        tolerance: The largest error. Default: that of the outputs' dtype.
+    """
+    expected, actual = tensors_in(reference), tensors_in(output)
+    assert expected.keys() == actual.keys()
+    overall = math.hypot(*(t.double().norm().item() for t in expected.values()))
+    assert math.isfinite(overall) and overall > 0, 'nothing to compare with'
+    for name, tensor in expected.items():
+        other = actual[name]
+        assert tensor.shape == other.shape, name
+        assert other.isfinite().all(), name
+        allowed = TOLERANCE.get(other.dtype, 0) if tolerance is None else tolerance
+        norm = max(tensor.double().norm().item(), 1e-3 * overall)
+        error = (other.double() - tensor.double()).norm().item() / norm
+        assert error <= allowed, f'{name}: relative error {error:.2e}'
+
+
+def assert_differ(first: Tensor, second: Tensor) -> None:
+    """Two tensors of one shape are far from each other."""
+    assert (first - second).norm() > 1e-3 * first.norm()
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw every parameter and every running statistic, the norms' scales included."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: Tensor) -> Tensor:
+        return torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+
+    for name, tensor in module.named_parameters():
+        if tensor.dim() > 1:
+            width = (3 / tensor[0].numel()) ** 0.5
+            tensor.copy_((2 * draw(tensor) - 1) * width)
+        elif name.endswith('weight'):
+            tensor.copy_(0.5 + draw(tensor))
+        else:
+            tensor.copy_(draw(tensor) - 0.5)
+    for name, tensor in module.named_buffers():
+        if name.endswith('running_var'):
+            tensor.copy_(0.4 + draw(tensor))
+        elif name.endswith('running_mean'):
+            tensor.copy_(draw(tensor) - 0.5)
+    return module
+
+
+def image(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+    """A random input."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def running_statistics(module: nn.Module) -> Tensors:
+    """Copies of the running means and variances."""
+    return {
+        name: tensor.clone()
+        for name, tensor in module.named_buffers()
+        if 'running_' in name
+    }
+
+
+def step(module: nn.Module, x: Tensor) -> dict[str, Tensors]:
+    """Outputs, gradients and running statistics of one forward and backward pass."""
+    module.zero_grad(set_to_none=True)
+    x = x.clone().requires_grad_()
+    outputs = tensors_in(out := module(x))
+    flat = [out] if isinstance(out, Tensor) else list(out)
+    # A sum of outputs has no gradient through a norm: weigh every pixel.
+    sum((y * image(*y.shape, dtype=y.dtype, seed=2)).sum() for y in flat).backward()
+    gradients = {
+        name: parameter.grad
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
+    return {
+        'outputs': outputs,
+        'gradients': {'input': x.grad, **gradients},
+        'statistics': running_statistics(module),
+    }
+
+
+def assert_same_step(reference: dict[str, Tensors], output: dict[str, Tensors]) -> None:
+    """Two :func:`step` did the same."""
+    for part, tensors in reference.items():
+        if tensors or output[part]:
+            assert_same(tensors, output[part])
+
+
+class ConvCounter(TorchFunctionMode):
+    """Counts the convs and poolings that are computed."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, '__name__', '')
+        self.count += name in ('conv2d', 'avg_pool2d')
+        return func(*args, **(kwargs or {}))
+
+
+def count_convs(module: nn.Module, x: Tensor) -> int:
+    """How many convs and poolings a forward pass computes."""
+    with ConvCounter() as counter:
+        module(x)
+    return counter.count
+
+
+@contextmanager
+def always_one_conv(model: nn.Module) -> Iterator[nn.Module]:
+    """Let blocks whose norms use running statistics be one conv, though it may not pay."""
+    blocks = [b for b in reparam_blocks(model).values() if hasattr(b, '_pays')]
+    for block in blocks:
+        block._pays = lambda x: True
+    try:
+        yield model
+    finally:
+        for block in blocks:
+            del block._pays
+
+
+def assert_deploy_equivalent(module: nn.Module, x: Tensor) -> nn.Module:
+    """``module`` and its deploy form are one function, in eval mode.
+
+    Draws the parameters and running statistics, which makes it a test of all of them.
+    Also tests that the train form computes the same by its equivalent kernels.
+
+    Returns:
+        The deploy form, a copy.
+    """
+    randomise(module).eval()
+    with torch.no_grad(), branch_by_branch(module):
+        reference = module(x)
+    with torch.no_grad(), always_one_conv(module):
+        assert_same(reference, module(x))
+    deployed = copy.deepcopy(module)
+    report = switch_to_deploy(deployed)
+    assert report.switched
+    with torch.no_grad():
+        assert_same(reference, deployed(x))
+    for block in reparam_blocks(deployed).values():
+        assert not block.branches()
+        assert not any(hasattr(m, 'running_mean') for m in block.modules())
+    assert not deployed.training
+    return deployed
+
+
+def assert_one_conv_exact(module: nn.Module, x: Tensor) -> None:
+    """The train form by its equivalent kernels has the branches' outputs and gradients."""
+    randomise(module).eval()
+    with branch_by_branch(module):
+        reference = step(module, x)
+        by_branches = count_convs(module, x)
+    with always_one_conv(module):
+        assert_same_step(reference, step(module, x))
+        assert count_convs(module, x) < by_branches
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    assert trained <= reference['gradients'].keys()

@@ -1,0 +1,625 @@
+"""What every block promises, whatever its branches are."""
+
+import copy
+import itertools
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from laws import (
+    always_one_conv,
+    assert_deploy_equivalent,
+    assert_differ,
+    assert_one_conv_exact,
+    assert_same,
+    assert_same_step,
+    count_convs,
+    image,
+    randomise,
+    running_statistics,
+    step,
+)
+from mmcv import ops
+from torch import distributed, nn
+
+from mmrep.models.blocks import ConvNormBlock, DiverseBranchBlock, RepVGGBlock
+from mmrep.models.blocks.base import ReparamBlock
+from mmrep.reparam import NotFoldableError, branch_by_branch, switch_to_deploy
+
+SE = dict(ratio=2, divisor=1)
+SAME = dict(type='Conv2dAdaptivePadding')
+
+#: Blocks between 4 and 4 channels, with ``**options``.
+BLOCKS = {
+    'repvgg': lambda **options: RepVGGBlock(4, 4, **options),
+    'repvgg se': lambda **options: RepVGGBlock(4, 4, **{'se_cfg': SE, **options}),
+    'dbb': lambda **options: DiverseBranchBlock(4, 4, 3, **options),
+    'dbb depthwise': lambda **options: DiverseBranchBlock(4, 4, 3, groups=4, **options),
+    'conv and norm': lambda **options: ConvNormBlock(4, 4, 3, **options),
+}
+FORMS = ('train', 'eval', 'deploy')
+
+every_block = pytest.mark.parametrize('name', BLOCKS)
+every_form = pytest.mark.parametrize('form', FORMS)
+multi_branch = pytest.mark.parametrize('name', [n for n in BLOCKS if n != 'conv and norm'])
+
+
+def build(name: str, form: str = 'train', dtype=torch.float64, **options) -> ReparamBlock:
+    """A drawn block in one of its forms."""
+    block = randomise(BLOCKS[name](**options).to(dtype)).train(form == 'train')
+    if form == 'deploy':
+        block.switch_to_deploy()
+    return block
+
+
+def parts(block: ReparamBlock) -> set[str]:
+    """What a block is made of."""
+    return {child for child, _ in block.named_children()}
+
+
+#: Options that change what a block computes. Each is tried with each block.
+OPTIONS = {
+    'none': {},
+    'stride 2': dict(stride=2),
+    'dilation 2': dict(dilation=2, padding=2),
+    'dilation 1, 2': dict(dilation=(1, 2), padding=(1, 2)),
+    'reflect': dict(padding_mode='reflect'),
+    'replicate': dict(padding_mode='replicate'),
+    'circular': dict(padding_mode='circular'),
+    'reflect, more padding': dict(padding_mode='reflect', padding=2),
+    'circular, less padding': dict(padding_mode='circular', padding=0),
+    'no padding': dict(padding=0),
+    'more padding': dict(padding=2),
+    'other padding per side': dict(padding=(0, 3)),
+    'dilation without padding': dict(dilation=2, padding=1),
+    'se before act': dict(se_cfg=SE, act_cfg=dict(type='ReLU')),
+    'se after act': dict(
+        se_cfg=SE, se_position='after_act', act_cfg=dict(type='LeakyReLU')
+    ),
+    'no act': dict(act_cfg=None),
+    'act without in place': dict(act_cfg=dict(type='GELU')),
+    'act with parameters': dict(act_cfg=dict(type='PReLU')),
+    'BN2d': dict(norm_cfg=dict(type='BN2d')),
+    'SyncBN': dict(norm_cfg=dict(type='SyncBN', requires_grad=True)),
+    'norm without scale': dict(norm_cfg=dict(type='BN', affine=False)),
+    'eps': dict(norm_cfg=dict(type='BN', eps=0.3)),
+    'momentum': dict(norm_cfg=dict(type='BN', momentum=0.5)),
+    'frozen norm': dict(norm_cfg=dict(type='BN', requires_grad=False)),
+    'with_cp': dict(with_cp=True),
+    "mmcv's conv": dict(conv_cfg=dict(type='Conv')),
+}
+
+
+@every_block
+@pytest.mark.parametrize('option', OPTIONS)
+def test_deploy_form(name, option):
+    block = BLOCKS[name](**OPTIONS[option]).double()
+    deployed = assert_deploy_equivalent(block, image(2, 4, 8, 9))
+    # A model that is built in deploy form has the same keys.
+    built = BLOCKS[name](**OPTIONS[option], deploy=True).double().eval()
+    built.load_state_dict(deployed.state_dict())
+    x = image(1, 4, 9, 8)
+    assert_same(deployed(x), built(x))
+    assert parts(built) == parts(deployed)
+
+
+@multi_branch
+@pytest.mark.parametrize('option', OPTIONS)
+def test_one_conv_in_the_train_form(name, option):
+    """Where no norm uses the batch: the same outputs and gradients to all branches."""
+    assert_one_conv_exact(BLOCKS[name](**OPTIONS[option]).double(), image(2, 4, 8, 9))
+
+
+@every_block
+def test_float32(name):
+    assert_deploy_equivalent(BLOCKS[name](), image(2, 4, 8, 9, dtype=torch.float32))
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """A world of one process, without which mmcv's own SyncBN is not built."""
+    distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+@multi_branch
+def test_mmcvs_own_sync_bn(process_group, name):
+    block, x = BLOCKS[name](norm_cfg=dict(type='MMSyncBN')).double(), image(2, 4, 8, 9)
+    assert any(isinstance(module, ops.SyncBatchNorm) for module in block.modules())
+    assert_one_conv_exact(block, x)
+    with branch_by_branch(block):
+        expected = block(x)
+    block.switch_to_deploy()
+    assert_same(expected, block(x))
+
+
+class TestOneConv:
+    x = image(4, 4, 16, 16)
+
+    def test_is_used_where_it_pays(self):
+        block = build('repvgg', 'eval')
+        assert count_convs(block, self.x) == 1
+        wide = RepVGGBlock(64, 64).double().eval()
+        assert count_convs(wide, image(1, 64, 2, 2)) == 2
+
+    @pytest.mark.parametrize('form', ['train', 'eval'])
+    def test_can_be_forbidden(self, form):
+        block = build('repvgg', form, one_conv=False)
+        with always_one_conv(block):
+            assert count_convs(block, self.x) == 2
+
+    def test_norm_eval_while_training(self):
+        block = build('dbb').train()
+        for module in block.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        with branch_by_branch(block):
+            reference = step(block, self.x)
+        assert count_convs(block, self.x) == 1
+        assert_same_step(reference, step(block, self.x))
+
+    @multi_branch
+    def test_not_where_one_norm_uses_the_batch(self, name):
+        for norm in ('branch_norm', 'branch_avg.norm2', 'branch_1x1_kxk.norm1'):
+            block = build(name, 'eval')
+            if norm not in dict(block.named_modules()):
+                continue
+            block.get_submodule(norm).train()
+            before = running_statistics(block)
+            with always_one_conv(block):
+                output = step(block, self.x)
+            assert_differ(
+                before[f'{norm}.running_mean'], output['statistics'][f'{norm}.running_mean']
+            )
+            twin = build(name, 'eval', one_conv=False)
+            twin.get_submodule(norm).train()
+            assert_same_step(step(twin, self.x), output)
+
+    def test_a_frozen_block_passes_the_gradient_on(self):
+        block = build('dbb', 'eval').requires_grad_(False)
+        with branch_by_branch(block):
+            reference = step(block, self.x)
+        assert reference['gradients'].keys() == {'input'}
+        assert_same_step(reference, step(block, self.x))
+
+    @pytest.mark.parametrize('kind', ['data', 'in place', 'load_state_dict', 'optimizer'])
+    @multi_branch
+    def test_follows_every_change(self, name, kind):
+        """Nothing is cached: a change by any door shows in the next forward pass."""
+        block = build(name, 'eval')
+        tensors = dict(block.named_parameters()) | running_statistics_by_reference(block)
+        other = build(name, 'eval')
+        randomise(other, seed=7)
+        with always_one_conv(block), torch.no_grad():
+            before = block(self.x)
+            if kind == 'data':
+                for key, tensor in tensors.items():
+                    tensor.data = other.state_dict()[key].clone()
+            elif kind == 'in place':
+                for key, tensor in tensors.items():
+                    tensor.copy_(other.state_dict()[key])
+            elif kind == 'load_state_dict':
+                block.load_state_dict(other.state_dict())
+            else:
+                for key, parameter in block.named_parameters():
+                    parameter.grad = parameter - other.state_dict()[key]
+                torch.optim.SGD(block.parameters(), lr=1.0).step()
+                block.load_state_dict(
+                    {k: v for k, v in other.state_dict().items() if 'running' in k},
+                    strict=False,
+                )
+            after = block(self.x)
+        assert_differ(before, after)
+        with torch.no_grad(), branch_by_branch(other):
+            assert_same(other(self.x), after)
+
+
+def running_statistics_by_reference(block: nn.Module) -> dict[str, torch.Tensor]:
+    """The running statistics themselves."""
+    return {key: b for key, b in block.named_buffers() if 'running' in key}
+
+
+class TestEquivalentKernelBias:
+    @every_block
+    def test_is_pure_and_differentiable(self, name):
+        block = build(name)
+        state = copy.deepcopy(block.state_dict())
+        weight, bias = block.equivalent_kernel_bias()
+        (weight.square().sum() + bias.square().sum()).backward()
+        assert_same(state, block.state_dict(), tolerance=0)
+        for branch in block.branches().values():
+            assert all(p.grad.norm() > 0 for p in branch.parameters())
+        assert block.training
+
+    @every_block
+    @every_form
+    def test_is_the_conv(self, name, form):
+        block = build(name, 'eval')
+        x = image(2, 4, 6, 7)
+        with branch_by_branch(block):
+            expected = sum(branch(x) for branch in block.branches().values())
+        if form == 'deploy':
+            block.switch_to_deploy()
+        weight, bias = block.equivalent_kernel_bias()
+        groups = 4 if name == 'dbb depthwise' else 1
+        assert weight.shape == (4, 4 // groups, 3, 3)
+        y = torch.nn.functional.conv2d(x, weight, bias, padding=1, groups=groups)
+        assert_same(expected, y)
+
+    @every_form
+    def test_has_the_dtype_and_device_asked_for(self, form):
+        block = build('dbb', form, dtype=torch.float32)
+        for tensor in block.equivalent_kernel_bias(dtype=torch.float64, device='meta'):
+            assert tensor.dtype == torch.float64
+            assert tensor.is_meta
+
+    def test_is_not_touched_by_autocast(self):
+        block = build('dbb', dtype=torch.float32)
+        expected = block.equivalent_kernel_bias()
+        with torch.autocast('cpu', torch.bfloat16):
+            inside = block.equivalent_kernel_bias()
+        assert all(map(torch.equal, expected, inside))
+
+
+@every_block
+class TestSwitch:
+    def test_leaves_the_conv_the_se_layer_and_the_act(self, name):
+        block = build(name, 'deploy', act_cfg=dict(type='ReLU'))
+        expected = {'branch_reparam', 'act'}
+        assert parts(block) == expected | ({'se_layer'} if block.se_cfg else set())
+        assert block.deploy
+        assert block.branches() == {}
+
+    def test_copies_the_geometry(self, name):
+        options = dict(padding_mode='reflect', stride=(1, 2), padding=(2, 3), dilation=2)
+        conv = build(name, 'deploy', **options).branch_reparam
+        assert conv.padding_mode == 'reflect'
+        assert conv.stride == (1, 2)
+        assert conv.padding == (2, 3)
+        assert conv.dilation == (2, 2)
+        assert conv.groups == (4 if name == 'dbb depthwise' else 1)
+        assert conv.bias is not None
+
+    @pytest.mark.parametrize('training', [True, False])
+    @pytest.mark.parametrize('requires_grad', [True, False])
+    def test_keeps_mode_and_requires_grad(self, name, training, requires_grad):
+        block = build(name).train(training).requires_grad_(requires_grad)
+        block.switch_to_deploy()
+        assert {m.training for m in block.modules()} == {training}
+        assert {p.requires_grad for p in block.parameters()} == {requires_grad}
+        assert all(p.is_leaf for p in block.parameters())
+
+    def test_of_what_cannot_be_fused_changes_nothing(self, name):
+        block = BLOCKS[name](norm_cfg=dict(type='GN', num_groups=2))
+        before = parts(block)
+        with pytest.raises(
+            NotFoldableError, match=r'^branch_\w+: GroupNorm without running'
+        ):
+            block.switch_to_deploy()
+        assert parts(block) == before
+        assert not block.deploy
+
+    @pytest.mark.parametrize(
+        'norm_cfg',
+        [dict(type='GN', num_groups=2), dict(type='BN', track_running_stats=False)],
+    )
+    def test_what_cannot_be_fused_trains_by_branches(self, name, norm_cfg):
+        block = randomise(BLOCKS[name](norm_cfg=norm_cfg).double())
+        assert not block.foldable
+        x = image(2, 4, 8, 8)
+        for mode in (True, False):
+            outcome = step(block.train(mode), x)
+            trained = dict(block.named_parameters()).keys()
+            assert outcome['gradients'].keys() == trained | {'input'}
+        with branch_by_branch(block):
+            assert_same(block(x), outcome['outputs']['output'])
+
+
+@pytest.mark.parametrize('conv_type', ['ConvWS', 'ConvAWS', 'DCN'])
+def test_convs_whose_kernel_is_not_their_weight(conv_type):
+    """Such a block can be trained, not fused, and not be built in deploy form."""
+    cfg = dict(conv_cfg=dict(type=conv_type))
+    block = ConvNormBlock(4, 4, 3, **cfg)
+    assert step(block, image(2, 4, 6, 6, dtype=torch.float32))['gradients']
+    with pytest.raises(NotFoldableError, match=r'does not convolve|is no conv with'):
+        block.switch_to_deploy()
+    if conv_type != 'DCN':  # which has no bias
+        with pytest.raises(NotFoldableError, match=r'^deploy=True is impossible: '):
+            ConvNormBlock(4, 4, 3, deploy=True, **cfg)
+
+
+class TestAdaptivePadding:
+    """TensorFlow's 'SAME': where the taps lie depends on the size of the input."""
+
+    @pytest.mark.parametrize('name', [n for n in BLOCKS if n != 'conv and norm'])
+    @pytest.mark.parametrize('size', [(8, 8), (7, 7), (8, 7), (7, 8)], ids=str)
+    @pytest.mark.parametrize('stride', [1, 2, 3])
+    def test_deploy_form(self, name, size, stride):
+        block = BLOCKS[name](stride=stride, conv_cfg=SAME).double()
+        x = image(2, 4, *size)
+        assert_one_conv_exact(block, x)
+        assert_deploy_equivalent(block, x)
+
+    @pytest.mark.parametrize('kernel_size', [1, 3, 5, 7])
+    @pytest.mark.parametrize('stride', [1, 2])
+    def test_kernels(self, kernel_size, stride):
+        for size in (9, 10):
+            block = DiverseBranchBlock(4, 6, kernel_size, stride=stride, conv_cfg=SAME)
+            assert_deploy_equivalent(block.double(), image(2, 4, size, size))
+
+    @every_block
+    def test_other_parity_is_an_error_once_fused(self, name):
+        block = build(name, 'eval', stride=2, conv_cfg=SAME)
+        expected = block(image(1, 4, 8, 8))
+        deployed = copy.deepcopy(block)
+        deployed.switch_to_deploy()
+        built = BLOCKS[name](stride=2, conv_cfg=SAME, deploy=True).double()
+        built.load_state_dict(deployed.state_dict())
+        for form in (deployed, built, copy.deepcopy(deployed)):
+            assert_same(expected, form(image(1, 4, 8, 8)))
+            assert form(image(1, 4, 6, 10)).shape == (1, 4, 3, 5)
+            with pytest.raises(
+                ValueError, match=r'fused for inputs that .*\(7, 8\) shifts'
+            ):
+                form(image(1, 4, 7, 8))
+        assert_same(block(image(1, 4, 8, 8)), expected)
+
+    @pytest.mark.parametrize('padding', [0, 2])
+    @pytest.mark.parametrize('stride', [1, 2])
+    def test_padding_has_no_say(self, padding, stride):
+        """The conv ignores the argument, and so do the other branches."""
+        x = image(2, 4, 8, 7)
+        for block in (RepVGGBlock, DiverseBranchBlock):
+            options = dict(stride=stride, conv_cfg=SAME)
+            moved = block(4, 4, padding=padding, **options).double()
+            deployed = assert_deploy_equivalent(moved, x)
+            usual = assert_deploy_equivalent(block(4, 4, padding=1, **options).double(), x)
+            assert deployed(x).shape == usual(x).shape
+
+    def test_same_tap_is_no_error(self):
+        """With stride 1 every size has the same pad."""
+        block = build('repvgg', 'eval', conv_cfg=SAME)
+        expected = [block(image(1, 4, size, size)) for size in (7, 8)]
+        block.switch_to_deploy()
+        assert_same(expected, [block(image(1, 4, size, size)) for size in (7, 8)])
+
+    def test_needs_the_size_once(self):
+        block = build('repvgg', 'eval', stride=2, conv_cfg=SAME)
+        with pytest.raises(NotFoldableError, match='run one forward pass first'):
+            block.switch_to_deploy()
+        sizes = [block.equivalent_kernel_bias(size)[0] for size in [(8, 8), (7, 7)]]
+        assert_differ(*sizes)
+        block(image(1, 4, 8, 8))
+        assert torch.equal(block.equivalent_kernel_bias()[0], sizes[0])
+        block.switch_to_deploy()
+
+
+@every_block
+class TestCheckpointing:
+    """``with_cp``: less memory, and nothing else."""
+
+    @pytest.mark.parametrize('training', [True, False])
+    @pytest.mark.parametrize('one_conv', [True, False])
+    def test_changes_nothing(self, name, training, one_conv):
+        x = image(2, 4, 8, 9)
+        plain, saving = (
+            build(name, with_cp=cp, one_conv=one_conv).train(training)
+            for cp in (False, True)
+        )
+        for _ in range(2):
+            assert_same_step(step(plain, x), step(saving, x))
+        assert_same(plain.state_dict(), saving.state_dict())
+        saved = running_statistics(saving)
+        with torch.no_grad():
+            assert_same(plain(x), saving(x))
+        if training:
+            assert not all(
+                map(torch.equal, saved.values(), running_statistics(saving).values())
+            )
+
+    def test_input_needs_no_gradient(self, name):
+        block = build(name, with_cp=True)
+        block(image(2, 4, 8, 8)).sum().backward()
+        assert all(p.grad is not None for p in block.parameters())
+
+    def test_saves_memory(self, name):
+        """The input, which others hold, and what the act keeps are all that is kept."""
+        x = image(4, 4, 32, 32).requires_grad_()
+        plain, saving = (saved_maps(build(name, with_cp=cp), x) for cp in (False, True))
+        assert saving <= 2
+        assert plain >= 3
+
+
+def saved_maps(block: nn.Module, x: torch.Tensor) -> float:
+    """How many tensors of the input's size a forward pass keeps for the backward pass."""
+    total = 0
+
+    def keep(tensor):
+        nonlocal total
+        total += tensor.numel() / x.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(x)
+    return total
+
+
+old_torch = tuple(map(int, torch.__version__.split('.')[:2])) < (2, 5)
+
+
+@every_block
+@every_form
+class TestLife:
+    """What happens to a module in use."""
+
+    @pytest.mark.parametrize(
+        'dtype',
+        [
+            torch.bfloat16,
+            pytest.param(
+                torch.float16,
+                marks=pytest.mark.skipif(old_torch, reason='no half precision on the CPU'),
+            ),
+        ],
+        ids=str,
+    )
+    def test_half_precision(self, name, form, dtype):
+        x = image(4, 4, 16, 16)
+        expected = build(name, form)(x)
+        block = build(name, form, dtype=torch.float32).to(dtype)
+        output = block(x.to(dtype))
+        assert output.dtype == dtype
+        assert_same(expected, output)
+
+    def test_autocast(self, name, form):
+        x = image(4, 4, 16, 16, dtype=torch.float32)
+        expected = build(name, form)(x.double())
+        block = build(name, form, dtype=torch.float32)
+        with torch.autocast('cpu', torch.bfloat16):
+            output = block(x)
+        assert_same(expected, output, tolerance=0.06)
+
+    def test_channels_last(self, name, form):
+        x = image(2, 4, 8, 9)
+        expected = build(name, form)(x)
+        block = build(name, form).to(memory_format=torch.channels_last)
+        output = block(x.to(memory_format=torch.channels_last))
+        assert output.is_contiguous(memory_format=torch.channels_last)
+        assert_same(expected, output)
+
+    @pytest.mark.parametrize(
+        'duplicate',
+        [copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))],
+        ids=['deepcopy', 'pickle'],
+    )
+    def test_copies(self, name, form, duplicate):
+        block, x = build(name, form), image(2, 4, 8, 8)
+        twin = duplicate(block)
+        assert_same(block(x), twin(x))
+        randomise(block, seed=5)
+        assert_differ(block(x), twin(x))
+        if form != 'deploy':
+            expected = twin.eval()(x)
+            twin.switch_to_deploy()
+            assert_same(expected, twin(x))
+            assert not block.deploy
+
+    def test_compile(self, name, form):
+        x = image(2, 4, 8, 8)
+        torch._dynamo.reset()
+        block = build(name, form)
+        # The compiler of torch 2.1 does not know zip(strict=True): it breaks the graph.
+        whole = not torch.__version__.startswith('2.1.')
+        compiled = torch.compile(copy.deepcopy(block), fullgraph=whole, backend='eager')
+        assert_same_step(step(block, x), step_of_compiled(compiled, x))
+
+    def test_meta_device(self, name, form):
+        """A shape and a count of parameters cost nothing."""
+        with torch.device('meta'):
+            block = BLOCKS[name](deploy=form == 'deploy').train(form == 'train')
+            output = block(torch.empty(2, 4, 8, 8))
+        assert output.shape == (2, 4, 8, 8)
+        assert output.is_meta
+        block.switch_to_deploy()
+        assert all(p.is_meta for p in block.parameters())
+
+
+@every_block
+@pytest.mark.parametrize('form', ['eval', 'deploy'])
+class TestExport:
+    """To other programs, in eval mode."""
+
+    def test_trace(self, name, form):
+        block = build(name, form)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            traced = torch.jit.trace(block, image(2, 4, 8, 8))
+        x = image(2, 4, 8, 8, seed=9)
+        assert_same(block(x), traced(x))
+
+    @pytest.mark.skipif(old_torch, reason='torch.export is young there')
+    def test_export(self, name, form):
+        block = build(name, form)
+        exported = torch.export.export(block, (image(2, 4, 8, 8),)).module()
+        x = image(2, 4, 8, 8, seed=9)
+        assert_same(block(x), exported(x))
+
+
+def step_of_compiled(compiled: nn.Module, x: torch.Tensor) -> dict:
+    """:func:`laws.step`, with the names that the module had before."""
+    outcome = step(compiled, x)
+    for part in ('gradients', 'statistics'):
+        outcome[part] = {k.removeprefix('_orig_mod.'): v for k, v in outcome[part].items()}
+    return outcome
+
+
+class TestSE:
+    def test_comes_before_the_act(self):
+        """As in RepVGG-D2se."""
+        block, x = build('repvgg se', 'eval'), image(2, 4, 6, 6)
+        assert_same(block.se_layer(block.linear(x)).relu(), block(x))
+
+    def test_or_after_it(self):
+        """As in RepVGGplus."""
+        act_cfg = dict(type='LeakyReLU', negative_slope=-0.5)
+        block = build('repvgg se', 'eval', se_position='after_act', act_cfg=act_cfg)
+        x = image(2, 4, 6, 6)
+        linear = block.linear(x)
+        expected = block.se_layer(nn.functional.leaky_relu(linear, -0.5))
+        assert_same(expected, block(x))
+        assert_differ(block.se_layer(linear), block(x))
+
+    @pytest.mark.parametrize(
+        ('options', 'error', 'message'),
+        [
+            (dict(se_cfg=True), TypeError, 'se_cfg must be a dict or None, not True'),
+            (
+                dict(se_position='first'),
+                ValueError,
+                "'before_act' or 'after_act', not 'first'",
+            ),
+        ],
+        ids=['se_cfg', 'se_position'],
+    )
+    def test_refuses(self, options, error, message):
+        with pytest.raises(error, match=message):
+            RepVGGBlock(4, 4, **options)
+
+
+@pytest.mark.parametrize(
+    'names', list(itertools.permutations(('rows', 'columns', 'shortcut')))
+)
+def test_a_new_block_costs_its_branches(names):
+    """The promise of the design: no fuse code in a new type of block."""
+
+    class Cross(ReparamBlock):
+        branch_names = names
+
+        def build_branches(self, main_conv):
+            rows = self.build_conv((1, 3), padding=(0, 1), bias=True)
+            self.rows = self.conv_norm(rows)
+            self.columns = self.build_conv((3, 1), padding=(1, 0), bias=True)
+            self.shortcut = nn.Identity()
+
+    assert_deploy_equivalent(Cross(4, 4, 3).double(), image(2, 4, 7, 7))
+    assert_one_conv_exact(Cross(4, 4, 3).double(), image(2, 4, 7, 7))
+
+
+@pytest.mark.parametrize('name', ['repvgg', 'dbb'])
+def test_two_blocks_in_a_row(name):
+    """In-place operations of one block leave the other's gradients right."""
+    chain = nn.Sequential(build(name, act_cfg=dict(type='ReLU')), build(name))
+    twin = copy.deepcopy(chain)
+    for block in twin:
+        if block.act is not None:
+            block.act = nn.ReLU(inplace=False)
+    x = image(2, 4, 7, 7)
+    assert_same_step(step(twin, x), step(chain, x))
+    report = switch_to_deploy(chain.eval())
+    assert report.switched == ['0', '1']
+    assert math.isclose(report.params_after, 2 * (4 * 4 * 9 + 4))

@@ -1,0 +1,232 @@
+import copy
+
+import pytest
+import torch
+from laws import assert_differ, assert_same, image, randomise
+from mmpretrain.models.backbones.repvgg import RepVGG as MMPretrainRepVGG
+from torch import nn
+
+from mmrep.models.backbones import DBBResNet, RepVGG
+from mmrep.models.blocks import ConvNormBlock, DiverseBranchBlock, RepVGGBlock
+from mmrep.reparam import (
+    NotFoldableError,
+    count_parameters,
+    fuse_conv_norm,
+    reparam_blocks,
+    switch_to_deploy,
+)
+
+ARCH = dict(
+    num_blocks=(1, 2), width_factor=(1, 1), group_layer_map={2: 2}, se_cfg=dict(ratio=4)
+)
+ARCH_BLOCKS = ['stem', 'stage_1.0', 'stage_2.0', 'stage_2.1']
+
+
+def network(**options) -> nn.Module:
+    """Blocks of every type between other layers."""
+    return randomise(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            RepVGGBlock(4, 4, **options),
+            nn.Sequential(nn.ReLU(), DiverseBranchBlock(4, 6, 3, stride=2)),
+            ConvNormBlock(6, 6, 5, groups=6),
+        )
+    )
+
+
+BLOCK_NAMES = ['1', '2.1', '3']
+
+
+def test_equals_and_reports():
+    model = network().eval().double()
+    x = image(2, 3, 9, 9)
+    expected, before = model(x), count_parameters(model)
+    report = switch_to_deploy(model)
+    assert_same(expected, model(x))
+    assert report.switched == BLOCK_NAMES
+    assert report.deployed == []
+    assert report.params_before == before
+    assert report.params_after == sum(p.numel() for p in model.parameters()) < before
+    assert {name for name, _ in model[1].named_children()} == {'branch_reparam', 'act'}
+
+
+def test_is_idempotent():
+    model = network()
+    switch_to_deploy(model)
+    state = copy.deepcopy(model.state_dict())
+    report = switch_to_deploy(model)
+    assert (report.switched, report.deployed) == ([], BLOCK_NAMES)
+    assert report.params_before == report.params_after
+    assert_same(state, model.state_dict(), tolerance=0)
+    for block in reparam_blocks(model).values():
+        conv = block.branch_reparam
+        block.switch_to_deploy()
+        assert block.branch_reparam is conv
+
+
+@pytest.mark.parametrize(
+    ('position', 'channels', 'options', 'message'),
+    [
+        (
+            0,
+            3,
+            dict(norm_cfg=dict(type='GN', num_groups=3)),
+            'branch_3x3: GroupNorm without',
+        ),
+        (4, 6, dict(conv_cfg=dict(type='ConvWS')), 'ConvWS2d does not convolve with its'),
+        (
+            4,
+            6,
+            dict(conv_cfg=dict(type='Conv2dAdaptivePadding'), stride=2),
+            'branch_3x3: .*run one forward pass first',
+        ),
+    ],
+    ids=['first', 'last', 'size not known'],
+)
+def test_all_or_nothing(position, channels, options, message):
+    """An unfoldable block anywhere leaves all the others as they are."""
+    model = network()
+    model.insert(position, RepVGGBlock(channels, channels, **options))
+    state = copy.deepcopy(model.state_dict())
+    modules = [name for name, _ in model.named_modules()]
+    with pytest.raises(NotFoldableError, match=rf'^{position}\.{message}'):
+        switch_to_deploy(model)
+    assert [name for name, _ in model.named_modules()] == modules
+    assert_same(state, model.state_dict(), tolerance=0)
+    assert not any(block.deploy for block in reparam_blocks(model).values())
+
+
+def test_error_of_a_lone_block_names_its_type():
+    block = RepVGGBlock(4, 4, norm_cfg=dict(type='GN', num_groups=2))
+    with pytest.raises(NotFoldableError, match=r'^RepVGGBlock.branch_3x3: GroupNorm'):
+        switch_to_deploy(block)
+    with pytest.raises(NotFoldableError, match=r'^branch_3x3: GroupNorm'):
+        block.switch_to_deploy()
+    assert block.branches()
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_keeps_the_mode(training):
+    model = network().train(training)
+    switch_to_deploy(model)
+    assert {module.training for module in model.modules()} == {training}
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_keeps_the_dtype(dtype):
+    model = network().to(dtype)
+    switch_to_deploy(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+def test_keeps_the_device():
+    model = network().to('meta')
+    switch_to_deploy(model)
+    assert {parameter.device.type for parameter in model.parameters()} == {'meta'}
+
+
+@pytest.mark.parametrize('requires_grad', [True, False])
+def test_keeps_requires_grad(requires_grad):
+    """A frozen block stays frozen, and the others can be trained."""
+    model = network()
+    model[1].requires_grad_(requires_grad)
+    switch_to_deploy(model)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert flags.pop('1.branch_reparam.weight') is requires_grad
+    assert flags.pop('1.branch_reparam.bias') is requires_grad
+    assert all(flags.values())
+
+
+def test_deployed_model_can_be_tuned():
+    model = network().train()
+    switch_to_deploy(model)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(image(2, 3, 8, 8, dtype=torch.float32)).square().mean().backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(before[name], parameter), name
+
+
+def test_fuses_in_float64():
+    """A float32 model's kernel is off by its last rounding alone."""
+    block = randomise(RepVGGBlock(16, 16))
+    exact, _ = copy.deepcopy(block).double().equivalent_kernel_bias()
+    block.switch_to_deploy()
+    assert torch.equal(block.branch_reparam.weight, exact.float())
+
+
+def test_blocks_are_innermost():
+    model = nn.ModuleDict({'backbone': RepVGG(ARCH, 3, 4, (1,)), 'head': nn.ReLU()})
+    names = list(reparam_blocks(model))
+    assert names == [
+        f'backbone.{n}' for n in ('stem', 'stage_1.0', 'stage_2.0', 'stage_2.1')
+    ]
+    plain = DBBResNet(18, base_channels=4, block_cfg=None)
+    assert reparam_blocks(plain) == {}
+
+
+def test_body_carries_the_flag():
+    model = nn.ModuleDict({'backbone': RepVGG(ARCH, 3, 4, (1,))})
+    switch_to_deploy(model)
+    assert model['backbone'].deploy
+
+
+def test_mmpretrains_blocks():
+    """Blocks of other packages are switched by their own method."""
+    model = MMPretrainRepVGG(ARCH | {'se_cfg': None}, 3, 4, (1,), (2, 2), (1, 1))
+    model.double()
+    randomise(model).train(False)
+    x = image(1, 3, 16, 16)
+    expected = model(x)
+    report = switch_to_deploy(model)
+    assert report.switched == ARCH_BLOCKS
+    assert report.params_after < report.params_before
+    assert model.deploy
+    assert_same(expected, model(x))
+    assert switch_to_deploy(model).deployed == report.switched
+
+
+class TestFuseConvNorm:
+    @pytest.mark.parametrize(
+        'options',
+        [
+            dict(kernel_size=3, padding=1),
+            dict(kernel_size=(3, 5), stride=2, dilation=2, groups=2, bias=False),
+            dict(kernel_size=3, padding=1, padding_mode='reflect'),
+            dict(kernel_size=3, padding='same'),
+        ],
+        ids=str,
+    )
+    def test_equals(self, options):
+        unit = nn.Sequential(nn.Conv2d(4, 6, **options), nn.BatchNorm2d(6))
+        unit = randomise(unit.double()).eval()
+        state = copy.deepcopy(unit.state_dict())
+        x = image(2, 4, 13, 13)
+        fused = fuse_conv_norm(*unit)
+        assert type(fused) is nn.Conv2d
+        assert_same(unit(x), fused(x))
+        assert_differ(unit[0].weight, fused.weight)
+        assert_same(state, unit.state_dict(), tolerance=0)
+
+    @pytest.mark.parametrize('requires_grad', [True, False])
+    def test_keeps_mode_dtype_and_requires_grad(self, requires_grad):
+        conv = nn.Conv2d(2, 2, 1, bias=False).half().requires_grad_(requires_grad)
+        fused = fuse_conv_norm(conv.eval(), nn.BatchNorm2d(2))
+        for parameter in (fused.weight, fused.bias):
+            assert parameter.dtype == torch.float16
+            assert parameter.requires_grad is requires_grad
+        assert not fused.training
+
+    @pytest.mark.parametrize(
+        ('conv', 'norm'),
+        [
+            (nn.Conv2d(2, 2, 1), nn.GroupNorm(1, 2)),
+            (nn.Conv2d(2, 2, 1), nn.ReLU()),
+            (nn.AvgPool2d(2), nn.BatchNorm2d(2)),
+            (nn.ReLU(), nn.Identity()),
+        ],
+        ids=['group norm', 'activation', 'pooling', 'no conv'],
+    )
+    def test_none_where_they_are_not_one_conv(self, conv, norm):
+        assert fuse_conv_norm(conv, norm) is None

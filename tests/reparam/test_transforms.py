@@ -1,0 +1,304 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from geometries import conv_options, span
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import assert_same, image
+from torch import Tensor
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from mmrep.reparam import (
+    add_branches,
+    average_kernel,
+    concat_depth,
+    constant_response,
+    fuse_bn,
+    identity_kernel,
+    merge_1x1_kxk,
+    pad_kernel,
+)
+
+some = st.booleans()
+ZEROS = ('zeros',)
+
+
+class Conv:
+    """A conv of drawn tensors and geometry, with its input."""
+
+    def __init__(self, options: dict, bias: bool = True, seed: int = 0) -> None:
+        outs, self.groups = options['out_channels'], options['groups']
+        ins = options['in_channels'] // self.groups
+        self.weight = image(outs, ins, *options['kernel_size'], seed=10 + seed)
+        self.bias = image(outs, seed=20 + seed) if bias else None
+        self.x = image(2, options['in_channels'], *options['size'])
+        self.place = {k: options[k] for k in ('stride', 'padding', 'dilation')}
+
+    def __call__(
+        self, weight: Tensor | None = None, bias: Tensor | None = None, **place
+    ) -> Tensor:
+        if weight is None:
+            weight, bias = self.weight, self.bias
+        place = {**self.place, **place}
+        return F.conv2d(self.x, weight, bias, groups=self.groups, **place)
+
+
+def batch_norm(channels: int, affine: bool = True) -> dict[str, Tensor | float | None]:
+    """The drawn tensors of a batch norm, as ``fuse_bn`` names them."""
+    return dict(
+        mean=image(channels, seed=30),
+        var=image(channels, seed=31).square() + 0.1,
+        eps=0.07,
+        gamma=image(channels, seed=32) if affine else None,
+        beta=image(channels, seed=33) if affine else None,
+    )
+
+
+@given(conv_options(padding_modes=ZEROS), some, some)
+def test_fuse_bn(options, bias, affine):
+    conv, norm = Conv(options, bias), batch_norm(options['out_channels'], affine)
+    mean, var, eps, gamma, beta = norm.values()
+    expected = F.batch_norm(conv(), mean, var, gamma, beta, eps=eps)
+    fused = fuse_bn(conv.weight, conv.bias, **norm)
+    assert_same(expected, conv(*fused))
+    oracle = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, eps, gamma, beta)
+    assert_same(oracle, fused)
+
+
+@given(conv_options(padding_modes=ZEROS), st.integers(1, 4))
+def test_add_branches(options, count):
+    convs = [Conv(options, seed=seed) for seed in range(count)]
+    merged = add_branches([(conv.weight, conv.bias) for conv in convs])
+    assert_same(sum(conv() for conv in convs), convs[0](*merged))
+
+
+@given(conv_options(padding_modes=ZEROS), some, some, st.integers(1, 3))
+def test_merge_1x1_kxk(options, bias1, bias2, factor):
+    groups = options['groups']
+    mid = factor * groups
+    first = Conv({**options, 'out_channels': mid, 'kernel_size': (1, 1)}, bias1)
+    second = Conv({**options, 'in_channels': mid}, bias2, seed=1)
+    u = F.conv2d(first.x, first.weight, first.bias, groups=groups)
+    # Padded with what the 1x1 conv makes of a zero.
+    rows, columns = options['padding']
+    shift = 0 if first.bias is None else first.bias.reshape(1, -1, 1, 1)
+    second.x = F.pad(u - shift, (columns, columns, rows, rows)) + shift
+    merged = merge_1x1_kxk(first.weight, first.bias, second.weight, second.bias, groups)
+    assert_same(second(padding=0), first(*merged))
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'groups'),
+    [
+        ((4, 3, 3, 3), (2, 4, 3, 3), 1),
+        ((4, 3, 1, 1), (2, 3, 3, 3), 1),
+        ((4, 3, 1, 1), (2, 4, 3, 3), 2),
+        ((4, 3, 1, 1), (3, 2, 3, 3), 2),
+    ],
+    ids=['first is no 1x1', 'channels', 'groups', 'outputs and groups'],
+)
+def test_merge_refuses_what_does_not_chain(first, second, groups):
+    with pytest.raises(ValueError, match=rf'cannot merge a kernel \({first[0]}, .*groups'):
+        merge_1x1_kxk(torch.ones(first), None, torch.ones(second), None, groups)
+
+
+@given(conv_options(padding_modes=ZEROS))
+def test_concat_depth(options):
+    options['groups'] = 1
+    convs = [Conv(options, seed=seed) for seed in range(3)]
+    merged = concat_depth([(conv.weight, conv.bias) for conv in convs])
+    assert_same(torch.cat([conv() for conv in convs], 1), convs[0](*merged))
+
+
+@given(conv_options(padding_modes=ZEROS))
+def test_average_kernel(options):
+    conv = Conv(options)
+    channels, groups = options['in_channels'], options['groups']
+    weight = average_kernel(channels, options['kernel_size'], groups, torch.float64)
+    # unfold lists the pixels under every tap.
+    place = conv.place | {'kernel_size': options['kernel_size']}
+    taps = F.unfold(conv.x, **place).unflatten(1, (channels, -1))
+    assert_same(taps.mean(2), conv(weight).flatten(2))
+
+
+@given(conv_options(padding_modes=ZEROS))
+def test_identity_kernel(options):
+    channels, groups = options['in_channels'], options['groups']
+    x = image(2, channels, *options['size'])
+    weight = identity_kernel(channels, groups, torch.float64)
+    assert weight.shape == (channels, channels // groups, 1, 1)
+    assert torch.equal(F.conv2d(x, weight, groups=groups), x)
+
+
+@given(conv_options(padding_modes=ZEROS))
+def test_constant_response(options):
+    conv = Conv(options, bias=False)
+    value = image(options['in_channels'])
+    # As many pixels as there are taps, so that nothing is padded.
+    places = zip(options['kernel_size'], options['dilation'], strict=True)
+    size = (span(k, d) + 1 for k, d in places)
+    conv.x = value.reshape(1, -1, 1, 1).expand(1, -1, *size)
+    response = constant_response(conv.weight, value, conv.groups)
+    assert_same(conv(padding=0).flatten(), response)
+
+
+@given(conv_options(padding_modes=ZEROS), st.data())
+def test_pad_kernel(options, data):
+    """A conv in a frame, whose taps reach over the input, is the conv."""
+    conv = Conv(options)
+    kernel_size, dilation = options['kernel_size'], options['dilation']
+    before, after = (data.draw(st.tuples(*[st.integers(0, 3)] * 2)) for _ in range(2))
+    frame = tuple(b + k + a for b, k, a in zip(before, kernel_size, after, strict=True))
+    expected = conv()
+    weight = pad_kernel(conv.weight, frame, before)
+    assert weight.shape[2:] == frame
+    (top, bottom), (left, right) = (
+        (pad + b * d, pad + a * d)
+        for pad, b, a, d in zip(options['padding'], before, after, dilation, strict=True)
+    )
+    conv.x = F.pad(conv.x, (left, right, top, bottom))
+    assert_same(expected, conv(weight, conv.bias, padding=0))
+    if before == after:
+        assert torch.equal(pad_kernel(conv.weight, frame), weight)
+
+
+@pytest.mark.parametrize(
+    ('frame', 'offset', 'message'),
+    [
+        ((4, 3), None, r'no place in the middle of \(4, 3\): give the offset'),
+        ((3, 2), None, r'no place in the middle of \(3, 2\)'),
+        ((1, 1), None, r'does not fit into \(1, 1\) at tap \(-1, -1\)'),
+        ((5, 5), (3, 0), r'\(3, 3\) kernel does not fit into \(5, 5\) at tap \(3, 0\)'),
+        ((5, 5), (0, -1), r'does not fit into \(5, 5\) at tap \(0, -1\)'),
+    ],
+)
+def test_pad_kernel_refuses_what_does_not_fit(frame, offset, message):
+    with pytest.raises(ValueError, match=message):
+        pad_kernel(torch.ones(1, 1, 3, 3), frame, offset)
+
+
+@pytest.mark.parametrize('groups', [1, 2, 4], ids=['dense', 'grouped', 'depthwise'])
+class TestElementaryFusions:
+    """The four fusions of RepVGG, between 4 and 4 channels."""
+
+    def convs(self, groups: int, count: int = 1, kernel_size: int = 3) -> list[Conv]:
+        options = dict(in_channels=4, out_channels=4, groups=groups, size=(5, 6))
+        options |= dict(stride=1, padding=kernel_size // 2, dilation=1)
+        options['kernel_size'] = (kernel_size, kernel_size)
+        return [Conv(options, bias=count > 1, seed=seed) for seed in range(count)]
+
+    def norm_after(self, y: Tensor) -> Tensor:
+        mean, var, eps, gamma, beta = batch_norm(4).values()
+        return F.batch_norm(y, mean, var, gamma, beta, eps=eps)
+
+    def test_conv3x3_norm(self, groups):
+        (conv,) = self.convs(groups)
+        fused = fuse_bn(conv.weight, None, **batch_norm(4))
+        assert_same(self.norm_after(conv()), conv(*fused))
+
+    def test_conv1x1_norm(self, groups):
+        (conv,) = self.convs(groups, kernel_size=1)
+        weight, bias = fuse_bn(conv.weight, None, **batch_norm(4))
+        fused = pad_kernel(weight, (3, 3)), bias
+        assert_same(self.norm_after(conv()), conv(*fused, padding=1))
+
+    def test_norm(self, groups):
+        (conv,) = self.convs(groups)
+        identity = identity_kernel(4, groups, torch.float64)
+        weight, bias = fuse_bn(identity, None, **batch_norm(4))
+        fused = pad_kernel(weight, (3, 3)), bias
+        assert_same(self.norm_after(conv.x), conv(*fused))
+
+    def test_sum_of_convs(self, groups):
+        convs = self.convs(groups, count=3)
+        fused = add_branches([(conv.weight, conv.bias) for conv in convs])
+        assert_same(sum(conv() for conv in convs), convs[0](*fused))
+
+
+def listed(pairs_of):
+    """A function of tensors in the place of one of a list of pairs."""
+    return lambda *tensors: pairs_of(list(zip(tensors[::2], tensors[1::2], strict=True)))
+
+
+#: Every function of tensors, with the shapes of its arguments.
+FUNCTIONS = {
+    'fuse_bn': (
+        lambda w, b, mean, var, gamma, beta: fuse_bn(w, b, mean, var, 0.1, gamma, beta),
+        [(4, 2, 3, 3), *[(4,)] * 5],
+    ),
+    'add_branches': (listed(add_branches), [(4, 2, 3, 3), (4,)] * 3),
+    'merge_1x1_kxk': (
+        lambda w1, b1, w2, b2: merge_1x1_kxk(w1, b1, w2, b2, 2),
+        [(6, 2, 1, 1), (6,), (4, 3, 3, 2), (4,)],
+    ),
+    'constant_response': (
+        lambda w, v: constant_response(w, v, 2),
+        [(4, 3, 3, 2), (6,)],
+    ),
+    'concat_depth': (listed(concat_depth), [(4, 2, 3, 3), (4,)] * 2),
+    'pad_kernel': (lambda w: pad_kernel(w, (5, 4), (1, 1)), [(4, 2, 3, 3)]),
+}
+
+
+@pytest.fixture(params=FUNCTIONS)
+def pure(request):
+    """A function and tensors for it."""
+    function, shapes = FUNCTIONS[request.param]
+    tensors = [image(*shape, seed=i).square() for i, shape in enumerate(shapes)]
+    return function, tensors
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'device'),
+    [
+        (torch.float64, 'cpu'),
+        (torch.float32, 'cpu'),
+        (torch.bfloat16, 'cpu'),
+        # Not every torch multiplies matrices of it on a CPU.
+        (torch.float16, 'meta'),
+    ],
+    ids=str,
+)
+def test_keeps_dtype_and_device(pure, dtype, device):
+    function, tensors = pure
+    for tensor in as_tuple(function(*(t.to(device, dtype) for t in tensors))):
+        assert tensor.dtype == dtype
+        assert tensor.device.type == device
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """``outputs`` as a tuple."""
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
+
+
+def test_changes_no_argument(pure):
+    function, tensors = pure
+    before = [tensor.clone() for tensor in tensors]
+    outputs = as_tuple(function(*tensors))
+    for output in outputs:
+        output.fill_(7)
+    assert all(map(torch.equal, before, tensors))
+
+
+def test_is_differentiable(pure):
+    function, tensors = pure
+    assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in tensors])
+
+
+@pytest.mark.parametrize(
+    'kernel',
+    [
+        lambda **kw: identity_kernel(4, 2, **kw),
+        lambda **kw: average_kernel(4, (2, 3), **kw),
+    ],
+    ids=['identity_kernel', 'average_kernel'],
+)
+def test_kernels_have_the_dtype_and_device_asked_for(kernel):
+    assert kernel().dtype == torch.get_default_dtype()
+    double = kernel(dtype=torch.float64, device='meta')
+    assert double.dtype == torch.float64
+    assert double.device.type == 'meta'
+
+
+def test_average_kernel_is_exact_in_float64():
+    assert average_kernel(1, (3, 7), dtype=torch.float64)[0, 0, 0, 0].item() == 1 / 21

@@ -1,0 +1,599 @@
+"""Every config: it builds, trains a step, predicts, is fused and agrees.
+
+A training step of every model at its full width takes minutes and some gigabytes; it is
+taken with ``MMREP_ALL_CONFIGS=1``. Else one config of each kind is, with narrow stages.
+"""
+
+import copy
+import functools
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from laws import assert_same, image, randomise
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import COLLATE_FUNCTIONS, BaseDataset
+from mmengine.evaluator import Evaluator
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    MODELS,
+    PARAM_SCHEDULERS,
+    TRANSFORMS,
+    VISUALIZERS,
+)
+from mmengine.structures import PixelData
+from mmengine.utils import import_modules_from_strings
+from modelindex.load_model_index import load as load_model_index
+from modelindex.models.ModelIndex import ModelIndex
+from PIL import Image
+from torch import nn
+
+from mmrep.checkpoints import load_strictly
+from mmrep.deployment import (
+    build_model,
+    deploy_config,
+    enter_scope,
+    forward,
+    read_config,
+    without_pretrained,
+)
+from mmrep.reparam import branch_by_branch, reparam_blocks, switch_to_deploy
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / 'configs').rglob('*.py'))
+CONFIGS = {
+    path.stem: path.relative_to(ROOT) for path in FILES if '_base_' not in path.parts
+}
+#: Those of published networks and tasks.
+PUBLISHED = [name for name in CONFIGS if 'digits' not in name]
+
+every_config = pytest.mark.parametrize('name', CONFIGS)
+every_published = pytest.mark.parametrize('name', PUBLISHED)
+
+#: Millions of parameters, deploy and train form, and GFLOPs, as published.
+SIZES = {
+    'repvgg-a0': (8.30, 9.11, 1.4),
+    'repvgg-a1': (12.78, 14.09, 2.4),
+    'repvgg-a2': (25.49, 28.21, 5.1),
+    'repvgg-b0': (14.33, 15.82, 3.1),
+    'repvgg-b1': (51.82, 57.42, 11.8),
+    'repvgg-b1g2': (41.36, 45.78, 8.8),
+    'repvgg-b1g4': (36.12, 39.97, 7.3),
+    'repvgg-b2': (80.31, 89.02, 18.4),
+    'repvgg-b2g2': (63.96, None, None),
+    'repvgg-b2g4': (55.77, 61.76, 11.3),
+    'repvgg-b3': (110.96, 123.09, 26.2),
+    'repvgg-b3g2': (87.40, None, None),
+    'repvgg-b3g4': (75.62, 83.83, 16.1),
+    'repvgg-d2se': (120.39, 133.33, 32.8),
+    'dbb-resnet18': (11.68, 26.29, None),
+}
+
+#: The networks of RepVGG's longer recipe.
+HEAVY = r'repvgg-(b2g4|b3|b3g2|b3g4|d2se)_'
+
+#: One config of each kind: of every backbone, head, block option, loss and hook.
+KINDS = [
+    'repvgg-tiny_1xb64_digits',
+    'repvgg-tiny_fcn_1xb16-1k_digits-64x64',
+    'dbb-resnet18-tiny_1xb64_digits',
+    'dbb-resnet18-tiny_fcn_1xb16-1k_digits-64x64',
+    'repvgg-a0_8xb32_in1k',
+    'repvgg-b1_custom-l2_8xb32_in1k',
+    'repvgg-b2g4_8xb32_in1k',
+    'repvgg-d2se_8xb32_in1k',
+    'repvgg-plus-l2pse_custom-l2_8xb32_in1k-256px',
+    'repvgg-a0-d8_fcn_8xb2-40e_cityscapes-512x1024',
+    'repvgg-b1g2-fast-d8_pspnet_8xb2-40e_cityscapes-512x1024',
+    'repvgg-a0-d8_deeplabv3plus_4xb4-80k_ade20k-512x512',
+    'repvgg-a0_upernet_4xb4-80k_ade20k-512x512',
+    'dbb-resnet18_8xb32_in1k',
+    'dbb-resnet50_8xb32_in1k',
+    'dbb-resnetv1c18_8xb32_in1k',
+    'dbb-mobilenet-v1_8xb32_in1k',
+    'dbb-alexnet_8xb32_in1k',
+    'dbb-vgg16_8xb16_cifar100',
+    'dbb-r50-d8_fcn_4xb4-80k_ade20k-512x512',
+    'dbb-r18-d8_pspnet_4xb2-80k_cityscapes-512x1024',
+    'dbb-r50-d8_deeplabv3plus_4xb2-80k_cityscapes-512x1024',
+    'dbb-r50_upernet_4xb2-80k_cityscapes-512x1024',
+]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    # mmengine reports the initialization and the options of every parameter.
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def load(name: str) -> Config:
+    """A copy of a config, with its host's scope entered."""
+    cfg = copy.deepcopy(from_file(name))
+    enter_scope(cfg)
+    return cfg
+
+
+@functools.cache
+def from_file(name: str) -> Config:
+    cfg = read_config(ROOT / CONFIGS[name])
+    # What the Runner does.
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return cfg
+
+
+@functools.cache
+def skeleton(name: str, deploy: bool = False) -> nn.Module:
+    """The model of a config without memory for its parameters."""
+    cfg = load(name)
+    if deploy:
+        # From text, as tools/reparam.py writes it.
+        cfg = Config.fromstring(deploy_config(cfg).pretty_text, '.py')
+    with torch.device('meta'):
+        return MODELS.build(without_pretrained(cfg.model))
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def nodes(value: object) -> Iterator[dict]:
+    """Every dict with a type in nested dicts and lists."""
+    if isinstance(value, dict):
+        if 'type' in value:
+            yield value
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from nodes(item)
+
+
+# Building
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_bases_are_this_project_s(path):
+    bases = Config._get_base_files(str(path))
+    for base in [bases] if isinstance(bases, str) else bases:
+        assert (path.parent / base).resolve() in FILES
+
+
+@every_config
+def test_both_forms_build(name):
+    assert count(skeleton(name, deploy=True)) < count(skeleton(name))
+    blocks = reparam_blocks(skeleton(name, deploy=True)).values()
+    assert all(block.deploy for block in blocks)
+
+
+@pytest.mark.parametrize('arch', SIZES)
+def test_published_size(arch):
+    name = f'{arch}_8xb32_in1k'
+    deploy, train, gflops = SIZES[arch]
+    # The published figures are cut off as often as they are rounded.
+    assert count(skeleton(name, deploy=True)) / 1e6 == pytest.approx(deploy, abs=0.01)
+    if train is not None:
+        assert count(skeleton(name)) / 1e6 == pytest.approx(train, abs=0.01)
+    if gflops is not None:
+        (listed,) = [model for model in model_index().models if model.name == name]
+        assert listed.metadata.data['FLOPs'] / 1e9 == pytest.approx(gflops, abs=0.05)
+
+
+@functools.cache
+def model_index() -> ModelIndex:
+    return load_model_index(str(ROOT / 'model-index.yml'))
+
+
+def test_model_index():
+    """MIM's parser takes the index, which lists every config once, with its size."""
+    index = model_index()
+    assert index.check(silent=True) == []
+    assert sorted(model.name for model in index.models) == sorted(PUBLISHED)
+    collections = {collection.name for collection in index.collections}
+    for model in index.models:
+        assert model.config == str(CONFIGS[model.name])
+        assert model.in_collection in collections
+        assert model.weights is None
+        numbers = model.metadata.data
+        assert numbers['Parameters'] == count(skeleton(model.name, deploy=True))
+        assert numbers['Training Parameters'] == count(skeleton(model.name))
+        cfg = load(model.name)
+        gpus = int(re.search(r'_(\d+)xb\d', model.name).group(1))
+        assert numbers['Batch Size'] == gpus * cfg.train_dataloader.batch_size
+        assert numbers['Batch Size'] == cfg.auto_scale_lr.base_batch_size
+        for result in model.results or []:
+            assert all('Published' in metric for metric in result.metrics)
+
+
+# Recipes
+
+
+def is_decayed(recipe: str, name: str, parameter: torch.Tensor) -> bool:
+    """Whether the authors' code decays a parameter."""
+    if 'custom-l2' in recipe and re.search(r'branch_(3x3|1x1)\.conv\.', name):
+        return False
+    if 'repvgg-plus' in recipe:
+        return parameter.dim() > 1 or name.endswith('branch_norm.weight')
+    if re.match(r'repvgg-.*_in1k', recipe):
+        return not (name.endswith('.bias') or re.search(r'branch_(3x3|1x1)\.norm\.', name))
+    return True
+
+
+def weight_decay(recipe: str) -> float:
+    if 'custom-l2' in recipe or 'repvgg-plus' in recipe:
+        return 4e-5
+    return 5e-4 if re.match(r'dbb-r(18|50)', recipe) else 1e-4
+
+
+@every_config
+def test_which_parameters_are_decayed(name):
+    cfg, model = load(name), skeleton(name)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    decays = {
+        parameter: group['weight_decay']
+        for group in optimizer.param_groups
+        for parameter in group['params']
+    }
+    assert decays.keys() == set(model.parameters())
+    assert {key: decays[parameter] for key, parameter in model.named_parameters()} == {
+        key: weight_decay(name) if is_decayed(name, key, parameter) else 0
+        for key, parameter in model.named_parameters()
+    }
+    assert len({group['lr'] for group in optimizer.param_groups}) == 1
+    assert cfg.optim_wrapper.optimizer.get('nesterov', False) == ('-plus-' in name)
+
+
+@every_published
+def test_custom_l2_decays_what_the_optimizer_does_not(name):
+    hooks = load(name).get('custom_hooks', [])
+    assert hooks == (
+        [dict(type='mmrep.EquivalentKernelDecayHook', weight_decay=4e-5)]
+        if 'custom-l2' in name
+        else []
+    )
+
+
+def epochs_and_warm_up(name: str) -> tuple[int, int]:
+    """Length of the training and of its beginning, from the authors' recipes."""
+    if 'repvgg-plus' in name:
+        return 300, 5
+    if re.match(HEAVY, name):
+        return 200, 5
+    return (400 if 'cifar' in name else 120), 0
+
+
+@pytest.mark.parametrize('name', [n for n in PUBLISHED if '_in1k' in n or 'cifar' in n])
+def test_classifier_learning_rate(name):
+    cfg = load(name)
+    epochs, warm_up = epochs_and_warm_up(name)
+    assert cfg.train_cfg.max_epochs == epochs
+    rates = learning_rates(cfg, steps=2 * epochs, epoch_length=2)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+    assert max(rates) == rates[2 * warm_up] == pytest.approx(0.1)
+    # After the warm-up half a cosine: half of the rate in its middle.
+    assert rates[epochs + warm_up] == pytest.approx(0.05)
+    assert rates[0] == pytest.approx(1e-5 if warm_up else 0.1)
+
+
+@pytest.mark.parametrize(
+    'name, steps, last',
+    [
+        ('repvgg-a0-d8_pspnet_8xb2-40e_cityscapes-512x1024', 40 * 186, 0),
+        ('repvgg-a0-d8_pspnet_4xb4-80k_ade20k-512x512', 80000, 0),
+        ('dbb-r50-d8_pspnet_4xb2-80k_cityscapes-512x1024', 80000, 1e-4),
+    ],
+)
+def test_segmentor_learning_rate(name, steps, last):
+    cfg = load(name)
+    assert cfg.train_cfg.max_iters == steps
+    rates = learning_rates(cfg, steps)
+    assert rates[0] == max(rates) == pytest.approx(0.01)
+    middle = last + (0.01 - last) * 0.5**0.9
+    assert rates[steps // 2] == pytest.approx(middle, rel=1e-3)
+    assert rates[-1] == pytest.approx(last, abs=1e-9)
+
+
+def learning_rates(cfg: Config, steps: int, epoch_length: int = 1) -> list[float]:
+    """The learning rate before every step, and after the last one."""
+    wrapper = build_optim_wrapper(nn.Linear(1, 1, bias=False), cfg.optim_wrapper)
+    schedulers = [
+        PARAM_SCHEDULERS.build(
+            scheduler, default_args=dict(optimizer=wrapper, epoch_length=epoch_length)
+        )
+        for scheduler in cfg.param_scheduler
+    ]
+    rates = []
+    for _ in range(steps):
+        rates.append(wrapper.get_lr()['lr'][0])
+        wrapper.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    return [*rates, wrapper.get_lr()['lr'][0]]
+
+
+@pytest.mark.parametrize('name', [n for n in PUBLISHED if '_in1k' in n])
+def test_classifier_losses_and_mixup(name):
+    cfg = load(name)
+    smooth = bool(re.match(HEAVY, name)) or 'repvgg-plus' in name
+    losses = [node for node in nodes(cfg.model) if node['type'].endswith('Loss')]
+    for loss in losses:
+        assert loss['type'] == ('LabelSmoothLoss' if smooth else 'CrossEntropyLoss')
+        assert loss.get('label_smooth_val') == (0.1 if smooth else None)
+    weights = [loss.get('loss_weight', 1) for loss in losses]
+    assert weights == ([1, 0.1, 0.1, 0.1] if 'repvgg-plus' in name else [1])
+    mixup = dict(augments=dict(type='Mixup', alpha=0.2)) if smooth else None
+    assert cfg.model.get('train_cfg') == mixup
+
+
+@pytest.mark.parametrize('name', [n for n in PUBLISHED if 'repvgg-plus' in n])
+def test_auxiliary_classifiers_follow_the_first_stages(name):
+    # The third stage is two, and the first half has an auxiliary classifier.
+    assert skeleton(name).backbone.out_indices == (0, 1, 2, 4)
+
+
+@pytest.mark.parametrize('name', [n for n in PUBLISHED if n.startswith('dbb-resnet')])
+def test_classifiers_do_not_start_as_their_shortcuts(name):
+    assert not skeleton(name).backbone.zero_init_residual
+
+
+@pytest.mark.parametrize('name', [n for n in CONFIGS if n.startswith('repvgg-')])
+def test_dilations_of_repvgg(name):
+    blocks = reparam_blocks(skeleton(name).backbone)
+    dilations = {key: block.dilation[0] for key, block in blocks.items()}
+    expected = dict.fromkeys(dilations, 1)
+    if '-d8' in name:
+        expected |= {key: 2 for key in dilations if key.startswith('stage_3.')}
+        expected |= {'stage_4.0': 4}
+    if 'fast' in name:
+        expected |= dict.fromkeys(list(dilations)[:-5], 1)
+    assert dilations == expected
+
+
+@pytest.mark.parametrize('name', [n for n in PUBLISHED if re.search('city|ade20k', n)])
+def test_stages_of_segmentors(name):
+    """A backbone's strides are 4, 8, 8, 8, or with UPerNet 4, 8, 16, 32."""
+    with torch.no_grad():
+        stages = skeleton(name).backbone(torch.zeros(2, 3, 64, 64, device='meta'))
+    sizes = [stage.size(-1) for stage in stages]
+    assert sizes == ([16, 8, 4, 2] if 'upernet' in name else [16, 8, 8, 8])
+    model = skeleton(name)
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in model.backbone.modules())
+    assert model.auxiliary_head.in_channels == stages[2].size(1)
+
+
+# Data
+
+
+@pytest.fixture(scope='module')
+def sample_files(tmp_path_factory) -> tuple[str, str]:
+    """An image and its annotation."""
+    folder = tmp_path_factory.mktemp('sample')
+    # As large as the digits, which no pipeline resizes.
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / 'image.png')
+    Image.fromarray(pixels[..., 0] % 8).save(folder / 'mask.png')
+    return str(folder / 'image.png'), str(folder / 'mask.png')
+
+
+def data_set(cfg: Config, loader: str) -> BaseDataset:
+    """A loader's data set, before it looks for its files."""
+    return DATASETS.build(dict(cfg[loader].dataset, lazy_init=True))
+
+
+def run_pipeline(cfg: Config, loader: str, files: tuple[str, str]) -> dict:
+    dataset = cfg[loader].dataset
+    results = dict(img_path=files[0], gt_label=1, seg_fields=[], label_map=None)
+    if cfg.default_scope == 'mmseg':
+        zero_label = data_set(cfg, loader).reduce_zero_label
+        results.update(seg_map_path=files[1], reduce_zero_label=zero_label)
+    elif 'cifar' in dataset.type.lower():
+        results['img'] = np.asarray(Image.open(files[0]).resize((32, 32)))
+    for step in map(TRANSFORMS.build, dataset.pipeline):
+        results = step(results)
+    return results
+
+
+def train_size(name: str, cfg: Config) -> tuple[int, int]:
+    """Height and width of a training sample."""
+    for pattern, size in (
+        ('256px', (256, 256)),
+        ('in1k', (224, 224)),
+        ('cifar', (32, 32)),
+        ('512x1024', (512, 1024)),
+        ('512x512', (512, 512)),
+    ):
+        if pattern in name:
+            return size
+    return (64, 64) if cfg.default_scope == 'mmseg' else (32, 32)
+
+
+#: A config for every data set and its pipelines.
+DATA = [
+    'repvgg-a0_8xb32_in1k',
+    'repvgg-b3_8xb32_in1k',
+    'repvgg-plus-l2pse_8xb32_in1k-256px',
+    'dbb-resnet18_8xb32_in1k',
+    'dbb-vgg16_8xb16_cifar10',
+    'dbb-vgg16_8xb16_cifar100',
+    'repvgg-a0-d8_pspnet_8xb2-40e_cityscapes-512x1024',
+    'repvgg-a0-d8_pspnet_4xb4-80k_ade20k-512x512',
+    'repvgg-tiny_1xb64_digits',
+    'repvgg-tiny_fcn_1xb16-1k_digits-64x64',
+]
+
+
+def test_data_holds_all_pipelines():
+    listed = [load(name).train_dataloader for name in DATA]
+    assert all(load(name).train_dataloader in listed for name in CONFIGS)
+
+
+@pytest.mark.parametrize('name', DATA)
+def test_training_data(name, sample_files):
+    """What the train pipeline makes of an image is what the model takes."""
+    cfg = load(name)
+    # Enough for every policy of a random augmentation to be drawn.
+    number = 60 if re.match('repvgg-(plus|b3)', name) else 2
+    samples = [run_pipeline(cfg, 'train_dataloader', sample_files) for _ in range(number)]
+    collate = cfg.train_dataloader.get('collate_fn', dict(type='pseudo_collate'))
+    batch = COLLATE_FUNCTIONS.get(collate['type'])(samples)
+    preprocessor = dict(cfg.model.data_preprocessor)
+    preprocessor.setdefault('type', 'ClsDataPreprocessor')
+    inputs = MODELS.build(preprocessor)(batch, training=True)['inputs']
+    assert inputs.shape == (number, 3, *train_size(name, cfg))
+    assert inputs.isfinite().all() and inputs.abs().max() < 5
+
+
+@pytest.mark.parametrize('name', DATA)
+def test_test_data(name, sample_files):
+    cfg = load(name)
+    assert cfg.test_dataloader == cfg.val_dataloader
+    sample = run_pipeline(cfg, 'test_dataloader', sample_files)
+    if cfg.default_scope == 'mmpretrain':
+        size = 320 if '256px' in name else train_size(name, cfg)[0]
+        assert sample['inputs'].shape == (3, size, size)
+    if 'tta_pipeline' in cfg:
+        for step in cfg.tta_pipeline:
+            TRANSFORMS.build(step)
+        assert 'tta_model' in cfg
+
+
+def test_colour_jitter_does_not_wrap_around(tmp_path):
+    """A black image stays dark: its colours are not bytes when light is taken off."""
+    path = tmp_path / 'black.png'
+    Image.new('RGB', (64, 64)).save(path)
+    cfg = load('dbb-resnet18_8xb32_in1k')
+    for _ in range(20):
+        sample = run_pipeline(cfg, 'train_dataloader', (str(path), ''))
+        assert sample['inputs'].abs().max() < 40
+
+
+@pytest.mark.parametrize('name', DATA)
+def test_everything_else_builds(name, tmp_path):
+    cfg = load(name)
+    VISUALIZERS.build(dict(cfg.visualizer, name=name, save_dir=str(tmp_path)))
+    for hook in cfg.default_hooks.values():
+        HOOKS.build(hook)
+    for split in ('train', 'val', 'test'):
+        dataset = data_set(cfg, f'{split}_dataloader')
+        if cfg.default_scope == 'mmpretrain':
+            assert cfg.data_preprocessor.num_classes == len(dataset.CLASSES)
+    Evaluator([cfg.val_evaluator])
+    Evaluator([cfg.test_evaluator])
+
+
+# Steps
+
+
+def narrowed(model: ConfigDict) -> None:
+    """Divide the widths of a model by four, as far as it can be told."""
+    backbone = model.backbone
+    kind = backbone.type.removeprefix('mmrep.')
+    wide = kind != 'DBBAlexNet'
+    if kind == 'DBBMobileNetV1':
+        backbone.width_factor = 0.25
+    elif wide:
+        backbone.base_channels = backbone.get('base_channels', 64) // 4
+    if 'ResNet' in kind:
+        backbone.stem_channels = backbone.get('stem_channels', 64) // 4
+    keys = ['channels', 'mid_channels', 'c1_in_channels', 'c1_channels']
+    keys += ['in_channels'] if wide else []
+    for part in ('head', 'decode_head', 'auxiliary_head'):
+        for node in nodes(model.get(part)):
+            for key in keys:
+                if isinstance(node.get(key), int):
+                    node[key] //= 4
+                elif node.get(key):
+                    node[key] = [width // 4 for width in node[key]]
+
+
+def batch_of(cfg: Config, size: int) -> dict:
+    """Two images with annotations, before the data preprocessor."""
+    images = (127 + 50 * image(2, 3, size, size)).clamp(0, 255).to(torch.uint8)
+    if cfg.default_scope == 'mmpretrain':
+        (structures,) = import_modules_from_strings(['mmpretrain.structures'])
+        samples = [structures.DataSample().set_gt_label(label) for label in (1, 2)]
+    else:
+        (structures,) = import_modules_from_strings(['mmseg.structures'])
+        shape = (size, size)
+        samples = [
+            structures.SegDataSample(
+                metainfo=dict(ori_shape=shape, img_shape=shape, pad_shape=shape),
+                gt_sem_seg=PixelData(data=torch.randint(0, 3, (1, *shape))),
+            )
+            for _ in images
+        ]
+    return dict(inputs=list(images), data_samples=samples)
+
+
+def assert_trains(cfg: Config, model: nn.Module, batch: dict) -> None:
+    """A training step with the config's optimizer and hooks reaches all parameters."""
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    runner = SimpleNamespace(model=model, optim_wrapper=wrapper)
+    for hook in map(HOOKS.build, cfg.get('custom_hooks') or []):
+        hook.before_train(runner)
+    losses = model.train().train_step(batch, wrapper)
+    assert losses['loss'].isfinite() and losses['loss'] > 0
+    for key, parameter in model.named_parameters():
+        assert parameter.isfinite().all(), key
+        assert parameter in wrapper.optimizer.state, key
+
+
+def assert_predicts(cfg: Config, model: nn.Module, batch: dict) -> None:
+    samples = model.eval().test_step(batch)
+    assert len(samples) == 2
+    for sample, pixels in zip(samples, batch['inputs'], strict=True):
+        if cfg.default_scope == 'mmpretrain':
+            assert sample.pred_score.shape == (cfg.data_preprocessor.num_classes,)
+        else:
+            assert sample.pred_sem_seg.data.shape == (1, *pixels.shape[1:])
+            classes = data_set(cfg, 'test_dataloader').metainfo['classes']
+            assert sample.seg_logits.data.size(0) == len(classes)
+
+
+def assert_deploys(cfg: Config, model: nn.Module, size: int) -> None:
+    """The fused model, in the deploy config's, has the outputs of the train form."""
+    randomise(model).eval()
+    x = image(2, 3, size, size, dtype=torch.float32)
+    with branch_by_branch(model):
+        reference = forward(model, x)
+    switch_to_deploy(model)
+    deployed = build_model(deploy_config(cfg))
+    load_strictly(deployed, model.state_dict(), 'the fused model')
+    assert_same(reference, forward(deployed, x))
+
+
+def check_config(name: str, narrow: bool) -> None:
+    cfg = load(name)
+    size = {'DBBAlexNet': 224, 'DBBVGG': 32}.get(cfg.model.backbone.type[6:], 64)
+    if cfg.default_scope == 'mmseg':
+        cfg.model.data_preprocessor.size = (size, size)
+    if narrow:
+        narrowed(cfg.model)
+    model = build_model(cfg)
+    model.init_weights()
+    batch = batch_of(cfg, size)
+    assert_trains(cfg, model, batch)
+    assert_predicts(cfg, model, batch)
+    assert_deploys(cfg, model, size)
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_step_prediction_and_deploy_form(name):
+    check_config(name, narrow='digits' not in name)
+
+
+@pytest.mark.skipif(
+    'MMREP_ALL_CONFIGS' not in os.environ, reason='takes minutes: MMREP_ALL_CONFIGS=1'
+)
+@every_config
+def test_step_prediction_and_deploy_form_at_full_width(name):
+    check_config(name, narrow=False)

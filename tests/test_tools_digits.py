@@ -1,0 +1,187 @@
+"""tools/dataset_converters/digits.py."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrep.errors import UserError
+
+pytest.importorskip('sklearn')
+
+SCRIPT = Path(__file__).parents[1] / 'tools/dataset_converters/digits.py'
+
+
+@pytest.fixture(scope='module')
+def digits():
+    spec = importlib.util.spec_from_file_location('digits', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def convert(digits, monkeypatch):
+    """Run the tool in this process, on little data."""
+
+    def run(out, *options):
+        small = ['--scenes', '12', '6', '--per-class', '5']
+        monkeypatch.setattr(sys, 'argv', ['digits.py', str(out), *small, *options])
+        digits.main()
+        return out
+
+    return run
+
+
+def contents(folder):
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+def test_same_seed_same_bytes(convert, tmp_path):
+    first, again = (contents(convert(tmp_path / name)) for name in ('a', 'b'))
+    other = contents(convert(tmp_path / 'c', '--seed', '1'))
+    assert first == again
+    scene = 'seg/images/train/00000.png'
+    assert first[scene] != other[scene]
+
+
+def test_all_digits_are_used_once(digits):
+    labels = digits.load_digits().target
+    splits = digits.split_digits(labels, None, np.random.default_rng(0))
+    assert sorted(splits['train'] + splits['val']) == list(range(1797))
+    for label in range(10):
+        share = np.mean(labels[splits['val']] == label)
+        assert share == pytest.approx(np.mean(labels == label), abs=0.01)
+
+
+def test_train_and_val_show_disjoint_digits(convert, tmp_path):
+    out = convert(tmp_path / 'digits')
+    shown = {
+        split: {int(path.stem) for path in out.glob(f'cls/{split}/*/*.png')}
+        for split in ('train', 'val')
+    }
+    assert len(shown['train']) == 40
+    assert len(shown['val']) == 10
+    assert not shown['train'] & shown['val']
+    scenes = json.loads((out / 'digits.json').read_text())['scenes']
+    for split in shown:
+        assert {i for scene in scenes[split] for i in scene} <= shown[split]
+
+
+def test_folders_name_the_classes(digits, convert, tmp_path):
+    source = digits.load_digits()
+    for path in convert(tmp_path / 'digits').glob('cls/*/*/*.png'):
+        index = int(path.stem)
+        assert int(path.parent.name) == source.target[index]
+        expected = np.round(source.images[index] * 255 / 16)
+        np.testing.assert_array_equal(read(path), expected)
+
+
+def test_masks_show_the_scenes_digits(digits, convert, tmp_path):
+    labels = digits.load_digits().target
+    out = convert(tmp_path / 'digits')
+    scenes = json.loads((out / 'digits.json').read_text())['scenes']
+    sizes = set()
+    for split, shown in scenes.items():
+        images, masks = (
+            sorted(out.glob(f'seg/{kind}/{split}/*.png'))
+            for kind in ('images', 'annotations')
+        )
+        assert [path.name for path in images] == [path.name for path in masks]
+        for image, mask, indices in zip(
+            map(read, images), map(read, masks), shown, strict=True
+        ):
+            assert image.shape == mask.shape == (64, 64)
+            assert image.dtype == mask.dtype == np.uint8
+            assert set(np.unique(mask)) == {0, *(labels[indices] + 1)}
+            # A digit is brighter than what is around it.
+            assert image[mask > 0].mean() > image[mask == 0].mean() + 30
+            sizes.add(len(indices))
+    assert sizes == {2, 3, 4}
+
+
+def test_all_classes_occur(digits):
+    images, rng = np.full((10, 8, 8), 255, np.uint8), np.random.default_rng(0)
+    classes = set()
+    for label in range(10):
+        _, mask = digits.compose_scene(images[:2], np.array([label, 0]), rng)
+        classes |= set(np.unique(mask).tolist())
+    assert classes == set(range(11))
+
+
+@pytest.mark.parametrize('num_boxes', [2, 3, 4])
+def test_digits_do_not_touch(digits, num_boxes):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        covered = np.zeros((64, 64), int)
+        for top, left, side in digits.place_boxes(num_boxes, rng):
+            # With a margin of one pixel to the right and below.
+            covered[top : top + side + 1, left : left + side + 1] += 1
+            assert top + side <= 64
+            assert left + side <= 64
+        assert covered.max() == 1
+
+
+def test_refuses_an_existing_folder(tmp_path):
+    (tmp_path / 'mine.txt').write_text('mine')
+    done = subprocess.run(
+        [sys.executable, SCRIPT, tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f'error: {tmp_path} exists: give another folder, or --overwrite'
+    ]
+    assert contents(tmp_path) == {'mine.txt': b'mine'}
+
+
+def test_overwrites_no_folder_of_others(convert, tmp_path):
+    (tmp_path / 'mine.txt').write_text('mine')
+    with pytest.raises(UserError, match=r'no digits\.json'):
+        convert(tmp_path, '--overwrite')
+    assert contents(tmp_path) == {'mine.txt': b'mine'}
+
+
+def test_overwrites_its_own_folder(convert, tmp_path):
+    out = convert(tmp_path / 'digits')
+    (out / 'stale.png').touch()
+    before = contents(out)
+    with pytest.raises(UserError, match='exists'):
+        convert(out)
+    assert contents(out) == before
+    convert(out, '--overwrite')
+    del before['stale.png']
+    assert contents(out) == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize('error', [OSError('disk full'), KeyboardInterrupt()])
+def test_cut_run_leaves_nothing(digits, convert, monkeypatch, tmp_path, error):
+    def save_png(array, path):
+        if 'seg' in path.parts:
+            raise error
+        saved(array, path)
+
+    saved = digits.save_png
+    monkeypatch.setattr(digits, 'save_png', save_png)
+    with pytest.raises(type(error)):
+        convert(tmp_path / 'digits')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'options', [['--per-class', '1'], ['--scenes', '0', '1'], ['--seed', '-1']]
+)
+def test_refuses_senseless_numbers(convert, tmp_path, options):
+    with pytest.raises(UserError, match=options[0]):
+        convert(tmp_path / 'digits', *options)
+    assert not list(tmp_path.iterdir())

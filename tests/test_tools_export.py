@@ -1,0 +1,115 @@
+"""The ONNX export as a user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from laws import assert_same, image, randomise
+from mmengine.config import Config
+from tiny_projects import HEIGHT, WIDTH, classifier_model, segmentor_model
+from torch import nn
+
+from mmrep.deployment import build_model, enter_scope, forward
+from mmrep.reparam import reparam_blocks
+
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
+
+ROOT = Path(__file__).parents[1]
+#: Blocks of the networks in tiny_projects.
+BLOCKS, IDENTITIES = 6, 3
+
+
+class Case:
+    """A config and a checkpoint as files, and the model that they are of."""
+
+    def __init__(self, folder: Path, scope: str, model: dict) -> None:
+        self.folder = folder
+        config = Config(dict(default_scope=scope, model=model))
+        config.dump(folder / 'net.py')
+        enter_scope(config)
+        self.model = randomise(build_model(config))
+        torch.save(dict(state_dict=self.model.state_dict()), folder / 'net.pth')
+
+    def run(self, *options: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, ROOT / 'tools/export_onnx.py', 'net.py', 'net.pth']
+        return subprocess.run(
+            [*command, 'net.onnx', *options],
+            cwd=self.folder,
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def succeed(self, *options: str) -> list[list[str]]:
+        """What was printed: the cells of the tables' lines, and the other lines."""
+        done = self.run(*options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = done.stdout.replace('│', ' ').splitlines()
+        return [line.split() for line in lines]
+
+    def check(self, *shape: int) -> None:
+        """The file computes what the checkpoint's model does."""
+        x = image(*shape, dtype=torch.float32, seed=7)
+        (found,) = onnxruntime.InferenceSession(self.folder / 'net.onnx').run(
+            None, {'input': x.numpy()}
+        )
+        assert_same(forward(self.model, x), torch.from_numpy(found), tolerance=1e-5)
+
+
+def test_classifier(tmp_path):
+    pytest.importorskip('mmpretrain')
+    case = Case(tmp_path, 'mmpretrain', classifier_model())
+    printed = case.succeed('--shape', '24,16')
+    for row in (['Conv', '6'], ['Relu', '6'], ['GlobalAveragePool', '1'], ['Gemm', '1']):
+        assert row in printed
+    compared = [row for row in printed if row[:2] == ['1x3x24x16', 'output']]
+    assert len(compared) == 3
+    for *_, rel_l2, max_abs, agreement in compared:
+        assert 0 < float(rel_l2) < 1e-5 and 0 < float(max_abs) < 1e-3
+        assert agreement == '100.00%'
+    size = (tmp_path / 'net.onnx').stat().st_size
+    assert printed[-1] == ['written:', 'net.onnx', f'({size:,}', 'bytes)']
+    assert ['graph', 'of', 'the', 'deploy', 'form,', '6', 'blocks:'] in printed
+    case.check(1, 3, 24, 16)
+    nodes = [node.op_type for node in onnx.load(tmp_path / 'net.onnx').graph.node]
+    assert nodes == ['Conv', 'Relu'] * BLOCKS + ['GlobalAveragePool', 'Reshape', 'Gemm']
+
+    before = (tmp_path / 'net.onnx').read_bytes()
+    done = case.run()
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.splitlines()[-1] == (
+        'error: net.onnx exists: give another name, or --overwrite'
+    )
+    assert 'Traceback' not in done.stderr
+    assert (tmp_path / 'net.onnx').read_bytes() == before
+
+
+def test_segmentor(tmp_path):
+    pytest.importorskip('mmseg')
+    pytest.importorskip('mmcv.ops')
+    case = Case(tmp_path, 'mmseg', segmentor_model())
+    (tmp_path / 'net.onnx').write_text('old')
+    options = ['--form', 'train', '--dynamic', '--opset', '13', '--overwrite']
+    other_act = 'model.backbone.act_cfg.type=LeakyReLU'
+    printed = case.succeed(*options, '--cfg-options', other_act)
+    sizes = [row[0] for row in printed if row[1:2] == ['output']]
+    assert sizes == [
+        f'2x3x{HEIGHT}x{WIDTH}',
+        f'1x3x{HEIGHT + 32}x{WIDTH + 64}',
+        f'3x3x{HEIGHT + 33}x{WIDTH + 1}',
+    ]
+    # The head has two more convs, one of them with a norm.
+    assert ['Conv', str(2 * BLOCKS + 2)] in printed
+    assert ['BatchNormalization', str(2 * BLOCKS + IDENTITIES + 1)] in printed
+    assert ['LeakyRelu', str(BLOCKS)] in printed
+    for block in reparam_blocks(case.model).values():
+        block.act = nn.LeakyReLU()
+    case.check(1, 3, 40, 33)
+    assert [entry.version for entry in onnx.load(tmp_path / 'net.onnx').opset_import] == [
+        13
+    ]

@@ -1,0 +1,163 @@
+import json
+
+import mmengine
+import pytest
+import torch
+from PIL import Image
+from tool_runs import Project, arguments, assert_one_sentence, succeed, tool, variant
+
+
+def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+class TestForms:
+    def test_same_metrics(self, pair, tmp_path, call):
+        """The deploy files are tested as the trained ones are."""
+        train, deployed = pair
+        outs = tmp_path / 'train.json', tmp_path / 'deploy.json'
+        call('test', *arguments(train, tmp_path, '--out', outs[0]))
+        options = ['--out', outs[1], '--work-dir', tmp_path / 'work']
+        log = succeed(tool('test', deployed.config, deployed.checkpoint, *options))
+        assert f'Load checkpoint from {deployed.checkpoint}' in log
+        metrics, found = (json.loads(out.read_text()) for out in outs)
+        assert metrics == found
+        assert {'accuracy/top1', 'mIoU'} & metrics.keys()
+
+    def test_same_predictions(self, pair, predict):
+        train, deployed = pair
+        expected = predict(train)
+        assert expected.std() > 1e-3, 'predictions that could not differ'
+        assert_same(predict(deployed), expected)
+        assert_same(predict(train, '--deploy'), expected)
+        assert_same(predict(deployed, '--deploy'), expected)
+
+    def test_averaged_weights(self, classifier, tmp_path, predict):
+        """The config's EMAHook tests those of the checkpoint, in both forms."""
+        assert_same(predict(classifier), predict(classifier, custom_hooks=[]))
+        whole = torch.load(classifier.checkpoint, weights_only=False)
+        for key, value in whole.pop('ema_state_dict').items():
+            if key != 'steps':
+                whole['state_dict'][key.removeprefix('module.')] = value
+        path = tmp_path / 'last.pth'
+        torch.save(whole, path)
+        last = Project(tmp_path, classifier.config, tmp_path, path, '')
+        assert (predict(last) - predict(classifier)).abs().max() > 1e-3
+
+
+class TestOptions:
+    def test_augmentation(self, pair, predict):
+        """Of images that it leaves as they are, and so of the same weights."""
+        train, deployed = pair
+        expected = predict(train).argmax(1)
+        for project, *options in ((train,), (deployed,), (train, '--deploy')):
+            found = predict(project, '--tta', *options).argmax(1)
+            assert torch.equal(found, expected)
+
+    def test_deploy_is_told(self, classifier, tmp_path, call, capfd):
+        call('test', *arguments(classifier, tmp_path, '--deploy'))
+        assert (
+            'Switched 6 blocks to deploy form: 6,354 -> 5,498 param'
+            in capfd.readouterr().out
+        )
+
+    def test_augmentation_of_classifier_scores(self, classifier, predict):
+        assert_same(predict(classifier, '--tta'), predict(classifier))
+
+    def test_amp(self, pair, predict):
+        train, _ = pair
+        exact, rough = predict(train), predict(train, '--amp')
+        assert 0 < (exact - rough).abs().max() < 0.1 * exact.abs().max()
+
+    def test_pictures(self, pair, tmp_path, call):
+        train, _ = pair
+        show = tmp_path / 'show'
+        call('test', *arguments(train, tmp_path, '--show-dir', show))
+        pictures = [Image.open(path) for path in show.rglob('*.png')]
+        assert len(pictures) >= 3
+
+    @pytest.mark.parametrize('suffix', ['json', 'yaml', 'pkl'])
+    def test_out(self, classifier, tmp_path, call, suffix):
+        out = tmp_path / 'new' / f'metrics.{suffix}'
+        call('test', *arguments(classifier, tmp_path, '--out', out))
+        assert mmengine.load(out).keys() == {'accuracy/top1'}
+
+    def test_config_options(self, classifier, tmp_path, call):
+        """And no work dir: it is where training puts it."""
+        out = tmp_path / 'metrics.json'
+        config = variant(classifier.config, tmp_path, work_dir=str(tmp_path / 'mine'))
+        options = ['--out', out, '--cfg-options', 'test_evaluator.topk=(1, 2)']
+        call('test', config, classifier.checkpoint, *options)
+        assert mmengine.load(out)['accuracy/top2'] == 100
+        assert (tmp_path / 'mine').is_dir()
+
+
+class TestWrongInput:
+    def test_process(self, classifier, tmp_path):
+        """As a user sees it."""
+        done = tool('test', classifier.config, tmp_path / 'no.pth')
+        assert done.returncode == 1
+        assert_one_sentence(done.stderr, 'no.pth does not exist: check the path')
+
+    def test_config(self, classifier, refused):
+        refused('test', 'no.py', classifier.checkpoint, says='no.py does not exist')
+
+    def test_forms(self, classifier, deployed_classifier, tmp_path, refused):
+        options = ['--work-dir', tmp_path]
+        says = 'it is in deploy form and the config is not, so give the config that tools/'
+        refused(
+            'test', classifier.config, deployed_classifier.checkpoint, *options, says=says
+        )
+        says = 'it is in train form and the config is not'
+        refused(
+            'test', deployed_classifier.config, classifier.checkpoint, *options, says=says
+        )
+
+    def test_other_model(self, classifier, segmentor, tmp_path, refused):
+        options = ['--work-dir', tmp_path]
+        refused(
+            *('test', classifier.config, segmentor.checkpoint, *options),
+            says=('does not fit the config', '2 missing: head.fc'),
+        )
+        refused(
+            *('test', classifier.config, segmentor.checkpoint, *options, '--tta'),
+            says=('does not fit the config', '2 missing: head.fc'),
+        )
+
+    def test_cut_short(self, classifier, tmp_path, refused):
+        path = tmp_path / 'short.pth'
+        path.write_bytes(classifier.checkpoint.read_bytes()[:-100])
+        refused('test', classifier.config, path, says='cut short')
+
+    def test_data(self, classifier, tmp_path, refused):
+        options = ['--cfg-options', 'test_dataloader.dataset.data_root=/no/data']
+        command = arguments(classifier, tmp_path, *options)
+        refused('test', *command, says='/no/data')
+
+    @pytest.mark.parametrize(
+        ('options', 'says'),
+        [
+            (['--out', 'a.txt'], '--out a.txt must end in .json or .yaml or .pkl'),
+            (['--out', 'a.json', '--out-item', 'pred'], 'must end in .pkl'),
+            (['--out-item', 'pred'], '--out-item pred needs --out'),
+        ],
+    )
+    def test_out(self, classifier, refused, options, says):
+        refused('test', classifier.config, classifier.checkpoint, *options, says=says)
+
+    @pytest.mark.parametrize(
+        ('options', 'entries', 'says'),
+        [
+            (['--tta'], dict(tta_pipeline=None), '--tta needs tta_model and tta_pipeline'),
+            (['--tta'], dict(tta_model=None), '--tta needs tta_model and tta_pipeline'),
+            (
+                ['--show-dir', 'a'],
+                dict(default_hooks=dict(visualization=None)),
+                'need default_hooks.visualization',
+            ),
+        ],
+        ids=str,
+    )
+    def test_config_without(self, classifier, tmp_path, refused, options, entries, says):
+        command = arguments(classifier, tmp_path, *options, **entries)
+        refused('test', *command, says=says)
