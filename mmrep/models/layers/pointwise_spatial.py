@@ -1,5 +1,8 @@
 """The two-layer branches of DBB: 1x1 - norm - kxk - norm and 1x1 - norm - avg - norm."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from mmrep.reparam import (
@@ -13,6 +16,7 @@ from mmrep.reparam import (
 )
 
 from .pooling import DilatedAvgPool2d
+from .recompute import run_block
 
 
 class PointwiseSpatial(nn.Module):
@@ -77,22 +81,43 @@ class PointwiseSpatial(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in, H, W)`` to ``(N, out, H', W')``."""
-        x = self.norm1(self.conv1(x))
+        x = self.conv1(x)
+        # Kept for the backward pass is what conv1 makes; what the cheap layers after it
+        # make of that is made again, which takes a fraction of the branch's time.
+        if self.pools:
+            return self._kept_small(lambda x: self.norm2(self._middle(x)), x, self)
+        return self.norm2(self._kept_small(self._middle, x, self.norm1))
+
+    @staticmethod
+    def _kept_small(function: Callable, x: Tensor, norms: nn.Module) -> Tensor:
+        """``function(x)``, of which only ``x`` is kept for the backward pass."""
+        plain = all(
+            type(norm) is nn.BatchNorm2d
+            for norm in norms.modules()
+            if has_running_statistics(norm)
+        )
+        # Norms of other types may talk to other processes, which they should do once. A
+        # compiler decides itself what is worth keeping.
+        return run_block(norms, function, x, plain and not torch.compiler.is_compiling())
+
+    def _middle(self, x: Tensor) -> Tensor:
+        """``spatial(pad(norm1(x)))``."""
+        x = self.norm1(x)
         if self.geometry is None:
-            return self.norm2(self.spatial(x))
+            return self.spatial(x)
         # After norm1: the statistics that p is made of are the updated ones.
         value = self.response_to_zero()
         # No layer's backward needs the output of a norm, so this may be in place.
         x = x.sub_(value.to(x.dtype).reshape(1, -1, 1, 1))
         if self.pools:
-            return self.norm2(self.pool(x).add_(value.to(x.dtype).reshape(1, -1, 1, 1)))
+            return self.pool(x).add_(value.to(x.dtype).reshape(1, -1, 1, 1))
         weight = self.conv2.weight
         response = constant_response(weight, value.to(weight.dtype), self.geometry.groups)
         if self.norm2.training:
             # norm2 subtracts it again: its gradient is zero, and a bias that needs none
             # saves a pass over the map.
             response = response.detach()
-        return self.norm2(self.geometry.convolve(x, weight, response))
+        return self.geometry.convolve(x, weight, response)
 
 
 @fold_layer.register(PointwiseSpatial)

@@ -1,7 +1,10 @@
 """Average pooling with everything that a conv has."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +28,16 @@ class DilatedAvgPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, C, H', W')``."""
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return self._pool(x)
+        # On a CPU torch pools pixel by pixel, unless channels are last.
+        slow = x.device.type == 'cpu' and x.is_contiguous()
+        average = self._as_conv if slow and x.dtype == torch.float32 else self._pool
+        if self._is_symmetric():
+            return _SymmetricAverage.apply(x, average)
+        return average(x)
+
+    def _pool(self, x: Tensor) -> Tensor:
         geometry = self.geometry
         (top, bottom), (left, right) = pad = geometry.pad(tuple(x.shape[2:]))
         if geometry.dilation != (1, 1):
@@ -41,8 +54,22 @@ class DilatedAvgPool2d(nn.Module):
             x, geometry.kernel_size, geometry.stride, (top, left) if inside else 0
         )
 
+    def _is_symmetric(self) -> bool:
+        """Whether an output pixel weighs in an input pixel as that does in it."""
+        geometry = self.geometry
+        return (
+            geometry.stride == (1, 1)
+            and geometry.padding_mode == 'zeros'
+            and all(
+                2 * p == d * (k - 1)
+                for p, d, k in zip(
+                    geometry.padding, geometry.dilation, geometry.kernel_size, strict=True
+                )
+            )
+        )
+
     def _as_conv(self, x: Tensor) -> Tensor:
-        # torch's average pooling has no dilation; a depthwise conv has.
+        # A depthwise conv, unlike torch's average pooling, has dilation.
         taps = self.geometry.kernel_size
         weight = x.new_full((x.size(1), 1, *taps), 1 / (taps[0] * taps[1]))
         depthwise = replace(self.geometry, groups=x.size(1))
@@ -50,6 +77,22 @@ class DilatedAvgPool2d(nn.Module):
 
     def extra_repr(self) -> str:
         return str(self.geometry)
+
+
+class _SymmetricAverage(torch.autograd.Function):
+    """An average that is its own transpose: its backward needs nothing of its forward."""
+
+    @staticmethod
+    def forward(x: Tensor, average: Callable[[Tensor], Tensor]) -> Tensor:
+        return average(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.average = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _SymmetricAverage.apply(gradient, ctx.average), None
 
 
 @fold_layer.register(DilatedAvgPool2d)

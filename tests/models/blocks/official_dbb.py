@@ -93,6 +93,8 @@ class OfficialDBB(nn.Module):
 
     def average(self, x: Tensor) -> Tensor:
         """The mean of the pixels under the taps."""
+        if self.dilation == (1, 1):
+            return F.avg_pool2d(x, self.kernel_size, self.stride)
         taps = F.unfold(x, self.kernel_size, self.dilation, 0, self.stride)
         size = [
             (pixels - (k - 1) * d - 1) // s + 1
@@ -111,7 +113,8 @@ class OfficialDBB(nn.Module):
             )
             out = out + self.branch_1x1.norm(y)
         branch, weight = self.branch_1x1_kxk, self.branch_1x1_kxk.conv1.weight
-        weight = weight if self.identity is None else weight + self.identity
+        if self.identity is not None:
+            weight = weight + self.identity.to(weight)
         y = self.bordered(branch.norm1, self.pointwise(x, weight))
         out = out + branch.norm2(self.convolve(y, branch.conv2.weight))
         branch = self.branch_avg
