@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from torch import distributed
 
 from mmrep.errors import UserError
 
@@ -30,6 +31,18 @@ def run_tool(main: Callable[[], None]) -> None:
     except OSError as error:
         # '[Errno 13] Permission denied: out.pth', less the number.
         sys.exit(f'error: {str(error).partition("] ")[2] or error}')
+    _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """End the threads of torch.distributed, in all processes of a job at once.
+
+    One that still runs when Python ends may abort the process, and with it the job. A
+    process that failed does not wait here for the others: the launcher ends them.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def shape_argument(text: str) -> tuple[int, int, int]:
