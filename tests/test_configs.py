@@ -95,6 +95,7 @@ KINDS = [
     'repvgg-b1g2-fast-d8_pspnet_8xb2-40e_cityscapes-512x1024',
     'repvgg-a0-d8_deeplabv3plus_4xb4-80k_ade20k-512x512',
     'repvgg-a0_upernet_4xb4-80k_ade20k-512x512',
+    'repvgg-b1g2-fast-d8_upernet_4xb4-80k_ade20k-512x512',
     'dbb-resnet18_8xb32_in1k',
     'dbb-resnet50_8xb32_in1k',
     'dbb-resnetv1c18_8xb32_in1k',
@@ -360,11 +361,15 @@ def test_dilations_of_repvgg(name):
 
 @pytest.mark.parametrize('name', [n for n in PUBLISHED if re.search('city|ade20k', n)])
 def test_stages_of_segmentors(name):
-    """A backbone's strides are 4, 8, 8, 8, or with UPerNet 4, 8, 16, 32."""
+    """A backbone's strides are 4, 8, 8, 8, or without dilation 4, 8, 16, 32."""
+    x = torch.zeros(2, 3, 64, 64, device='meta')
     with torch.no_grad():
-        stages = skeleton(name).backbone(torch.zeros(2, 3, 64, 64, device='meta'))
+        stages = skeleton(name).backbone(x)
+        logits = skeleton(name)(x, mode='tensor')
     sizes = [stage.size(-1) for stage in stages]
-    assert sizes == ([16, 8, 4, 2] if 'upernet' in name else [16, 8, 8, 8])
+    assert sizes == ([16, 8, 8, 8] if '-d8' in name else [16, 8, 4, 2])
+    # The decode head takes the last stage, or also the first one.
+    assert logits.size(-1) == (16 if re.search('deeplab|upernet', name) else 8)
     model = skeleton(name)
     assert any(isinstance(m, nn.SyncBatchNorm) for m in model.backbone.modules())
     assert model.auxiliary_head.in_channels == stages[2].size(1)
