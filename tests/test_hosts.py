@@ -1,121 +1,36 @@
 """Networks of mmpretrain and mmseg with a backbone from here, in training and deployed."""
 
+import copy
+
 import pytest
 import torch
-from laws import assert_same, randomise
-from mmengine.config import ConfigDict
-from mmengine.registry import DefaultScope
-from mmengine.structures import PixelData
-from mmpretrain.registry import MODELS as PRETRAIN_MODELS
+from host_models import (
+    BACKBONES,
+    CLASSES,
+    HOSTS,
+    class_samples,
+    classifier,
+    map_samples,
+    segmentor,
+    soften,
+)
+from laws import assert_differ, assert_same, image, randomise
+from mmpretrain.models import AverageClsScoreTTA
 from mmpretrain.structures import DataSample
-from mmseg.registry import MODELS as SEG_MODELS
 from mmseg.structures import SegDataSample
-from torch import nn
+from torch import Tensor, nn
 
 from mmrep.reparam import branch_by_branch, reparam_blocks, switch_to_deploy
 
-CLASSES = 5
-TINY = dict(num_blocks=(1, 1, 1, 1), width_factor=(1, 1, 1, 1))
-NORM = dict(type='SyncBN', requires_grad=True)
-SMALL = dict(base_channels=4)
-#: Backbones, with the channels of their last two stages.
-BACKBONES = {
-    'RepVGG': (dict(type='mmrep.RepVGG', arch=TINY, **SMALL), (16, 32)),
-    'RepVGG-D2se': (
-        dict(type='mmrep.RepVGG', arch=TINY | dict(se_cfg=dict(ratio=2)), **SMALL),
-        (16, 32),
-    ),
-    'DBBResNet-18': (dict(type='mmrep.DBBResNet', depth=18, **SMALL), (16, 32)),
-    'DBBResNetV1c-50': (dict(type='mmrep.DBBResNetV1c', depth=50, **SMALL), (64, 128)),
-    'ReparamResNet of RepVGG blocks': (
-        dict(
-            type='mmrep.ReparamResNet',
-            depth=18,
-            block_cfg=dict(type='mmrep.RepVGGBlock'),
-            **SMALL,
-        ),
-        (16, 32),
-    ),
-    'DBBMobileNetV1': (
-        dict(type='mmrep.DBBMobileNetV1', width_factor=0.125, out_indices=(3, 4)),
-        (64, 128),
-    ),
-}
-
-
-def classifier(name: str) -> nn.Module:
-    """An image classifier on a backbone's last stage."""
-    backbone, (_, channels) = BACKBONES[name]
-    return PRETRAIN_MODELS.build(
-        dict(
-            type='ImageClassifier',
-            backbone={'out_indices': (2, 3), **backbone},
-            neck=dict(type='GlobalAveragePooling'),
-            head=dict(
-                type='LinearClsHead',
-                num_classes=CLASSES,
-                in_channels=channels,
-                loss=dict(type='CrossEntropyLoss'),
-            ),
-        )
-    )
-
-
-def segmentor(name: str) -> nn.Module:
-    """An FCN on a backbone's last stage, with an auxiliary head on the one before."""
-    backbone, widths = BACKBONES[name]
-
-    def head(index: int, **options) -> dict:
-        return dict(
-            type='FCNHead',
-            in_channels=widths[index],
-            in_index=index,
-            channels=4,
-            num_convs=1,
-            num_classes=CLASSES,
-            norm_cfg=NORM,
-            **options,
-        )
-
-    return SEG_MODELS.build(
-        dict(
-            type='EncoderDecoder',
-            data_preprocessor=dict(type='SegDataPreProcessor', size=(64, 64)),
-            backbone={'out_indices': (2, 3), 'norm_cfg': NORM, **backbone},
-            decode_head=head(1),
-            auxiliary_head=head(0),
-            train_cfg=dict(),
-            test_cfg=ConfigDict(mode='whole'),
-        )
-    )
-
-
-def class_samples() -> list[DataSample]:
-    """A label for each of two images."""
-    return [DataSample().set_gt_label(label) for label in (1, 3)]
-
-
-def map_samples() -> list[SegDataSample]:
-    """A map of labels for each of two images."""
-    shape = (64, 64)
-    info = dict(ori_shape=shape, img_shape=shape, pad_shape=shape, padding_size=[0] * 4)
-    maps = [PixelData(data=torch.randint(CLASSES, (1, *shape))) for _ in range(2)]
-    return [SegDataSample(gt_sem_seg=labels, metainfo=info) for labels in maps]
-
-
-HOSTS = {
-    'mmpretrain': (classifier, class_samples),
-    'mmseg': (segmentor, map_samples),
-}
+Samples = list[DataSample] | list[SegDataSample]
 
 
 @pytest.mark.parametrize('name', BACKBONES)
 @pytest.mark.parametrize('host', HOSTS)
 def test_trains_predicts_and_deploys(host, name):
-    with DefaultScope.overwrite_default_scope(host):
-        build, make_samples = HOSTS[host]
-        model = build(name)
-        model.init_weights()
+    build, make_samples = HOSTS[host]
+    model = build(name)
+    model.init_weights()
     x, samples = torch.randn(2, 3, 64, 64), make_samples()
 
     model.train()
@@ -130,22 +45,81 @@ def test_trains_predicts_and_deploys(host, name):
 
     randomise(model).double().eval()
     x = x.double()
-    with torch.no_grad(), branch_by_branch(model):
-        logits = model(x, samples, mode='tensor')
-        predictions = scores(model(x, samples, mode='predict'))
+    if host == 'mmpretrain':
+        soften(model, x)
+    with branch_by_branch(model):
+        reference = computed(model, x, samples)
+    assert_same(reference, computed(model, x, samples))
     assert len(reparam_blocks(model)) > 1
     report = switch_to_deploy(model)
     assert report.switched
     assert all(name.startswith('backbone.') for name in report.switched)
     assert model.backbone.deploy
-    with torch.no_grad():
-        assert_same(logits, model(x, samples, mode='tensor'))
-        assert_same(predictions, scores(model(x, make_samples(), mode='predict')))
+    assert_same(reference, computed(model, x, samples))
 
 
-def scores(predictions: list) -> list[torch.Tensor]:
+@torch.no_grad()
+def computed(model: nn.Module, x: Tensor, samples: Samples) -> dict:
+    """What a host's model computes of images: features, logits, predictions, losses."""
+    # Predictions are written into the samples.
+    first, second, third = (copy.deepcopy(samples) for _ in range(3))
+    losses = model(x, first, mode='loss')
+    return dict(
+        features=features(model, x),
+        logits=model(x, second, mode='tensor'),
+        predictions=scores(model(x, third, mode='predict')),
+        losses={key: value for key, value in losses.items() if 'loss' in key},
+    )
+
+
+def features(model: nn.Module, x: Tensor) -> dict:
+    """The features of a model after each part that it has."""
+    if not hasattr(model, 'head'):
+        return dict(backbone=model.extract_feat(x))
+    stages = ('backbone', 'neck', 'pre_logits')
+    return {stage: model.extract_feat(x, stage=stage) for stage in stages}
+
+
+def scores(predictions: Samples) -> list[Tensor]:
     """The numbers in a host's predictions."""
     return [
         p.seg_logits.data if isinstance(p, SegDataSample) else p.pred_score
         for p in predictions
     ]
+
+
+def test_several_auxiliary_heads():
+    model = randomise(segmentor('RepVGG', auxiliary_heads=2)).double().eval()
+    x, samples = image(2, 3, 64, 64), map_samples()
+    with branch_by_branch(model):
+        reference = computed(model, x, samples)
+    names = {'decode.loss_ce', 'aux_0.loss_ce', 'aux_1.loss_ce'}
+    assert reference['losses'].keys() == names
+    switch_to_deploy(model)
+    assert_same(reference, computed(model, x, samples))
+
+
+def test_average_over_views():
+    """mmpretrain's test-time augmentation around a model, in both forms."""
+    images = image(2, 3, 64, 64, dtype=torch.float32)
+    model = soften(randomise(classifier('DBBResNet-18')).eval(), images)
+    tta = AverageClsScoreTTA(model)
+    views = [list(images), list(images.flip(-1))]
+    data = dict(inputs=views, data_samples=[class_samples(), class_samples()])
+
+    def predict() -> Tensor:
+        with torch.no_grad():
+            return torch.stack(scores(tta.test_step(copy.deepcopy(data))))
+
+    with branch_by_branch(tta):
+        reference = predict()
+        with torch.no_grad():
+            single = [model(torch.stack(v), class_samples(), mode='predict') for v in views]
+    first, second = (torch.stack(scores(samples)) for samples in single)
+    assert_differ(first, second)
+    assert_same((first + second) / 2, reference)
+    assert reference.shape == (2, CLASSES)
+    assert_same(reference, predict())
+    report = switch_to_deploy(tta)
+    assert all(name.startswith('module.backbone.') for name in report.switched)
+    assert_same(reference, predict())
