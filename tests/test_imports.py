@@ -76,6 +76,11 @@ ROOMS = {
         'mmrep.checkpoints',
         'mmrep.version',
     ),
+    'mmrep.benchmark': (
+        'mmrep.checkpoints',
+        'mmrep.deployment',
+        'mmrep.reparam',
+    ),
     'mmrep.cli': ('mmrep.errors',),
     'mmrep': ('mmrep',),
 }

@@ -48,7 +48,10 @@ def is_deploy_form(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def load_strictly(
-    model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    source: str | Path,
+    assign: bool = False,
 ) -> None:
     """Load a state dict of exactly the model's keys and shapes.
 
@@ -57,6 +60,8 @@ def load_strictly(
             or shapes do not match.
         state_dict: The weights.
         source: The file, for the error.
+        assign: Whether the model takes the tensors themselves, where they have its
+            dtype, instead of copying their values. Default: False.
 
     Raises:
         CheckpointError: If keys are missing, unexpected or of another shape; lists them.
@@ -91,7 +96,9 @@ def load_strictly(
             f'{source} does not fit the config: {_advice(state_dict, own)} '
             f'({"; ".join(problems)})'
         )
-    model.load_state_dict(state_dict, strict=False)
+    if assign:
+        state_dict = {key: value.to(own[key]) for key, value in state_dict.items()}
+    model.load_state_dict(state_dict, strict=False, assign=assign)
 
 
 def _advice(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

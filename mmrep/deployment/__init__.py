@@ -1,6 +1,8 @@
 """From configs and checkpoints to verified deploy files."""
 
+from .building import build_model
 from .config import (
+    Shape,
     deploy_config,
     enter_scope,
     input_shape,
@@ -12,7 +14,6 @@ from .config import (
 from .convert import (
     Conversion,
     VerificationError,
-    build_model,
     check_differences,
     convert,
     forward,
@@ -22,6 +23,7 @@ from .export import OnnxExport, export_onnx
 __all__ = [
     'Conversion',
     'OnnxExport',
+    'Shape',
     'VerificationError',
     'build_model',
     'check_differences',

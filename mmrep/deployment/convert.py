@@ -1,17 +1,19 @@
 """From a train-form checkpoint to a verified deploy checkpoint and its config."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmrep.checkpoints import (
+    MappedFile,
     atomic_write,
     is_deploy_form,
     load_strictly,
@@ -29,11 +31,13 @@ from mmrep.reparam import (
     NotFoldableError,
     branch_by_branch,
     compare_outputs,
+    reparam_blocks,
     switch_to_deploy,
 )
 from mmrep.version import __version__
 
-from .config import Shape, deploy_config, input_shape, without_pretrained
+from .building import build_model
+from .config import Shape, deploy_config, input_shape
 
 
 class VerificationError(UserError):
@@ -63,22 +67,6 @@ class Conversion:
     bytes_after: int
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """The model of a config, with no weights loaded or downloaded, in eval mode.
-
-    Raises:
-        ConfigError: If it cannot be built.
-    """
-    try:
-        return MODELS.build(without_pretrained(cfg.model)).eval()
-    except Exception as error:
-        # A constructor may raise anything.
-        raise ConfigError(
-            f'the model of this config cannot be built ({reason(error)}): correct it'
-        ) from error
-
-
-@torch.no_grad()
 def forward(model: nn.Module, x: Tensor) -> Any:
     """The raw outputs of a model: ``mode='tensor'`` of mmengine's ``BaseModel``."""
     return model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
@@ -140,48 +128,25 @@ def convert(
     # Read back from text: what is verified is what is written.
     text = deployed_config.pretty_text
     deployed_config = Config.fromstring(text, '.py')
-
-    source = read_checkpoint(checkpoint)
-    state_dict = state_dict_of(source, checkpoint)
-    if is_deploy_form(state_dict):
-        raise CheckpointError(
-            f'{checkpoint} is in deploy form already: test it with its deploy config'
-        )
-    model = build_model(config)
-    load_strictly(model, state_dict, checkpoint)
-    channels, height, width = shape or input_shape(config)
-    x = _seeded_input((2, channels, height, width), seed)
-    with branch_by_branch(model):
-        reference = _run(model, x, 'train')
-    try:
-        report = switch_to_deploy(model)
-    except NotFoldableError as error:
-        raise UserError(f'this model cannot be fused: {error}') from None
-    if not report.switched:
-        raise ConfigError(
-            'the model of this config has no train form: give the config that it was '
-            'trained with, without deploy=True'
-        )
-    deployed = build_model(deployed_config)
-    load_strictly(deployed, model.state_dict(), 'the fused model')
-    try:
-        differences = compare_outputs(reference, _run(deployed, x, 'deploy'))
-    except ValueError as error:
-        raise VerificationError(f'the two forms cannot be verified: {error}') from error
-    check_differences(differences, rtol)
-
+    shape = shape or input_shape(config)
+    with ThreadPoolExecutor(1) as beside:
+        # It takes a second for half a gigabyte, of which Python waits for none.
+        digest = beside.submit(_digest, checkpoint)
+        fused = _fuse(config, deployed_config, checkpoint, shape, seed)
+    check_differences(fused.differences, rtol)
+    report, errors = fused.report, fused.differences.values()
     meta = {
-        **_kept_meta(source),
+        **fused.kept_meta,
         'mmrep': {
             'version': __version__,
             'source': Path(checkpoint).name,
-            'source_sha256': sha256_of(checkpoint),
+            'source_sha256': digest.result(),
             'source_config': Path(source_config).name,
-            'input_shape': list(x.shape),
+            'input_shape': list(fused.shape),
             'seed': seed,
-            'rel_l2': max(d.rel_l2 for d in differences.values()),
-            'max_abs': max(d.max_abs for d in differences.values()),
-            'outputs': {name: d.as_dict() for name, d in differences.items()},
+            'rel_l2': max(d.rel_l2 for d in errors),
+            'max_abs': max(d.max_abs for d in errors),
+            'outputs': {name: d.as_dict() for name, d in fused.differences.items()},
             'blocks': len(report.switched),
             'params_before': report.params_before,
             'params_after': report.params_after,
@@ -189,16 +154,86 @@ def convert(
     }
     with atomic_write(out_config) as temporary:
         temporary.write_text(f'# The deploy form of {Path(source_config).name}.\n{text}')
-        write_checkpoint(out, deployed.state_dict(), meta)
+        write_checkpoint(out, fused.model.state_dict(), meta)
     return Conversion(
         report,
-        differences,
-        tuple(x.shape),
+        fused.differences,
+        fused.shape,
         out,
         out_config,
         Path(checkpoint).stat().st_size,
         out.stat().st_size,
     )
+
+
+class _Fused(NamedTuple):
+    """The deploy form of a checkpoint, and what is known of it."""
+
+    model: nn.Module
+    report: DeployReport
+    differences: Mapping[str, Difference]
+    shape: tuple[int, ...]
+    kept_meta: dict
+
+
+def _fuse(
+    config: Config, deployed_config: Config, checkpoint: str | Path, shape: Shape, seed: int
+) -> _Fused:
+    """Load a checkpoint, run it, fuse it and run what became of it.
+
+    No weights are copied but by fusing, and those of a block are let go of as soon as
+    they are not needed: at no time are there two models in memory.
+    """
+    source = read_checkpoint(checkpoint)
+    state_dict = state_dict_of(source, checkpoint)
+    if is_deploy_form(state_dict):
+        raise CheckpointError(
+            f'{checkpoint} is in deploy form already: test it with its deploy config'
+        )
+    model = build_model(config, unset=True)
+    load_strictly(model, state_dict, checkpoint, assign=True)
+    kept_meta = _kept_meta(source)
+    # The model alone holds the weights from here on.
+    del source, state_dict
+    mapped = MappedFile(checkpoint)
+    x = _seeded_input((2, *shape), seed)
+    with branch_by_branch(model), _released(model, mapped):
+        reference = _run(model, x, 'train')
+    try:
+        report = switch_to_deploy(model, release=mapped.release)
+    except NotFoldableError as error:
+        raise UserError(f'this model cannot be fused: {error}') from None
+    if not report.switched:
+        raise ConfigError(
+            'the model of this config has no train form: give the config that it was '
+            'trained with, without deploy=True'
+        )
+    deployed = build_model(deployed_config, unset=True)
+    load_strictly(deployed, model.state_dict(), 'the fused model', assign=True)
+    try:
+        differences = compare_outputs(reference, _run(deployed, x, 'deploy'))
+    except ValueError as error:
+        raise VerificationError(f'the two forms cannot be verified: {error}') from error
+    return _Fused(deployed, report, differences, tuple(x.shape), kept_meta)
+
+
+def _digest(checkpoint: str | Path) -> str | None:
+    """The SHA-256 of a file; that there is none is for who reads it to say."""
+    return sha256_of(checkpoint) if Path(checkpoint).is_file() else None
+
+
+@contextmanager
+def _released(model: nn.Module, mapped: MappedFile) -> Iterator[None]:
+    """Give back the memory of each block's weights once the block has computed."""
+    handles = [
+        block.register_forward_hook(lambda block, *_: mapped.release(block.parameters()))
+        for block in reparam_blocks(model).values()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _seeded_input(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -210,6 +245,7 @@ def _seeded_input(shape: tuple[int, ...], seed: int) -> Tensor:
         ) from error
 
 
+@torch.no_grad()
 def _run(model: nn.Module, x: Tensor, form: str) -> Any:
     try:
         return forward(model, x)

@@ -41,8 +41,9 @@ from mmrep.reparam import (
 )
 from mmrep.version import __version__
 
+from .building import build_model
 from .config import Shape, deploy_config, input_shape
-from .convert import VerificationError, _run, _seeded_input, build_model, forward
+from .convert import VerificationError, _run, _seeded_input, forward
 
 if TYPE_CHECKING:
     # Imported where they are needed: mmrep works without them.

@@ -1,10 +1,11 @@
 """Walk a model and turn every re-parameterizable block into one conv."""
 
 import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .fold import NotFoldableError, conv_geometry, fold_branches
 
@@ -46,7 +47,9 @@ def reparam_blocks(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def switch_to_deploy(model: nn.Module) -> DeployReport:
+def switch_to_deploy(
+    model: nn.Module, release: Callable[[Iterable[Tensor]], None] | None = None
+) -> DeployReport:
     """Turn every block of a model into the one conv that it equals, in place.
 
     Idempotent, and all or nothing: every block is checked before the first is changed.
@@ -55,6 +58,8 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
     Args:
         model: Any module; blocks of other packages that offer ``switch_to_deploy`` are
             switched, too.
+        release: Called with the parameters of each block after it was switched: what
+            nobody needs any more, unless it is held elsewhere. Default: None.
 
     Returns:
         What was done.
@@ -74,8 +79,13 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
     report = DeployReport(params_before=count_parameters(model))
     for name, block in blocks.items():
         known = report.deployed if getattr(block, 'deploy', False) else report.switched
-        block.switch_to_deploy()
         known.append(name)
+    # The largest first: what fusing takes for a moment is on top of what is fused.
+    for block in sorted(blocks.values(), key=count_parameters, reverse=True):
+        before = list(block.parameters())
+        block.switch_to_deploy()
+        if release is not None:
+            release(before)
     for module in model.modules():
         if _offers_switch(module):
             # Bodies carry the flag of their blocks, as mmpretrain's do.

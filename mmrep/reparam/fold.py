@@ -338,8 +338,11 @@ def has_running_statistics(norm: nn.Module) -> bool:
     Judged by what the module has, not by its type, so that batch norms of every origin
     count: ``nn.SyncBatchNorm``, mmcv's, the ones of a user.
     """
-    running = getattr(norm, 'running_mean', None), getattr(norm, 'running_var', None)
-    return all(isinstance(stat, Tensor) for stat in running) and hasattr(norm, 'eps')
+    return (
+        isinstance(getattr(norm, 'running_mean', None), Tensor)
+        and isinstance(getattr(norm, 'running_var', None), Tensor)
+        and hasattr(norm, 'eps')
+    )
 
 
 @singledispatch

@@ -171,7 +171,7 @@ def identity_kernel(
     # Cast afterwards: torch 2.1 makes no bfloat16 eye.
     eye = torch.eye(channels // groups, device=device)
     eye = eye if dtype is None else eye.to(dtype)
-    return eye.repeat(groups, 1)[..., None, None]
+    return (eye if groups == 1 else eye.repeat(groups, 1))[..., None, None]
 
 
 def pad_kernel(

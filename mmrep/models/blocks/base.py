@@ -17,6 +17,15 @@ from ..layers import PadOrCrop, SELayer, build_activation, run_block
 
 Size = tuple[int, int]
 
+#: The multiply-adds of a conv that take as long. Measured on two cores with AVX-512;
+#: what Python takes for a fold is estimated for a GPU, which multiplies meanwhile.
+_AS_LONG = {
+    'a fold on a CPU': 3 * 10**7,
+    'a fold': 5 * 10**9,
+    'a weight': 80,
+    'a normalised value': 200,
+}
+
 
 def pair(value: int | Size) -> Size:
     """``value`` for rows and for columns."""
@@ -32,8 +41,9 @@ class ReparamBlock(BaseModule):
 
     Where every norm uses running statistics (in eval mode, with ``norm_eval``, in frozen
     stages) the train form computes with its equivalent kernel, derived anew from the
-    current parameters in every forward, with exact gradients to them. It does so when
-    deriving takes fewer multiplications than the branches would take more.
+    current parameters in every forward, with exact gradients to them. It does so where
+    deriving, which is the same for every input, takes less than the branches would take
+    more, which grows with the number of pixels: hardly for many channels on tiny maps.
 
     Args:
         in_channels (int): Number of input channels.
@@ -117,6 +127,7 @@ class ReparamBlock(BaseModule):
         else:
             self.build_branches(main_conv)
         self.foldable = not deploy and self._is_foldable()
+        self._costs = self._count_costs()
         self.se_layer = None if se_cfg is None else SELayer(out_channels, **se_cfg)
         self.act = None if act_cfg is None else build_activation(act_cfg)
 
@@ -286,9 +297,11 @@ class ReparamBlock(BaseModule):
             return
         weight, bias = self.equivalent_kernel_bias(dtype=torch.float64)
         like = next(self.parameters())
-        conv = self.build_conv(self.kernel_size, bias=True).to(like.device, like.dtype)
-        conv.weight.copy_(weight)
-        conv.bias.copy_(bias)
+        with torch.device('meta'):
+            # Its own numbers would be drawn for nothing.
+            conv = self.build_conv(self.kernel_size, bias=True)
+        conv.weight = nn.Parameter(weight.to(like, memory_format=torch.contiguous_format))
+        conv.bias = nn.Parameter(bias.to(like))
         trainable = [
             p.requires_grad for b in self.branches().values() for p in b.parameters()
         ]
@@ -338,28 +351,34 @@ class ReparamBlock(BaseModule):
     def _is_linear_now(self) -> bool:
         """Whether no norm of a branch uses batch statistics."""
         return not any(
-            layer.training
+            layer.training and has_running_statistics(layer)
             for branch in self.branches().values()
             for layer in branch.modules()
-            if has_running_statistics(layer)
         )
 
     def _pays(self, x: Tensor) -> bool:
-        """Whether deriving the kernel takes less than the branches would take more.
+        """Whether deriving the kernel takes less time than the branches would take more.
 
-        Counted in multiplications. Deriving touches every weight a few times, and
-        transform III multiplies the kxk kernel with the 1x1 one; what is saved grows
-        with the number of output pixels.
+        In multiply-adds: those of transform III and of the convs that are saved, and
+        what takes as long as so many, see :data:`_AS_LONG`.
         """
         frame = self.frame
         pixels = x.size(0) * x.size(2) * x.size(3) // (frame.stride[0] * frame.stride[1])
-        one = frame.out_channels * frame.in_channels // frame.groups
-        one *= frame.kernel_size[0] * frame.kernel_size[1]
+        deriving, saved_per_pixel = self._costs
+        fixed = _AS_LONG['a fold on a CPU' if x.device.type == 'cpu' else 'a fold']
+        return fixed + deriving < pixels * saved_per_pixel
+
+    def _count_costs(self) -> tuple[int, int]:
+        """Multiply-adds of deriving the kernel, and those saved for a pixel."""
+        width = self.in_channels // self.groups
+        one = self.out_channels * width * self.kernel_size[0] * self.kernel_size[1]
         branches = list(self.branches().values())
         weights = sum(p.numel() for b in branches for p in b.parameters() if p.dim() > 1)
-        merged = sum(1 for b in branches if hasattr(b, 'conv1'))
-        deriving = one * (4 + merged * frame.in_channels // frame.groups)
-        return deriving < pixels * max(weights - one, frame.out_channels)
+        merged = sum(hasattr(b, 'conv1') and not b.pools for b in branches)
+        norms = sum(has_running_statistics(m) for b in branches for m in b.modules())
+        deriving = _AS_LONG['a weight'] * weights + merged * one * width
+        saved = weights - one + _AS_LONG['a normalised value'] * norms * self.out_channels
+        return deriving, saved
 
     def _see_size(self, input_size: Size) -> None:
         """Keep the input's size; refuse one that the fused kernel is wrong for."""

@@ -142,10 +142,12 @@ class TestOneConv:
     x = image(4, 4, 16, 16)
 
     def test_is_used_where_it_pays(self):
-        block = build('repvgg', 'eval')
-        assert count_convs(block, self.x) == 1
-        wide = RepVGGBlock(64, 64).double().eval()
-        assert count_convs(wide, image(1, 64, 2, 2)) == 2
+        block = RepVGGBlock(64, 64).double().eval()
+        assert count_convs(block, image(2, 64, 40, 40)) == 1
+        # Little is saved for few pixels, and deriving takes long for many channels.
+        assert count_convs(block, image(1, 64, 8, 8)) == 2
+        wide = RepVGGBlock(512, 512).double().eval()
+        assert count_convs(wide, image(50, 512, 1, 1)) == 2
 
     @pytest.mark.parametrize('form', ['train', 'eval'])
     def test_can_be_forbidden(self, form):
@@ -160,8 +162,9 @@ class TestOneConv:
                 module.eval()
         with branch_by_branch(block):
             reference = step(block, self.x)
-        assert count_convs(block, self.x) == 1
-        assert_same_step(reference, step(block, self.x))
+        with always_one_conv(block):
+            assert count_convs(block, self.x) == 1
+            assert_same_step(reference, step(block, self.x))
 
     @multi_branch
     def test_not_where_one_norm_uses_the_batch(self, name):

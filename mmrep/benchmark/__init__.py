@@ -1,0 +1,27 @@
+"""Measure models side by side."""
+
+from .memory import peak_memory
+from .plane import draw_plane, published_accuracy
+from .run import WORKS, Benchmark, Timing, benchmark
+from .subjects import Subject, randomise_statistics, subjects_of
+from .timing import interleave
+from .works import channels_last, compiled, evaluation, onnxruntime, step
+
+__all__ = [
+    'WORKS',
+    'Benchmark',
+    'Subject',
+    'Timing',
+    'benchmark',
+    'channels_last',
+    'compiled',
+    'draw_plane',
+    'evaluation',
+    'interleave',
+    'onnxruntime',
+    'peak_memory',
+    'published_accuracy',
+    'randomise_statistics',
+    'step',
+    'subjects_of',
+]

@@ -1,0 +1,162 @@
+"""Benchmark a config."""
+
+import copy
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from mmengine.analysis import get_model_complexity_info
+from mmengine.config import Config
+from torch import nn
+
+from mmrep.deployment import Shape, deploy_config, input_shape
+from mmrep.reparam import count_parameters
+
+from .memory import peak_memory
+from .subjects import Subject, subjects_of
+from .timing import interleave
+from .works import Run, channels_last, compiled, evaluation, onnxruntime, step
+
+#: What can be measured.
+WORKS = ('train', 'norm_eval', 'eval', 'deploy')
+
+
+@dataclass
+class Timing:
+    """How long one piece of work took.
+
+    Args:
+        work: One of :data:`WORKS`.
+        name: What did it: a subject, and its form where there are several.
+        median: Seconds.
+        iqr: Distance between the quartiles, in seconds.
+        peak: The most bytes of tensors held at once, or ``None`` if not measured.
+    """
+
+    work: str
+    name: str
+    median: float
+    iqr: float
+    peak: int | None = None
+
+
+@dataclass
+class Benchmark:
+    """What :func:`benchmark` measured.
+
+    Args:
+        config: Name of the config.
+        device: Name of the device.
+        dtype: ``'float32'``, or ``'bfloat16'`` under autocast.
+        shape: Batch, channels, height and width.
+        timings: The times.
+        sizes: Parameters and FLOPs (multiply-adds for one image) of each form.
+    """
+
+    config: str
+    device: str
+    dtype: str
+    shape: tuple[int, ...]
+    timings: list[Timing] = field(default_factory=list)
+    sizes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def median(self, work: str, name: str) -> float:
+        """The seconds of one of the timings."""
+        return next(t.median for t in self.timings if (t.work, t.name) == (work, name))
+
+    def as_dict(self) -> dict:
+        """All of it, for JSON."""
+        return asdict(self)
+
+
+def benchmark(
+    config: Config,
+    name: str,
+    batch_size: int = 8,
+    shape: Shape | None = None,
+    device: str = 'cpu',
+    amp: bool = False,
+    works: tuple[str, ...] = WORKS,
+    rounds: int = 15,
+    compile_model: bool = True,
+) -> Benchmark:
+    """Measure the model of a config, in turns with its peers.
+
+    Args:
+        config: The config.
+        name: Its name, for the record.
+        batch_size: Images in a batch. Default: 8.
+        shape: Channels, height and width. Default: the config's.
+        device: ``'cpu'`` or a CUDA device. Default: ``'cpu'``.
+        amp: Whether to compute in bfloat16 where autocast does. Default: False.
+        works: What to measure, of :data:`WORKS`. Default: all.
+        rounds: How often each is timed. Default: 15.
+        compile_model: Whether to measure ``torch.compile``, too, which takes a minute
+            before the first run. Default: True.
+    """
+    shape = shape or input_shape(config)
+    subjects = subjects_of(config, device)
+    x = torch.randn(batch_size, *shape, device=device)
+    dtype = 'bfloat16' if amp else 'float32'
+    done = Benchmark(name, _device_name(device), dtype, tuple(x.shape))
+    for subject in subjects:
+        done.sizes[f'{subject.name}, train form'] = _sizes(subject.train_form, shape)
+        if subject.deploy_form is not subject.train_form:
+            done.sizes[f'{subject.name}, deploy form'] = _sizes(subject.deploy_form, shape)
+    train_forms = {subject.name: subject.train_form for subject in subjects}
+    for work, options in (('train', {}), ('norm_eval', dict(norm_eval=True))):
+        if work in works:
+            runs = {n: step(m, x, amp=amp, **options) for n, m in train_forms.items()}
+            done.timings += _time(work, runs, rounds, device)
+            for model in train_forms.values():
+                model.zero_grad(set_to_none=True)
+    if 'eval' in works:
+        runs = {n: evaluation(m, x, amp) for n, m in train_forms.items()}
+        runs['mmrep, deploy form'] = evaluation(subjects[0].deploy_form, x, amp)
+        done.timings += _time('eval', runs, rounds, device)
+    if 'deploy' in works:
+        runs = _deploy_runs(subjects, config, x, amp, compile_model)
+        done.timings += _time('deploy', runs, rounds)
+    return done
+
+
+def _deploy_runs(
+    subjects: list[Subject],
+    config: Config,
+    x: torch.Tensor,
+    amp: bool,
+    compile_model: bool,
+) -> Mapping[str, Run]:
+    runs = {s.name: evaluation(s.deploy_form, x, amp) for s in subjects}
+    model = subjects[0].deploy_form
+    runs['mmrep, channels_last'] = channels_last(copy.deepcopy(model), x, amp)
+    if compile_model:
+        runs['mmrep, torch.compile'] = compiled(model, x, amp)
+    if x.device.type == 'cpu' and not amp and importlib.util.find_spec('onnxruntime'):
+        runs['mmrep, ONNX Runtime'] = onnxruntime(model, x, deploy_config(config))
+    return runs
+
+
+def _time(
+    work: str, runs: Mapping[str, Run], rounds: int, device: str | None = None
+) -> list[Timing]:
+    """Time runs; measure their memory on ``device`` if one is given."""
+    peak: Callable[[Run], int | None] = (
+        (lambda run: peak_memory(run, device)) if device else (lambda run: None)
+    )
+    return [
+        Timing(work, name, measured.median, measured.iqr, peak(runs[name]))
+        for name, measured in interleave(runs, rounds).items()
+    ]
+
+
+def _sizes(model: nn.Module, shape: Shape) -> dict[str, int]:
+    info = get_model_complexity_info(model, shape, show_table=False, show_arch=False)
+    return dict(parameters=count_parameters(model), flops=int(info['flops']))
+
+
+def _device_name(device: str) -> str:
+    if torch.device(device).type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'CPU, {torch.get_num_threads()} threads'

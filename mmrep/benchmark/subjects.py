@@ -1,0 +1,112 @@
+"""What a benchmark compares: a config's model, and the same network of others."""
+
+import copy
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmrep.deployment import build_model, without_pretrained
+from mmrep.reparam import has_running_statistics, switch_to_deploy
+
+
+@dataclass
+class Subject:
+    """A model that is measured.
+
+    Args:
+        name: Where it comes from: ``'mmrep'``, ``'mmpretrain'``, ``'timm'`` or
+            ``'plain'``, the host's network without re-parameterization.
+        train_form: The model as it is trained.
+        deploy_form: The model as it is deployed.
+    """
+
+    name: str
+    train_form: nn.Module
+    deploy_form: nn.Module
+
+
+def subjects_of(config: Config, device: str = 'cpu') -> list[Subject]:
+    """The model of a config and, as far as installed, its peers, all in eval mode.
+
+    Peers are mmpretrain's RepVGG with the same weights and timm's of the same name, and
+    for ``DBBResNet`` the host's ResNet.
+    """
+    torch.manual_seed(0)
+    model = build_model(config)
+    randomise_statistics(model)
+    subjects = [Subject('mmrep', model, _deployed(model))]
+    subjects += _peers(config, model)
+    for subject in subjects:
+        subject.train_form.to(device)
+        subject.deploy_form.to(device)
+    return subjects
+
+
+@torch.no_grad()
+def randomise_statistics(model: nn.Module) -> None:
+    """Give every norm the statistics and the affine map of a trained one."""
+    for norm in model.modules():
+        if has_running_statistics(norm):
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+            if norm.weight is not None:
+                norm.weight.uniform_(0.5, 1.5)
+                norm.bias.normal_(0, 0.1)
+
+
+def _deployed(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    switch_to_deploy(model)
+    return model
+
+
+def _peers(config: Config, model: nn.Module) -> Iterator[Subject]:
+    backbone = config.model.get('backbone') or {}
+    kind = MODELS.get(backbone.get('type', ''))
+    name = getattr(kind, '__name__', '')
+    if name == 'RepVGG' and kind.__module__.startswith('mmrep.'):
+        peer = _with_backbone(config, 'mmpretrain', 'RepVGG')
+        if peer is not None and isinstance(backbone['arch'], str):
+            peer.load_state_dict(model.state_dict())
+            yield Subject('mmpretrain', peer, _deployed(peer))
+        if importlib.util.find_spec('timm'):
+            yield from _timm(f'repvgg_{backbone["arch"]}'.lower())
+    elif name.startswith('DBBResNet'):
+        host = config.get('default_scope')
+        plain = _with_backbone(config, host, name.removeprefix('DBB'))
+        if plain is not None:
+            yield Subject('plain', plain, plain)
+
+
+def _with_backbone(config: Config, package: str, name: str) -> nn.Module | None:
+    """The config's model around another package's backbone, if that can be."""
+    if importlib.util.find_spec(package) is None:
+        return None
+    model_cfg = without_pretrained(config.model)
+    kind = MODELS.get(f'{package}.{name}')
+    known = {
+        key
+        for cls in (kind or object).__mro__
+        for key in inspect.signature(cls.__init__).parameters
+    }
+    options = {key: v for key, v in model_cfg.backbone.items() if key != 'type'}
+    if kind is None or not options.keys() <= known:
+        return None
+    # From a plain dict: merging would keep what is to be replaced.
+    model_cfg['backbone'] = dict(options, type=f'{package}.{name}')
+    return MODELS.build(model_cfg).eval()
+
+
+def _timm(name: str) -> Iterator[Subject]:
+    import timm
+
+    if name in timm.list_models('repvgg*'):
+        model = timm.create_model(name).eval()
+        randomise_statistics(model)
+        yield Subject('timm', model, timm.utils.model.reparameterize_model(model))

@@ -1,0 +1,49 @@
+"""Time several functions side by side."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.utils.benchmark import Measurement, Timer
+
+#: A measurement shorter than this many seconds repeats the call until it is not.
+_SHORTEST = 0.02
+
+
+def interleave(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    warm_up: int = 2,
+    threads: int | None = None,
+) -> dict[str, Measurement]:
+    """Time functions in turns, so that what else the machine does meets them all alike.
+
+    Every round times each function once, in an order that rotates. On CUDA the timer
+    waits for the device.
+
+    Args:
+        functions: What to time, by name.
+        rounds: How often each is timed. Default: 15.
+        warm_up: Untimed calls of each before. Default: 2.
+        threads: Threads of torch. Default: None, as many as torch uses now.
+
+    Returns:
+        The times of each, in seconds per call; with ``median``, ``iqr`` and ``times``.
+    """
+    threads = threads or torch.get_num_threads()
+    timers = {
+        name: Timer('run()', globals={'run': function}, num_threads=threads)
+        for name, function in functions.items()
+    }
+    calls = {}
+    for name, function in functions.items():
+        for _ in range(warm_up):
+            function()
+        once = timers[name].timeit(1).median
+        calls[name] = max(1, round(_SHORTEST / once))
+    names = list(functions)
+    measured: dict[str, list[Measurement]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            measured[name].append(timers[name].timeit(calls[name]))
+    return {name: Measurement.merge(parts)[0] for name, parts in measured.items()}

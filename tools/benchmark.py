@@ -1,0 +1,133 @@
+"""Time the models of configs, in turns with their peers."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+# Before torch comes: its profiler would report on standard error what it does not find.
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mmrep.benchmark import WORKS, Benchmark, benchmark, draw_plane, published_accuracy
+from mmrep.checkpoints import refuse_existing
+from mmrep.cli import add_config_options, run_tool, shape_argument
+from mmrep.deployment import read_config
+from mmrep.errors import UserError
+
+_TITLES = {
+    'train': 'training step (forward and backward)',
+    'norm_eval': 'training step with norm_eval',
+    'eval': 'evaluation of the train form',
+    'deploy': 'deploy form',
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Time training and inference of the models of configs, in turns with '
+        "mmpretrain's and timm's RepVGG and with the plain ResNet, where installed."
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config file')
+    parser.add_argument('--batch-size', type=int, default=8, help='default: 8')
+    parser.add_argument(
+        '--shape', type=shape_argument, help='shape C,H,W (default: from the config)'
+    )
+    parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
+    parser.add_argument(
+        '--amp', action='store_true', help='compute in bfloat16 where autocast does'
+    )
+    parser.add_argument(
+        '--works', nargs='+', choices=WORKS, default=WORKS, help='default: all'
+    )
+    parser.add_argument(
+        '--rounds', type=int, default=15, help='how often each is timed (default: 15)'
+    )
+    parser.add_argument('--no-compile', action='store_true', help='leave torch.compile out')
+    parser.add_argument('--out', type=Path, help='write the figures to this .json')
+    parser.add_argument(
+        '--plane', type=Path, help='draw the speed-accuracy plane into this .png'
+    )
+    add_config_options(parser)
+    return parser.parse_args()
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what would fail after minutes of measuring."""
+    if args.batch_size < 1 or args.rounds < 1:
+        raise UserError('--batch-size and --rounds are 1 or more')
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        raise UserError(f'--device {args.device} needs a GPU and there is none here')
+    if args.plane and 'eval' not in args.works:
+        raise UserError('--plane needs eval among --works')
+    refuse_existing(*filter(None, (args.out, args.plane)), overwrite=True)
+
+
+def show(done: Benchmark) -> None:
+    """Print a benchmark as tables."""
+    console = Console()
+    shape = 'x'.join(map(str, done.shape))
+    console.print(f'\n[bold]{done.config}[/] ({done.device}, {done.dtype}, {shape})')
+    sizes = Table('model', 'parameters', 'multiply-adds')
+    for name, size in done.sizes.items():
+        sizes.add_row(name, f'{size["parameters"]:,}', f'{size["flops"]:,}')
+    console.print(sizes)
+    for work in dict.fromkeys(timing.work for timing in done.timings):
+        timings = [timing for timing in done.timings if timing.work == work]
+        table = Table(
+            'model',
+            'median ms',
+            'quartiles apart',
+            'of mmrep',
+            'peak MiB',
+            title=_TITLES[work],
+            title_justify='left',
+        )
+        for timing in timings:
+            table.add_row(
+                timing.name,
+                f'{1e3 * timing.median:.1f}',
+                f'{1e3 * timing.iqr:.1f}',
+                f'{timing.median / timings[0].median:.2f}',
+                '' if timing.peak is None else f'{timing.peak / 2**20:.0f}',
+            )
+        console.print(table)
+
+
+def main() -> None:
+    args = parse_args()
+    check(args)
+    done, points = [], []
+    for path in args.configs:
+        config = read_config(path, args.cfg_options)
+        done.append(
+            benchmark(
+                config,
+                Path(path).stem,
+                args.batch_size,
+                args.shape,
+                args.device,
+                args.amp,
+                tuple(args.works),
+                args.rounds,
+                not args.no_compile,
+            )
+        )
+        show(done[-1])
+        accuracy = published_accuracy(path)
+        if accuracy is not None:
+            points.append((done[-1], accuracy))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps([d.as_dict() for d in done], indent=2) + '\n')
+    if args.plane:
+        if not points:
+            raise UserError('no metafile.yml has an accuracy of these configs: no plane')
+        draw_plane(points, args.plane)
+
+
+if __name__ == '__main__':
+    run_tool(main)
