@@ -97,8 +97,9 @@ class PointwiseSpatial(nn.Module):
             if has_running_statistics(norm)
         )
         # Norms of other types may talk to other processes, which they should do once. A
-        # compiler decides itself what is worth keeping.
-        return run_block(norms, function, x, plain and not torch.compiler.is_compiling())
+        # compiler decides itself what is worth keeping, and a trace needs nothing.
+        captured = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return run_block(norms, function, x, plain and not captured)
 
     def _middle(self, x: Tensor) -> Tensor:
         """``spatial(pad(norm1(x)))``."""

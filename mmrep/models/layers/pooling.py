@@ -28,7 +28,8 @@ class DilatedAvgPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, C, H', W')``."""
-        if not (x.requires_grad and torch.is_grad_enabled()):
+        trains = x.requires_grad and torch.is_grad_enabled()
+        if not trains or torch.jit.is_tracing():
             return self._pool(x)
         # On a CPU torch pools pixel by pixel, unless channels are last.
         slow = x.device.type == 'cpu' and x.is_contiguous()
