@@ -15,6 +15,10 @@ demo: venv ## Train, re-parameterize and compare a small network
 test: venv ## Run the tests; ARGS='-k name' goes to pytest
 	$(VENV)/bin/python -m pytest tests $(ARGS)
 
+.PHONY: bench
+bench: venv ## Measure what mmrep promises of its speed (10 minutes)
+	$(VENV)/bin/python benchmarks/marks.py $(ARGS)
+
 .PHONY: lint
 lint: venv ## Check style and formatting
 	$(VENV)/bin/ruff check

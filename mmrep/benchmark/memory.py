@@ -1,5 +1,6 @@
 """Measure the memory that a function takes."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -23,8 +24,11 @@ def peak_memory(function: Callable[[], object], device: str = 'cpu') -> int:
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
+    with warnings.catch_warnings():
+        # That it keeps one cycle, which is all there is.
+        warnings.simplefilter('ignore')
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            function()
     held = peak = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == '[memory]':

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
-from mmengine.analysis import get_model_complexity_info
+from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from mmrep.deployment import Shape, deploy_config, input_shape
-from mmrep.reparam import count_parameters
+from mmrep.reparam import branch_by_branch, count_parameters
 
 from .memory import peak_memory
 from .subjects import Subject, subjects_of
@@ -101,9 +101,9 @@ def benchmark(
     dtype = 'bfloat16' if amp else 'float32'
     done = Benchmark(name, _device_name(device), dtype, tuple(x.shape))
     for subject in subjects:
-        done.sizes[f'{subject.name}, train form'] = _sizes(subject.train_form, shape)
+        done.sizes[f'{subject.name}, train form'] = _sizes(subject.train_form, x)
         if subject.deploy_form is not subject.train_form:
-            done.sizes[f'{subject.name}, deploy form'] = _sizes(subject.deploy_form, shape)
+            done.sizes[f'{subject.name}, deploy form'] = _sizes(subject.deploy_form, x)
     train_forms = {subject.name: subject.train_form for subject in subjects}
     for work, options in (('train', {}), ('norm_eval', dict(norm_eval=True))):
         if work in works:
@@ -124,7 +124,7 @@ def benchmark(
 def _deploy_runs(
     subjects: list[Subject],
     config: Config,
-    x: torch.Tensor,
+    x: Tensor,
     amp: bool,
     compile_model: bool,
 ) -> Mapping[str, Run]:
@@ -151,9 +151,12 @@ def _time(
     ]
 
 
-def _sizes(model: nn.Module, shape: Shape) -> dict[str, int]:
-    info = get_model_complexity_info(model, shape, show_table=False, show_arch=False)
-    return dict(parameters=count_parameters(model), flops=int(info['flops']))
+def _sizes(model: nn.Module, x: Tensor) -> dict[str, int]:
+    # One image, every branch counted; what has no multiplications is no news.
+    with branch_by_branch(model):
+        flops = FlopAnalyzer(model, x[:1])
+        flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        return dict(parameters=count_parameters(model), flops=int(flops.total()))
 
 
 def _device_name(device: str) -> str:
