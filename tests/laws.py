@@ -132,6 +132,32 @@ def assert_same_step(reference: dict[str, Tensors], output: dict[str, Tensors]) 
             assert_same(tensors, output[part])
 
 
+def kept_for_backward(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """What a forward pass keeps besides ``x`` and the module's own tensors, once each."""
+    kept = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(x)
+    own = [x, *module.parameters(), *module.buffers()]
+    places = {tensor.untyped_storage().data_ptr() for tensor in own}
+    return [
+        tensor
+        for tensor in kept
+        if (place := tensor.untyped_storage().data_ptr()) not in places
+        and not places.add(place)
+    ]
+
+
+def kept_maps(module: nn.Module, x: Tensor) -> float:
+    """How many maps of the size of ``x`` :func:`kept_for_backward` are."""
+    maps = [tensor for tensor in kept_for_backward(module, x) if tensor.dim() == 4]
+    return sum(tensor.numel() for tensor in maps if min(tensor.shape[2:]) > 1) / x.numel()
+
+
 class ConvCounter(TorchFunctionMode):
     """Counts the convs and poolings that are computed."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,48 @@ def run_block(
     """
     if not (with_cp and torch.is_grad_enabled()):
         return function(x)
-    return checkpoint(
-        function,
-        x,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), statistics_kept(module)),
+    again = _Again(module)
+    out = checkpoint(
+        function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), again)
     )
+    again.remember()
+    return out
+
+
+class _Again:
+    """The context of every further computation: the norms as the first one left them.
+
+    By then they may have seen other inputs and be in another mode. May be entered any
+    number of times, as a graph that is retained may be.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._states: list[tuple[nn.Module, tuple]] = []
+
+    def remember(self) -> None:
+        """Keep the norms' modes and running statistics."""
+        for norm in filter(has_running_statistics, self._module.modules()):
+            statistics = norm.running_mean, norm.running_var
+            if norm.training:
+                statistics = tuple(tensor.clone() for tensor in statistics)
+            self._states.append((norm, (norm.training, *statistics)))
+
+    def __enter__(self) -> None:
+        self._swap()
+        self._statistics_kept = statistics_kept(self._module)
+        self._statistics_kept.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._statistics_kept.__exit__(*error)
+        self._swap()
+
+    def _swap(self) -> None:
+        """Exchange what the norms have for what is kept."""
+        for index, (norm, state) in enumerate(self._states):
+            own = norm.training, norm.running_mean, norm.running_var
+            self._states[index] = norm, own
+            norm.training, norm.running_mean, norm.running_var = state
 
 
 @contextmanager
