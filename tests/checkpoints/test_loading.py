@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from laws import assert_same, randomise
+from laws import assert_same, assert_same_step, image, randomise, step
 from tiny_runner import TinyModel
 from torch import nn
 
@@ -130,3 +130,65 @@ class TestLoadStrictly:
             load_strictly(deploy, train.state_dict(), 'a.pth')
         with pytest.raises(CheckpointError, match='config: give the config'):
             load_strictly(train, network().state_dict(), 'a.pth')
+
+
+class TestAssign:
+    """Of the tensors themselves."""
+
+    def test_the_tensors_are_taken(self, state):
+        model = network()
+        load_strictly(model, state, 'a.pth', assign=True)
+        for key, tensor in model.state_dict().items():
+            assert tensor.data_ptr() == state[key].data_ptr(), key
+
+    def test_they_are_copied_otherwise(self, state):
+        model = network()
+        load_strictly(model, state, 'a.pth')
+        for key, tensor in model.state_dict().items():
+            assert tensor.data_ptr() != state[key].data_ptr(), key
+
+    def test_other_dtypes_are_cast(self, state):
+        model = network()
+        given = {key: tensor.double() for key, tensor in state.items()}
+        load_strictly(model, given, 'a.pth', assign=True)
+        for key, tensor in model.state_dict().items():
+            assert tensor.dtype == state[key].dtype, key
+        assert_same(state, model.state_dict(), tolerance=0)
+
+    @pytest.mark.parametrize('requires_grad', [True, False])
+    def test_requires_grad_is_the_models(self, state, requires_grad):
+        model = network().requires_grad_(requires_grad)
+        state['0.weight'] = state['0.weight'].clone().requires_grad_()
+        load_strictly(model, state, 'a.pth', assign=True)
+        parameters = list(model.parameters())
+        assert len(parameters) == 4
+        assert all(type(p) is nn.Parameter and p.is_leaf for p in parameters)
+        assert {p.requires_grad for p in parameters} == {requires_grad}
+
+    def test_counter_may_be_missing(self, state):
+        model = network()
+        counter = state.pop('1.num_batches_tracked')
+        load_strictly(model, state, 'a.pth', assign=True)
+        assert torch.equal(model[1].num_batches_tracked, counter)
+        assert model[1].num_batches_tracked.dtype == torch.int64
+
+    def test_the_model_can_be_trained(self, state):
+        model, twin = network(), network()
+        for loaded, assign in ((model, True), (twin, False)):
+            load_strictly(loaded, copy.deepcopy(state), 'a.pth', assign=assign)
+        x = image(2, 3, 4, 4, dtype=torch.float32)
+        assert_same_step(step(twin, x), step(model, x))
+
+    def test_wrapped_model(self, state):
+        model = network()
+        load_strictly(nn.DataParallel(model), state, 'a.pth', assign=True)
+        assert model[0].weight.data_ptr() == state['0.weight'].data_ptr()
+
+    def test_nothing_is_taken_where_one_key_is_wrong(self, state):
+        model = network()
+        before = {key: tensor.data_ptr() for key, tensor in model.state_dict().items()}
+        del state['1.bias']
+        with pytest.raises(CheckpointError, match=r'1 missing: 1\.bias'):
+            load_strictly(model, state, 'a.pth', assign=True)
+        after = {key: tensor.data_ptr() for key, tensor in model.state_dict().items()}
+        assert before == after
