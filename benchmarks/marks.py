@@ -42,6 +42,7 @@ from mmrep.benchmark import (
 from mmrep.checkpoints import write_checkpoint
 from mmrep.cli import run_tool
 from mmrep.deployment import build_model, deploy_config, forward, read_config
+from mmrep.engine import to_channels_last
 from mmrep.models.blocks import DiverseBranchBlock
 from mmrep.reparam import branch_by_branch, compare_outputs
 
@@ -142,15 +143,14 @@ def norm_eval(rounds: int) -> Iterator[Mark]:
 def train(rounds: int) -> Iterator[Mark]:
     """Ordinary steps, and what they keep for the backward pass."""
     x = images(8, 160)
-    last = x.to(memory_format=torch.channels_last)
     models = subjects('DBB-ResNet-18')
     ours = models['mmrep'].train_form
     official = with_official_blocks(copy.deepcopy(ours))
-    ours_last = copy.deepcopy(ours).to(memory_format=torch.channels_last)
+    ours_last = to_channels_last(copy.deepcopy(ours))
     turns = Turns(
         rounds,
         mmrep=step(ours, x),
-        channels_last=step(ours_last, last),
+        channels_last=step(ours_last, x),
         official=step(official, x),
         plain=step(models['plain'].train_form, x),
     )
@@ -176,11 +176,11 @@ def train(rounds: int) -> Iterator[Mark]:
     )
     models = subjects('RepVGG-A0')
     ours = models['mmrep'].train_form
-    ours_last = copy.deepcopy(ours).to(memory_format=torch.channels_last)
+    ours_last = to_channels_last(copy.deepcopy(ours))
     turns = Turns(
         rounds,
         mmrep=step(ours, x),
-        channels_last=step(ours_last, last),
+        channels_last=step(ours_last, x),
         mmpretrain=step(models['mmpretrain'].train_form, x),
     )
     work = 'step, RepVGG-A0: {} / mmpretrain'
