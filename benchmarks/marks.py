@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -290,7 +291,7 @@ def convert(rounds: int) -> Iterator[Mark]:
         figures = {name: [] for name in commands}
         for _ in range(max(3, rounds // 3)):
             for name, command in commands.items():
-                figures[name].append(process(list(map(str, command)), folder))
+                figures[name].append(process(list(map(str, command))))
     walls, peaks = (
         {n: statistics.median(f[i] for f in runs) for n, runs in figures.items()}
         for i in range(2)
@@ -308,20 +309,31 @@ def convert(rounds: int) -> Iterator[Mark]:
         )
 
 
-def process(command: list[str], folder: str) -> tuple[float, float]:
+#: Runs a program and prints its seconds and its peak KiB. It stands in between because a
+#: process's peak includes that of the one that started it, which is large here.
+WATCH = """
+import os, sys, time
+start = time.perf_counter()
+pid = os.posix_spawn(sys.executable, [sys.executable, *sys.argv[1:]], os.environ)
+_, status, usage = os.wait4(pid, 0)
+print()
+print(time.perf_counter() - start, usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def process(command: list[str]) -> tuple[float, float]:
     """Seconds and peak MiB of a Python process, which has to end well."""
-    log = os.open(f'{folder}/log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    start = time.perf_counter()
-    outputs = [(os.POSIX_SPAWN_DUP2, log, stream) for stream in (1, 2)]
-    pid = os.posix_spawn(
-        sys.executable, [sys.executable, *command], os.environ, file_actions=outputs
+    done = subprocess.run(
+        [sys.executable, '-c', WATCH, *command],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    _, status, usage = os.wait4(pid, 0)
-    taken = time.perf_counter() - start
-    os.close(log)
-    if status:
-        raise RuntimeError(Path(folder, 'log').read_text()[-2000:])
-    return taken, usage.ru_maxrss / 1024
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    seconds, peak = map(float, done.stdout.splitlines()[-1].split())
+    return seconds, peak / 1024
 
 
 @torch.no_grad()

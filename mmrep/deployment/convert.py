@@ -196,7 +196,7 @@ def _fuse(
     # The model alone holds the weights from here on.
     del source, state_dict
     mapped = MappedFile(checkpoint)
-    x = _seeded_input((2, *shape), seed)
+    x = _seeded_input((1, *shape), seed)
     with branch_by_branch(model), _released(model, mapped):
         reference = _run(model, x, 'train')
     try:

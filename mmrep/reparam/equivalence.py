@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .deploy import reparam_blocks
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -92,7 +90,7 @@ def branch_by_branch(model: nn.Module) -> Iterator[nn.Module]:
     A block whose norms use running statistics may compute with its equivalent kernel;
     a reference for fusing must not.
     """
-    blocks = [m for m in reparam_blocks(model).values() if hasattr(m, 'one_conv')]
+    blocks = [module for module in model.modules() if hasattr(module, 'one_conv')]
     before = [block.one_conv for block in blocks]
     try:
         for block in blocks:

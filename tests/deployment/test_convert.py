@@ -133,7 +133,7 @@ class TestDeployFiles:
             source='epoch_3.pth',
             source_sha256=hashlib.sha256(project.checkpoint.read_bytes()).hexdigest(),
             source_config='net.py',
-            input_shape=[2, 3, 224, 224],
+            input_shape=[1, 3, 224, 224],
             seed=4,
             rel_l2=difference.rel_l2,
             max_abs=difference.max_abs,
@@ -179,11 +179,11 @@ class TestDeployFiles:
 
 class TestInput:
     def test_shape(self, project):
-        assert project.convert(shape=(3, 9, 14)).shape == (2, 3, 9, 14)
+        assert project.convert(shape=(3, 9, 14)).shape == (1, 3, 9, 14)
 
     def test_shape_of_the_config(self, tmp_path):
         project = Project(tmp_path, 'RepVGG segmentor')
-        assert project.convert().shape == (2, 3, HEIGHT, WIDTH)
+        assert project.convert().shape == (1, 3, HEIGHT, WIDTH)
 
     def test_channels_of_the_config(self, tmp_path):
         project = Project(tmp_path, 'one channel')

@@ -26,7 +26,7 @@ class TestDeployFiles:
         before, after = (
             f'{path.stat().st_size:,}' for path in (project.checkpoint, deployed.checkpoint)
         )
-        assert f'verified on an input of shape (2, 3, {HEIGHT}, {WIDTH}):' in lines
+        assert f'verified on an input of shape (1, 3, {HEIGHT}, {WIDTH}):' in lines
         assert 'relative L2' in deployed.log
         assert f'{meta["rel_l2"]:.2e}' in deployed.log
         assert f'{meta["max_abs"]:.2e}' in deployed.log
@@ -78,16 +78,16 @@ class TestOptions:
         options = ['--shape', '3,8,20', '--seed', 7, '--rtol', '1e-3']
         options += ['--cfg-options', 'work_dir=elsewhere']
         call('reparam', classifier.config, classifier.checkpoint, out, *options)
-        assert 'shape (2, 3, 8, 20)' in capsys.readouterr().out
+        assert 'shape (1, 3, 8, 20)' in capsys.readouterr().out
         meta = read(out)['meta']['mmrep']
-        assert (meta['input_shape'], meta['seed']) == ([2, 3, 8, 20], 7)
+        assert (meta['input_shape'], meta['seed']) == ([1, 3, 8, 20], 7)
         assert Config.fromfile(out.with_suffix('.py')).work_dir == 'elsewhere'
 
     @pytest.mark.parametrize('text', ['8', '8,8', '3x8x8'])
     def test_shape(self, classifier, tmp_path, call, text):
         out = tmp_path / 'out.pth'
         call('reparam', classifier.config, classifier.checkpoint, out, '--shape', text)
-        assert read(out)['meta']['mmrep']['input_shape'] == [2, 3, 8, 8]
+        assert read(out)['meta']['mmrep']['input_shape'] == [1, 3, 8, 8]
 
     def test_overwrite(self, classifier, tmp_path, call):
         out = tmp_path / 'out.pth'

@@ -2,6 +2,7 @@
 
 from . import mmcv_convs
 from .activation import build_activation
+from .conv_norm import conv_norm
 from .identity_conv import IdentityConv1x1
 from .mtsppf import MTSPPF
 from .pad_or_crop import PadOrCrop
@@ -18,6 +19,7 @@ __all__ = [
     'PointwiseSpatial',
     'SELayer',
     'build_activation',
+    'conv_norm',
     'mmcv_convs',
     'run_block',
 ]

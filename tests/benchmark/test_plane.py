@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from mmrep.benchmark import Benchmark, Timing, draw_plane, published_accuracy
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+
+class TestPublishedAccuracy:
+    def test_of_every_classifier_of_the_metafile(self):
+        metafile = CONFIGS / 'repvgg' / 'metafile.yml'
+        listed = {
+            Path(model['Config']).name: result['Metrics']['Top 1 Accuracy']
+            for model in yaml.safe_load(metafile.read_text())['Models']
+            for result in model.get('Results') or []
+            if 'Top 1 Accuracy' in result['Metrics']
+        }
+        assert len(listed) > 10
+        for name, accuracy in listed.items():
+            assert published_accuracy(metafile.parent / name) == accuracy
+            assert 65 < accuracy < 90
+
+    def test_a_config_that_is_not_listed(self, tmp_path):
+        assert published_accuracy(CONFIGS / 'repvgg' / 'mine.py') is None
+        assert published_accuracy(tmp_path / 'mine.py') is None
+
+    def test_a_config_without_results(self, tmp_path):
+        models = [dict(Config='configs/a.py'), dict(Config='configs/b.py', Results=None)]
+        (tmp_path / 'metafile.yml').write_text(yaml.dump(dict(Models=models)))
+        for name in ('a.py', 'b.py'):
+            assert published_accuracy(tmp_path / name) is None
+
+
+def result(config: str, plain: bool = False) -> Benchmark:
+    done = Benchmark(config, 'a device', 'float32', (8, 3, 32, 32))
+    names = ['mmrep', *(['plain'] if plain else []), 'mmrep, deploy form']
+    done.timings = [
+        Timing('train', 'mmrep', 9.0, 0.1),
+        *(Timing('eval', name, 1.0 / (i + 1), 0.1) for i, name in enumerate(names)),
+    ]
+    return done
+
+
+@pytest.mark.parametrize('plain', [False, True])
+def test_draw_plane(tmp_path, plain):
+    points = [(result('first', plain), 72.5), (result('second'), 80.0)]
+    # An iterator will do.
+    draw_plane(iter(points), tmp_path / 'plane.png')
+    with Image.open(tmp_path / 'plane.png') as picture:
+        assert picture.format == 'PNG'
+        assert min(picture.size) > 300
+        assert len(picture.convert('RGB').getcolors(10**6)) > 10
