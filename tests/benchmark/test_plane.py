@@ -7,16 +7,17 @@ from PIL import Image
 from mmrep.benchmark import Benchmark, Timing, draw_plane, published_accuracy
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
+TOP_1 = 'Published Top 1 Accuracy'
 
 
 class TestPublishedAccuracy:
     def test_of_every_classifier_of_the_metafile(self):
         metafile = CONFIGS / 'repvgg' / 'metafile.yml'
         listed = {
-            Path(model['Config']).name: result['Metrics']['Top 1 Accuracy']
+            Path(model['Config']).name: result['Metrics'][TOP_1]
             for model in yaml.safe_load(metafile.read_text())['Models']
             for result in model.get('Results') or []
-            if 'Top 1 Accuracy' in result['Metrics']
+            if TOP_1 in result['Metrics']
         }
         assert len(listed) > 10
         for name, accuracy in listed.items():

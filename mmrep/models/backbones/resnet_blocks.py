@@ -83,7 +83,7 @@ class PlainUnits(nn.Sequential):
             fused = fuse_conv_norm(self[index - 1], self[index])
             if fused is not None:
                 self[index - 1] = fused
-                self[index] = nn.Identity()
+                self[index] = nn.Identity().train(self[index].training)
 
 
 class ResidualBlock(UnitOwner):

@@ -297,6 +297,22 @@ class TestSwitch:
         assert {p.requires_grad for p in block.parameters()} == {requires_grad}
         assert all(p.is_leaf for p in block.parameters())
 
+    @pytest.mark.parametrize('layout', ['contiguous', 'channels last'])
+    def test_conv_is_made_of_its_weights_alone(self, name, layout):
+        """No random number is drawn, and nothing stays on the meta device."""
+        block = build(name, dtype=torch.float32)
+        if layout == 'channels last':
+            block.to(memory_format=torch.channels_last)
+        before = torch.get_rng_state()
+        block.switch_to_deploy()
+        assert torch.equal(torch.get_rng_state(), before)
+        conv = block.branch_reparam
+        for tensor in (*conv.parameters(), *block.state_dict().values()):
+            assert tensor.device.type == 'cpu'
+            assert tensor.dtype == torch.float32
+        assert conv.weight.is_contiguous()
+        assert conv.bias.is_contiguous()
+
     def test_of_what_cannot_be_fused_changes_nothing(self, name):
         block = BLOCKS[name](norm_cfg=dict(type='GN', num_groups=2))
         before = parts(block)
