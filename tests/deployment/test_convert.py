@@ -187,7 +187,7 @@ class TestInput:
 
     def test_channels_of_the_config(self, tmp_path):
         project = Project(tmp_path, 'one channel')
-        assert project.convert().shape == (2, 1, 224, 224)
+        assert project.convert().shape == (1, 1, 224, 224)
 
     def test_seed(self, project):
         errors = [
