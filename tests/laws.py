@@ -5,11 +5,13 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mmrep.models.layers.recompute import MadeAgain
 from mmrep.reparam import branch_by_branch, reparam_blocks, switch_to_deploy
 
 #: Largest relative L2 error by dtype.
@@ -140,7 +142,16 @@ def kept_for_backward(module: nn.Module, x: Tensor) -> list[Tensor]:
         kept.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    def keep_unless_made_again(hooks: MadeAgain, tensor: Tensor) -> Any:
+        packed = pack(hooks, tensor)
+        return keep(packed) if isinstance(packed, Tensor) else packed
+
+    pack = MadeAgain._pack
+    with (
+        # Of hooks inside hooks, the inner ones alone are called.
+        mock.patch.object(MadeAgain, '_pack', keep_unless_made_again),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         module(x)
     own = [x, *module.parameters(), *module.buffers()]
     places = {tensor.untyped_storage().data_ptr() for tensor in own}

@@ -1,8 +1,10 @@
 """The two-layer branches of DBB: 1x1 - norm - kxk - norm and 1x1 - norm - avg - norm."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrep.reparam import (
@@ -16,7 +18,7 @@ from mmrep.reparam import (
 )
 
 from .pooling import DilatedAvgPool2d
-from .recompute import run_block
+from .recompute import MadeAgain
 
 
 class PointwiseSpatial(nn.Module):
@@ -81,37 +83,60 @@ class PointwiseSpatial(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in, H, W)`` to ``(N, out, H', W')``."""
-        x = self.conv1(x)
-        # Kept for the backward pass is what conv1 makes; what the cheap layers after it
-        # make of that is made again, which takes a fraction of the branch's time.
-        if self.pools:
-            return self._kept_small(lambda x: self.norm2(self._middle(x)), x, self)
-        return self.norm2(self._kept_small(self._middle, x, self.norm1))
-
-    @staticmethod
-    def _kept_small(function: Callable, x: Tensor, norms: nn.Module) -> Tensor:
-        """``function(x)``, of which only ``x`` is kept for the backward pass."""
-        plain = all(
-            type(norm) is nn.BatchNorm2d
-            for norm in norms.modules()
-            if has_running_statistics(norm)
-        )
-        # Norms of other types may talk to other processes, which they should do once. A
-        # compiler decides itself what is worth keeping, and a trace needs nothing.
-        captured = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return run_block(norms, function, x, plain and not captured)
-
-    def _middle(self, x: Tensor) -> Tensor:
-        """``spatial(pad(norm1(x)))``."""
-        x = self.norm1(x)
+        mapped = self.conv1(x)
+        x = self.norm1(mapped)
         if self.geometry is None:
-            return self.spatial(x)
+            return self.norm2(self.spatial(x))
         # After norm1: the statistics that p is made of are the updated ones.
         value = self.response_to_zero()
         # No layer's backward needs the output of a norm, so this may be in place.
         x = x.sub_(value.to(x.dtype).reshape(1, -1, 1, 1))
-        if self.pools:
-            return self.pool(x).add_(value.to(x.dtype).reshape(1, -1, 1, 1))
+        kept = MadeAgain() if self._makes_again() else None
+        with kept or nullcontext():
+            if kept is not None:
+                make_x = self._maker(mapped.detach(), value.detach())
+                kept.replace(x, make_x)
+            if not self.pools:
+                return self.norm2(self._convolve(x, value))
+            value = value.to(x.dtype).reshape(1, -1, 1, 1)
+            x = self.pool(x).add_(value)
+            if kept is not None:
+                kept.replace(x, lambda: self.pool.average(make_x()).add_(value))
+            return self.norm2(x)
+
+    def _makes_again(self) -> bool:
+        """Whether what the cheap layers make is made again for the backward pass.
+
+        Kept is what conv1 makes; the rest takes a fraction of the branch's time. Norms of
+        other types may talk to other processes, which they should do once. A compiler
+        decides itself what is worth keeping, and a trace needs nothing.
+        """
+        return (
+            type(self.norm1) is nn.BatchNorm2d
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+            and MadeAgain.is_possible()
+        )
+
+    def _maker(self, mapped: Tensor, value: Tensor) -> Callable[[], Tensor]:
+        """What makes ``norm1(mapped) - p`` once more, from the tensors of now."""
+        norm = self.norm1
+        weight, bias, training, eps = norm.weight, norm.bias, norm.training, norm.eps
+        # In training they are the input's; else they may have moved by then.
+        mean, var = (
+            None if training else statistic.clone()
+            for statistic in (norm.running_mean, norm.running_var)
+        )
+
+        def make() -> Tensor:
+            x = F.batch_norm(mapped, mean, var, weight, bias, training, 0.0, eps)
+            return x.sub_(value.to(x.dtype).reshape(1, -1, 1, 1))
+
+        return make
+
+    def _convolve(self, x: Tensor, value: Tensor) -> Tensor:
+        """``conv2`` of what is padded with ``p``, given what is padded with zeros."""
         weight = self.conv2.weight
         response = constant_response(weight, value.to(weight.dtype), self.geometry.groups)
         if self.norm2.training:

@@ -31,12 +31,15 @@ class DilatedAvgPool2d(nn.Module):
         trains = x.requires_grad and torch.is_grad_enabled()
         if not trains or torch.jit.is_tracing():
             return self._pool(x)
+        if self._is_symmetric():
+            return _SymmetricAverage.apply(x, self.average)
+        return self.average(x)
+
+    def average(self, x: Tensor) -> Tensor:
+        """:meth:`forward` in the way that is fast in training."""
         # On a CPU torch pools pixel by pixel, unless channels are last.
         slow = x.device.type == 'cpu' and x.is_contiguous()
-        average = self._as_conv if slow and x.dtype == torch.float32 else self._pool
-        if self._is_symmetric():
-            return _SymmetricAverage.apply(x, average)
-        return average(x)
+        return self._as_conv(x) if slow and x.dtype == torch.float32 else self._pool(x)
 
     def _pool(self, x: Tensor) -> Tensor:
         geometry = self.geometry

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from mmrep.reparam import has_running_statistics
@@ -96,3 +97,41 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
         for counter, count in zip(counters, counts, strict=True):
             if counter is not None:
                 counter.copy_(count)
+
+
+class MadeAgain(saved_tensors_hooks):
+    """A context in which chosen tensors are not kept for the backward pass.
+
+    Where an operation would keep one of them, it keeps what makes it again, from other
+    tensors that are kept anyway.
+    """
+
+    def __init__(self) -> None:
+        self._makers: dict[int, Callable[[], Tensor]] = {}
+        super().__init__(self._pack, self._unpack)
+
+    @staticmethod
+    def is_possible() -> bool:
+        """Whether there can be such a context: in transforms of ``torch.func``, not."""
+        return torch._C._autograd._saved_tensors_hooks_is_enabled()
+
+    def replace(self, tensor: Tensor, make: Callable[[], Tensor]) -> None:
+        """Keep ``make`` for ``tensor``, which has to live until the context ends.
+
+        Args:
+            tensor: The tensor.
+            make: Makes it again; called without gradients, any number of times.
+        """
+        self._makers[tensor.data_ptr()] = make
+
+    def _pack(self, tensor: Tensor) -> Tensor | Callable[[], Tensor]:
+        # What an operation keeps is an alias of the tensor, not the tensor itself.
+        make = self._makers.get(tensor.data_ptr())
+        return tensor if make is None or not tensor.numel() else make
+
+    @staticmethod
+    def _unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad():
+            return kept()

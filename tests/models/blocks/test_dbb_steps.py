@@ -3,6 +3,8 @@
 A step alone is compared in test_diverse_branch_block.py, for many geometries.
 """
 
+import copy
+
 import pytest
 import torch
 from laws import (
@@ -110,3 +112,19 @@ class TestSteps:
             assert_same(official.eval()(X), output['outputs']['output'])
             assert_same(before, output['statistics'], tolerance=0)
             assert output['gradients'].keys() == {'input', *dict(ours.named_parameters())}
+
+    def test_weights_of_another(self, options, with_cp):
+        """As ``torch.func.functional_call`` has them in the place of the block's own."""
+        if with_cp:
+            pytest.skip("torch's checkpointing computes with the block's own")
+        ours = official_pair(**options)[1]
+        other = copy.deepcopy(ours)
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight.mul_(1.5)
+        weights = {
+            k: p.detach().clone().requires_grad_() for k, p in other.named_parameters()
+        }
+        loss = torch.func.functional_call(ours, weights, (X,)).square().sum()
+        expected = torch.autograd.grad(other(X).square().sum(), list(other.parameters()))
+        assert_same(expected, torch.autograd.grad(loss, list(weights.values())))

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from laws import (
+    assert_same,
     assert_same_step,
     image,
     kept_for_backward,
@@ -16,7 +17,6 @@ from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from mmrep.models.blocks import DiverseBranchBlock
-from mmrep.models.layers import pointwise_spatial
 from mmrep.models.layers.pointwise_spatial import PointwiseSpatial
 
 BRANCHES = ('branch_1x1_kxk', 'branch_avg')
@@ -37,13 +37,13 @@ def branch(name: str, **options) -> PointwiseSpatial:
 def recomputes(monkeypatch) -> list[bool]:
     """Whether each branch that ran kept less and computed again."""
     calls = []
-    run_block = pointwise_spatial.run_block
+    asked = PointwiseSpatial._makes_again
 
-    def recorded(module, function, x, with_cp):
-        calls.append(with_cp)
-        return run_block(module, function, x, with_cp)
+    def recorded(branch):
+        calls.append(asked(branch))
+        return calls[-1]
 
-    monkeypatch.setattr(pointwise_spatial, 'run_block', recorded)
+    monkeypatch.setattr(PointwiseSpatial, '_makes_again', recorded)
     return calls
 
 
@@ -103,10 +103,18 @@ class TestWhatIsComputedAgain:
         module(X)
         assert recomputes == [False]
 
-    def test_norms_without_statistics_may_be(self, name, recomputes):
+    def test_norms_without_statistics_are_not(self, name, recomputes):
         module = branch(name, norm_cfg=dict(type='GN', num_groups=2))
         assert 'input' in step(module, X)['gradients']
-        assert recomputes == [True]
+        assert not any(recomputes)
+
+    def test_inside_a_transform_of_torch_func(self, name, recomputes):
+        """Which allows no hooks on what is kept."""
+        module = branch(name).eval()
+        gradient = torch.func.grad(lambda x: module(x).square().sum())(X)
+        assert recomputes == [False]
+        x = X.clone().requires_grad_()
+        assert_same(torch.autograd.grad(module(x).square().sum(), x)[0], gradient)
 
     def test_not_in_a_trace(self, name, recomputes):
         torch.jit.trace(branch(name).eval(), X, check_trace=False)
