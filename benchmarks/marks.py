@@ -43,7 +43,6 @@ from mmrep.benchmark import (
 from mmrep.checkpoints import write_checkpoint
 from mmrep.cli import run_tool
 from mmrep.deployment import build_model, deploy_config, forward, read_config
-from mmrep.engine import to_channels_last
 from mmrep.models.blocks import DiverseBranchBlock
 from mmrep.reparam import branch_by_branch, compare_outputs
 
@@ -147,23 +146,15 @@ def train(rounds: int) -> Iterator[Mark]:
     models = subjects('DBB-ResNet-18')
     ours = models['mmrep'].train_form
     official = with_official_blocks(copy.deepcopy(ours))
-    ours_last = to_channels_last(copy.deepcopy(ours))
     turns = Turns(
         rounds,
         mmrep=step(ours, x),
-        channels_last=step(ours_last, x),
         official=step(official, x),
         plain=step(models['plain'].train_form, x),
     )
     work = 'step, DBB-ResNet-18: {} / official block'
     yield Mark(
         'train', work.format('mmrep'), 0.80, turns.ratio('mmrep', 'official'), str(turns)
-    )
-    yield Mark(
-        'train',
-        work.format('mmrep, channels last'),
-        0.80,
-        turns.ratio('channels_last', 'official'),
     )
     kept = [
         peak_memory(lambda model=model: forward(model, x)) for model in (ours, official)
@@ -177,22 +168,14 @@ def train(rounds: int) -> Iterator[Mark]:
     )
     models = subjects('RepVGG-A0')
     ours = models['mmrep'].train_form
-    ours_last = to_channels_last(copy.deepcopy(ours))
     turns = Turns(
         rounds,
         mmrep=step(ours, x),
-        channels_last=step(ours_last, x),
         mmpretrain=step(models['mmpretrain'].train_form, x),
     )
     work = 'step, RepVGG-A0: {} / mmpretrain'
     yield Mark(
         'train', work.format('mmrep'), 0.95, turns.ratio('mmrep', 'mmpretrain'), str(turns)
-    )
-    yield Mark(
-        'train',
-        work.format('mmrep, channels last'),
-        0.95,
-        turns.ratio('channels_last', 'mmpretrain'),
     )
 
 
