@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -21,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from mmrep.benchmark import evaluation, interleave
 from mmrep.checkpoints import load_strictly, read_checkpoint, state_dict_of
 from mmrep.cli import run_tool
-from mmrep.deployment import build_model, forward, read_config
+from mmrep.deployment import build_model, read_config
 from mmrep.errors import UserError
 from mmrep.reparam import branch_by_branch
 
@@ -85,17 +85,6 @@ def load(config: str | Path, checkpoint: Path) -> nn.Module:
     return model
 
 
-def latencies(models: list[nn.Module], x: torch.Tensor, rounds: int = 100) -> list[float]:
-    """Median milliseconds of a forward of each model, taken in turns."""
-    times = [[] for _ in models]
-    for _ in range(rounds):
-        for model, taken in zip(models, times, strict=True):
-            start = time.perf_counter()
-            forward(model, x)
-            taken.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(taken) for taken in times]
-
-
 def demonstrate(network: Network, folder: Path) -> dict:
     """Train, test, fuse and test a network; measure both forms."""
     config, fused = network.config, folder / 'deploy.pth'
@@ -116,12 +105,13 @@ def demonstrate(network: Network, folder: Path) -> dict:
     models = [load(config, trained), load(fused.with_suffix('.py'), fused)]
     x = torch.rand(1, *verified['input_shape'][1:])
     with branch_by_branch(models[0]):
-        latency_ms = latencies(models, x)
+        runs = {form: evaluation(m, x) for form, m in zip(FORMS, models, strict=True)}
+        measured = interleave(runs, rounds=50)
     return {
         **network._asdict(),
         'value': metrics,
         'parameters': [sum(p.numel() for p in model.parameters()) for model in models],
-        'latency_ms': latency_ms,
+        'latency_ms': [1e3 * measured[form].median for form in FORMS],
         'rel_l2': verified['rel_l2'],
     }
 
