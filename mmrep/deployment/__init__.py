@@ -11,14 +11,9 @@ from .config import (
     takes_deploy,
     without_pretrained,
 )
-from .convert import (
-    Conversion,
-    VerificationError,
-    check_differences,
-    convert,
-    forward,
-)
+from .convert import Conversion, check_differences, convert
 from .export import OnnxExport, export_onnx
+from .running import VerificationError, forward
 
 __all__ = [
     'Conversion',

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from mmengine.config import Config
-from mmengine.model import BaseModel
-from torch import Tensor, nn
+from torch import nn
 
 from mmrep.checkpoints import (
     MappedFile,
@@ -24,7 +22,7 @@ from mmrep.checkpoints import (
     state_dict_of,
     write_checkpoint,
 )
-from mmrep.errors import CheckpointError, ConfigError, UserError, reason
+from mmrep.errors import CheckpointError, ConfigError, UserError
 from mmrep.reparam import (
     DeployReport,
     Difference,
@@ -38,10 +36,7 @@ from mmrep.version import __version__
 
 from .building import build_model
 from .config import Shape, deploy_config, input_shape
-
-
-class VerificationError(UserError):
-    """The deploy form is not the function that the train form is."""
+from .running import VerificationError, run_form, seeded_input
 
 
 @dataclass(frozen=True)
@@ -65,11 +60,6 @@ class Conversion:
     out_config: Path
     bytes_before: int
     bytes_after: int
-
-
-def forward(model: nn.Module, x: Tensor) -> Any:
-    """The raw outputs of a model: ``mode='tensor'`` of mmengine's ``BaseModel``."""
-    return model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
 
 
 def check_differences(differences: Mapping[str, Difference], rtol: float) -> None:
@@ -196,9 +186,9 @@ def _fuse(
     # The model alone holds the weights from here on.
     del source, state_dict
     mapped = MappedFile(checkpoint)
-    x = _seeded_input((1, *shape), seed)
+    x = seeded_input((1, *shape), seed)
     with branch_by_branch(model), _released(model, mapped):
-        reference = _run(model, x, 'train')
+        reference = run_form(model, x, 'train')
     try:
         report = switch_to_deploy(model, release=mapped.release)
     except NotFoldableError as error:
@@ -211,7 +201,7 @@ def _fuse(
     deployed = build_model(deployed_config, unset=True)
     load_strictly(deployed, model.state_dict(), 'the fused model', assign=True)
     try:
-        differences = compare_outputs(reference, _run(deployed, x, 'deploy'))
+        differences = compare_outputs(reference, run_form(deployed, x, 'deploy'))
     except ValueError as error:
         raise VerificationError(f'the two forms cannot be verified: {error}') from error
     return _Fused(deployed, report, differences, tuple(x.shape), kept_meta)
@@ -234,27 +224,6 @@ def _released(model: nn.Module, mapped: MappedFile) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _seeded_input(shape: tuple[int, ...], seed: int) -> Tensor:
-    try:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    except RuntimeError as error:
-        raise UserError(
-            f'an input of shape {shape} does not fit into memory: give a smaller --shape'
-        ) from error
-
-
-@torch.no_grad()
-def _run(model: nn.Module, x: Tensor, form: str) -> Any:
-    try:
-        return forward(model, x)
-    except Exception as error:
-        # A model may raise anything for an input that it is not made for.
-        raise UserError(
-            f'the {form} form cannot process an input of shape {tuple(x.shape)} '
-            f'({reason(error)}): give a fitting --shape'
-        ) from error
 
 
 def _kept_meta(source: Any) -> dict:

@@ -27,6 +27,7 @@ from mmrep.deployment import (
     export,
     export_onnx,
     forward,
+    onnx_tracing,
 )
 from mmrep.errors import CheckpointError, UserError
 from mmrep.models.layers import DilatedAvgPool2d, IdentityConv1x1
@@ -305,7 +306,7 @@ class TestOutputs:
     @pytest.mark.parametrize('size', [(8, 8), (7, 12), (3, 2)])
     def test_adaptive_average(self, bins, size):
         x = image(2, 3, *size)
-        assert_same(F.adaptive_avg_pool2d(x, bins), export.adaptive_average(x, bins))
+        assert_same(F.adaptive_avg_pool2d(x, bins), onnx_tracing.adaptive_average(x, bins))
 
 
 class TestForms:
@@ -401,13 +402,13 @@ class TestRefusals:
         Project(tmp_path, REPVGG).refuse(f'opset {opset}', 'another --opset', opset=opset)
 
     def test_a_graph_that_onnx_runtime_cannot_load(self, tmp_path, monkeypatch):
-        fold = export._fold_constants
+        fold = export.fold_constants
 
         def spoil(exported) -> None:
             fold(exported)
             exported.graph.node[0].op_type = 'Unheard'
 
-        monkeypatch.setattr(export, '_fold_constants', spoil)
+        monkeypatch.setattr(export, 'fold_constants', spoil)
         project = Project(tmp_path, REPVGG)
         project.refuse('cannot load', 'Unheard', error=VerificationError)
 
@@ -425,7 +426,7 @@ class TestRefusals:
             t.numel() * t.element_size()
             for t in read_checkpoint(project.checkpoint)['state_dict'].values()
         )
-        monkeypatch.setattr(export, '_MAX_WEIGHTS', weights - 1)
+        monkeypatch.setattr(onnx_tracing, '_MAX_WEIGHTS', weights - 1)
         project.refuse(f'{weights:,} bytes', '2 GiB', form='train')
         # What counts is what is written.
         project.export()

@@ -1,0 +1,147 @@
+"""From a model to an ONNX graph, by torch's exporter."""
+
+import inspect
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mmrep.errors import UserError, reason
+from mmrep.reparam import flatten_outputs
+
+from .onnx_verification import Reference
+from .running import forward
+
+if TYPE_CHECKING:
+    # Imported where they are needed: mmrep works without them.
+    from onnx import ModelProto
+
+#: A protobuf, and so an ONNX file, holds 2 GiB; the rest is for the graph.
+_MAX_WEIGHTS = 2**31 - 2**24
+
+
+class _Outputs(nn.Module):
+    """A model with one input and a tuple of tensors for its output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(flatten_outputs(forward(self.model, x)).values())
+
+
+class _Traceable(TorchFunctionMode):
+    """Changes what the exporter would write down in a way that ONNX cannot compute.
+
+    Adaptive pooling is written as matrix products. Unless sizes are dynamic, they are
+    numbers instead of operators that compute them.
+    """
+
+    def __init__(self, dynamic: bool) -> None:
+        super().__init__()
+        self.dynamic = dynamic
+
+    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+        if func is F.adaptive_avg_pool2d and args[1] not in (1, (1, 1), [1, 1]):
+            with self:
+                return adaptive_average(*args)
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Size) and not self.dynamic:
+            return torch.Size(int(size) for size in result)
+        if func is Tensor.size and not self.dynamic:
+            return int(result)
+        return result
+
+
+def adaptive_average(x: Tensor, output_size: int | tuple[int | None, ...]) -> Tensor:
+    """``F.adaptive_avg_pool2d`` as two matrix products, which take every size.
+
+    Bin ``i`` of ``n`` averages the pixels from ``floor(i size / n)`` to
+    ``ceil((i + 1) size / n)``.
+    """
+    if not isinstance(output_size, tuple | list):
+        output_size = (output_size, output_size)
+    for axis, bins in zip((2, 3), output_size, strict=True):
+        if bins is None:
+            continue
+        size = x.shape[axis]
+        index = torch.arange(bins, device=x.device)
+        start, stop = index * size // bins, ((index + 1) * size + bins - 1) // bins
+        pixel = torch.arange(size, device=x.device)
+        inside = (pixel >= start[:, None]) & (pixel < stop[:, None])
+        weights = inside.to(x.dtype) / (stop - start).to(x.dtype)[:, None]
+        x = weights @ x if axis == 2 else x @ weights.t()
+    return x
+
+
+@torch.no_grad()
+def trace(
+    model: nn.Module,
+    references: list[Reference],
+    form: str,
+    dynamic: bool,
+    opset: int,
+) -> 'ModelProto':
+    """The graph of a model, by the TorchScript-based exporter of torch 2.1 and later."""
+    import onnx
+
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    if weights > _MAX_WEIGHTS:
+        raise UserError(
+            f'the weights take {weights:,} bytes, and an ONNX file holds 2 GiB: this '
+            'model is too large to export'
+        )
+    axes = _dynamic_axes(references)
+    mode = torch.onnx.TrainingMode
+    options = dict(
+        # With EVAL the exporter folds the norms of the branches into their convs.
+        training=mode.EVAL if form == 'deploy' else mode.PRESERVE,
+        opset_version=opset,
+        input_names=['input'],
+        output_names=list(references[0].outputs),
+        dynamic_axes=axes if dynamic else None,
+    )
+    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
+        options['dynamo'] = False
+    buffer = io.BytesIO()
+    # It would print the whole graph where it fails.
+    silent = mock.patch.object(torch._C, '_jit_onnx_log', lambda *_: None, create=True)
+    try:
+        with warnings.catch_warnings(), silent, _Traceable(dynamic):
+            warnings.simplefilter('ignore')
+            torch.onnx.export(_Outputs(model).eval(), (references[0].x,), buffer, **options)
+    except Exception as error:
+        # The exporter and the model may raise anything.
+        raise UserError(
+            f'torch {torch.__version__} cannot write this model with opset {opset} '
+            f'({reason(error)}): try another --opset'
+            f'{", or leave --dynamic out" if dynamic else ""}'
+        ) from error
+    exported = onnx.load_model_from_string(buffer.getvalue())
+    for value in exported.graph.output:
+        # Some are beyond what the exporter infers.
+        sizes = value.type.tensor_type.shape
+        sizes.Clear()
+        for axis, size in enumerate(references[0].outputs[value.name].shape):
+            name = axes[value.name].get(axis)
+            sizes.dim.add(**({'dim_param': name} if name else {'dim_value': size}))
+    return exported
+
+
+def _dynamic_axes(references: list[Reference]) -> dict[str, dict[int, str]]:
+    """The axes that are not as long for every reference."""
+    axes = {'input': {0: 'batch', 2: 'height', 3: 'width'}}
+    for name in references[0].outputs:
+        shapes = [reference.outputs[name].shape for reference in references]
+        axes[name] = {
+            axis: f'{name}_{axis}' if axis else 'batch'
+            for axis, sizes in enumerate(zip(*shapes, strict=True))
+            if len(set(sizes)) > 1
+        }
+    return axes

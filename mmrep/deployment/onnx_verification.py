@@ -1,0 +1,73 @@
+"""Compare an ONNX file with the model that it was made of, by ONNX Runtime."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmrep.errors import reason
+from mmrep.reparam import Difference, compare_tensors
+
+from .running import VerificationError
+
+
+class Reference(NamedTuple):
+    """An input, and what the checkpoint's model makes of it, by the output's name."""
+
+    x: Tensor
+    outputs: dict[str, Tensor]
+
+
+def verify(
+    path: Path, references: list[Reference], rtol: float
+) -> list[tuple[tuple[int, ...], dict[str, Difference]]]:
+    """Check a file and compare its outputs.
+
+    Raises:
+        VerificationError: If it is no valid graph, cannot be run, or an output is not
+            within ``rtol`` of its reference.
+    """
+    import onnx
+    import onnxruntime
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=['CPUExecutionProvider']
+        )
+    except Exception as error:
+        raise VerificationError(
+            f'ONNX Runtime cannot load the exported graph ({reason(error)}): nothing was '
+            'written; try another --opset, or a model without operators of its own'
+        ) from error
+    comparisons = []
+    for x, outputs in references:
+        shape = tuple(x.shape)
+        remedy = (
+            'try another --opset, or report the config'
+            if x.shape == references[0].x.shape
+            else 'leave --dynamic out'
+        )
+        try:
+            results = session.run(list(outputs), {'input': x.numpy()})
+            differences = {
+                name: compare_tensors(output, torch.from_numpy(result))
+                for (name, output), result in zip(outputs.items(), results, strict=True)
+            }
+        except Exception as error:
+            raise VerificationError(
+                f'the exported graph fails on an input of shape {shape} '
+                f'({reason(error)}): nothing was written; {remedy}'
+            ) from error
+        for name, difference in differences.items():
+            if not difference.rel_l2 <= rtol:
+                raise VerificationError(
+                    f'{name} of the exported graph is {difference.rel_l2:.3g} (relative '
+                    f"L2) from the checkpoint's on an input of shape {shape}, which is "
+                    f'more than {rtol:g}: nothing was written; {remedy}'
+                )
+        comparisons.append((shape, differences))
+    return comparisons

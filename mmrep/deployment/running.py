@@ -1,0 +1,41 @@
+"""Run a model as its checkpoint is verified: on a seeded input, for its raw outputs."""
+
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from mmrep.errors import UserError, reason
+
+
+class VerificationError(UserError):
+    """The deploy form is not the function that the train form is."""
+
+
+def forward(model: nn.Module, x: Tensor) -> Any:
+    """The raw outputs of a model: ``mode='tensor'`` of mmengine's ``BaseModel``."""
+    return model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
+
+
+def seeded_input(shape: tuple[int, ...], seed: int) -> Tensor:
+    """The same random input for a seed, on every machine."""
+    try:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    except RuntimeError as error:
+        raise UserError(
+            f'an input of shape {shape} does not fit into memory: give a smaller --shape'
+        ) from error
+
+
+@torch.no_grad()
+def run_form(model: nn.Module, x: Tensor, form: str) -> Any:
+    """:func:`forward` without gradients; a failure names the form."""
+    try:
+        return forward(model, x)
+    except Exception as error:
+        # A model may raise anything for an input that it is not made for.
+        raise UserError(
+            f'the {form} form cannot process an input of shape {tuple(x.shape)} '
+            f'({reason(error)}): give a fitting --shape'
+        ) from error
