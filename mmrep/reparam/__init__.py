@@ -28,12 +28,14 @@ from .fold import (
 from .transforms import (
     add_branches,
     average_kernel,
+    bn_affine,
     concat_depth,
     constant_response,
     fuse_bn,
     identity_kernel,
     merge_1x1_kxk,
     pad_kernel,
+    scale_kernel,
 )
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     'NotFoldableError',
     'add_branches',
     'average_kernel',
+    'bn_affine',
     'branch_by_branch',
     'compare_outputs',
     'compare_tensors',
@@ -63,5 +66,6 @@ __all__ = [
     'pad_kernel',
     'register_linear_conv',
     'reparam_blocks',
+    'scale_kernel',
     'switch_to_deploy',
 ]

@@ -24,10 +24,12 @@ from .transforms import (
     KernelBias,
     add_branches,
     average_kernel,
+    bn_affine,
     fuse_bn,
     identity_kernel,
     merge_1x1_kxk,
     pad_kernel,
+    scale_kernel,
 )
 
 Size = tuple[int, int]
@@ -284,7 +286,11 @@ class LinearConv(NamedTuple):
         mean, var, gamma, beta = map(
             self.cast, (norm.running_mean, norm.running_var, norm.weight, norm.bias)
         )
-        weight, bias = fuse_bn(self.kernel(), self.bias, mean, var, norm.eps, gamma, beta)
+        if self.weight is None:
+            scale, bias = bn_affine(mean, var, norm.eps, gamma, beta)
+            weight = scale_kernel(scale, self.geometry.groups)
+        else:
+            weight, bias = fuse_bn(self.weight, self.bias, mean, var, norm.eps, gamma, beta)
         return self._replace(weight=weight, bias=bias, is_fresh=True)
 
     def offset_in(self, frame: ConvGeometry) -> Size:

@@ -17,6 +17,35 @@ from torch import Tensor
 KernelBias = tuple[Tensor, Tensor]
 
 
+def bn_affine(
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What a batch norm with running statistics is: ``bn(x) == scale x + shift``.
+
+    ``scale = gamma / sqrt(var + eps)`` and ``shift = beta - scale mean``.
+
+    Args:
+        mean: Running mean ``(channels,)``.
+        var: Running variance ``(channels,)``.
+        eps: The constant that the norm adds to the variance.
+        gamma: Scale ``(channels,)``; ``None`` stands for ones.
+        beta: Shift ``(channels,)``; ``None`` stands for zeros.
+
+    Returns:
+        ``scale`` and ``shift``, ``(channels,)``.
+    """
+    scale = (var + eps).rsqrt()
+    if gamma is not None:
+        scale = scale * gamma
+    if beta is None:
+        return scale, -mean * scale
+    return scale, torch.addcmul(beta, mean, scale, value=-1)
+
+
 def fuse_bn(
     weight: Tensor,
     bias: Tensor | None,
@@ -40,12 +69,8 @@ def fuse_bn(
         gamma: Scale ``(out,)``; ``None`` stands for ones.
         beta: Shift ``(out,)``; ``None`` stands for zeros.
     """
-    scale = (var + eps).rsqrt()
-    if gamma is not None:
-        scale = scale * gamma
-    shift = -mean * scale if bias is None else (bias - mean) * scale
-    if beta is not None:
-        shift = shift + beta
+    mean = mean if bias is None else mean - bias
+    scale, shift = bn_affine(mean, var, eps, gamma, beta)
     return weight * scale.reshape(-1, 1, 1, 1), shift
 
 
@@ -168,10 +193,21 @@ def identity_kernel(
     Returns:
         Kernel ``(channels, channels / groups, 1, 1)``.
     """
-    # Cast afterwards: torch 2.1 makes no bfloat16 eye.
-    eye = torch.eye(channels // groups, device=device)
-    eye = eye if dtype is None else eye.to(dtype)
-    return (eye if groups == 1 else eye.repeat(groups, 1))[..., None, None]
+    return scale_kernel(torch.ones(channels, dtype=dtype, device=device), groups)
+
+
+def scale_kernel(scale: Tensor, groups: int = 1) -> Tensor:
+    """The 1x1 kernel that multiplies every channel: ``conv(x, W) == scale x``.
+
+    Args:
+        scale: The factors ``(channels,)``.
+        groups: The groups of the conv that the kernel is for.
+
+    Returns:
+        Kernel ``(channels, channels / groups, 1, 1)``.
+    """
+    diagonal = scale.reshape(groups, -1).diag_embed()
+    return diagonal.flatten(0, 1)[..., None, None]
 
 
 def pad_kernel(

@@ -11,12 +11,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from mmrep.reparam import (
     add_branches,
     average_kernel,
+    bn_affine,
     concat_depth,
     constant_response,
     fuse_bn,
     identity_kernel,
     merge_1x1_kxk,
     pad_kernel,
+    scale_kernel,
 )
 
 some = st.booleans()
@@ -63,6 +65,14 @@ def test_fuse_bn(options, bias, affine):
     assert_same(expected, conv(*fused))
     oracle = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, eps, gamma, beta)
     assert_same(oracle, fused)
+
+
+@given(st.integers(1, 5), some)
+def test_bn_affine(channels, affine):
+    norm, x = batch_norm(channels, affine), image(2, channels, 3, 4)
+    mean, var, eps, gamma, beta = norm.values()
+    scale, shift = (tensor.reshape(-1, 1, 1) for tensor in bn_affine(**norm))
+    assert_same(F.batch_norm(x, mean, var, gamma, beta, eps=eps), scale * x + shift)
 
 
 @given(conv_options(padding_modes=ZEROS), st.integers(1, 4))
@@ -128,6 +138,14 @@ def test_identity_kernel(options):
     weight = identity_kernel(channels, groups, torch.float64)
     assert weight.shape == (channels, channels // groups, 1, 1)
     assert torch.equal(F.conv2d(x, weight, groups=groups), x)
+
+
+@given(conv_options(padding_modes=ZEROS))
+def test_scale_kernel(options):
+    channels, groups = options['in_channels'], options['groups']
+    x, scale = image(2, channels, *options['size']), image(channels, seed=1)
+    weight = scale_kernel(scale, groups)
+    assert_same(scale.reshape(-1, 1, 1) * x, F.conv2d(x, weight, groups=groups))
 
 
 @given(conv_options(padding_modes=ZEROS))
@@ -236,6 +254,11 @@ FUNCTIONS = {
         [(4, 3, 3, 2), (6,)],
     ),
     'concat_depth': (listed(concat_depth), [(4, 2, 3, 3), (4,)] * 2),
+    'bn_affine': (
+        lambda mean, var, gamma, beta: bn_affine(mean, var, 0.1, gamma, beta),
+        [(4,)] * 4,
+    ),
+    'scale_kernel': (lambda scale: scale_kernel(scale, 2), [(4,)]),
     'pad_kernel': (lambda w: pad_kernel(w, (5, 4), (1, 1)), [(4, 2, 3, 3)]),
 }
 

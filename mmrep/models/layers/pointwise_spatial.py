@@ -11,6 +11,7 @@ from mmrep.reparam import (
     ConvGeometry,
     LinearConv,
     NotFoldableError,
+    bn_affine,
     constant_response,
     conv_geometry,
     fold_layer,
@@ -73,12 +74,9 @@ class PointwiseSpatial(nn.Module):
     def response_to_zero(self) -> Tensor:
         """``p``: what ``norm1(conv1(0))`` is with running statistics, ``(mid,)``."""
         norm = self.norm1
-        scale = (norm.running_var + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight
-        value = -norm.running_mean * scale
-        if norm.bias is not None:
-            value = value + norm.bias
+        _, value = bn_affine(
+            norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
         return value.detach() if norm.training else value
 
     def forward(self, x: Tensor) -> Tensor:
