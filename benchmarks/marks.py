@@ -274,6 +274,8 @@ def convert(rounds: int) -> Iterator[Mark]:
         figures = {name: [] for name in commands}
         for _ in range(max(3, rounds // 3)):
             for name, command in commands.items():
+                # The disk may still write what the one before has left.
+                os.sync()
                 figures[name].append(process(list(map(str, command))))
     walls, peaks = (
         {n: statistics.median(f[i] for f in runs) for n, runs in figures.items()}

@@ -1,8 +1,9 @@
-"""Give back the memory of tensors that are mapped from a file."""
+"""Give memory back: of tensors that are mapped from a file, and what is free."""
 
 import ctypes
 import mmap
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -47,3 +48,11 @@ class MappedFile:
                     advise = ctypes.CDLL(None).madvise
                     length = ctypes.c_size_t(stop - start)
                     advise(ctypes.c_void_p(start), length, mmap.MADV_DONTNEED)
+
+
+def release_free_memory() -> None:
+    """Give back what was freed and the C library keeps, where it is one that can."""
+    if sys.platform == 'linux':
+        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+        if trim is not None:
+            trim(0)

@@ -18,6 +18,7 @@ from mmrep.checkpoints import (
     plain,
     read_checkpoint,
     refuse_existing,
+    release_free_memory,
     sha256_of,
     state_dict_of,
     write_checkpoint,
@@ -189,6 +190,8 @@ def _fuse(
     x = seeded_input((1, *shape), seed)
     with branch_by_branch(model), _released(model, mapped):
         reference = run_form(model, x, 'train')
+    # Maps, then kernels in float64: tens of megabytes, which nothing would use again.
+    release_free_memory()
     try:
         report = switch_to_deploy(model, release=mapped.release)
     except NotFoldableError as error:
@@ -198,6 +201,7 @@ def _fuse(
             'the model of this config has no train form: give the config that it was '
             'trained with, without deploy=True'
         )
+    release_free_memory()
     deployed = build_model(deployed_config, unset=True)
     load_strictly(deployed, model.state_dict(), 'the fused model', assign=True)
     try:

@@ -1,5 +1,6 @@
 """Pages of a mapped checkpoint are given back, and nothing else is."""
 
+import ctypes
 import itertools
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from laws import assert_same
 from torch import Tensor
 
-from mmrep.checkpoints import MappedFile, read_checkpoint
+from mmrep.checkpoints import MappedFile, read_checkpoint, release_free_memory
 
 SMAPS = Path('/proc/self/smaps')
 MIB = 2**20
@@ -165,3 +166,22 @@ def test_parameters(write):
     MappedFile(path).release(torch.nn.ParameterList([weight]).parameters())
     assert resident(path) < MIB
     assert_same(expected, weight, tolerance=0)
+
+
+def used() -> int:
+    """The bytes that count as this process's memory."""
+    pages = Path('/proc/self/statm').read_text().split()[1]
+    return int(pages) * os.sysconf('SC_PAGESIZE')
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='not the C library of GNU'
+)
+def test_what_is_free_is_given_back():
+    # Too small for pages of their own; every other one stays, so that none is at the end.
+    pieces = [bytearray(b'x' * 100_000) for _ in range(2000)]
+    del pieces[::2]
+    before = used()
+    release_free_memory()
+    assert used() < before - 80 * MIB
+    assert all(piece.count(b'x') == 100_000 for piece in pieces)
