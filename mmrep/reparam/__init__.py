@@ -23,6 +23,7 @@ from .fold import (
     fold_branches,
     fold_layer,
     has_running_statistics,
+    is_batch_norm,
     register_linear_conv,
 )
 from .transforms import (
@@ -62,6 +63,7 @@ __all__ = [
     'fuse_conv_norm',
     'has_running_statistics',
     'identity_kernel',
+    'is_batch_norm',
     'merge_1x1_kxk',
     'pad_kernel',
     'register_linear_conv',

@@ -1,13 +1,17 @@
 """Walk a model and turn every re-parameterizable block into one conv."""
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from .fold import NotFoldableError, conv_geometry, fold_branches
+from .fold import (
+    NotFoldableError,
+    conv_geometry,
+    fold_branches,
+    linear_conv_type,
+)
 
 
 @dataclass
@@ -105,22 +109,38 @@ def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
         norm: The norm after it.
 
     Returns:
-        A conv of the same type, or ``None`` where the two are not one conv.
+        A conv of the same type, without hooks and parametrizations, or ``None`` where the
+        two are not one conv.
     """
+    if not isinstance(conv, nn.Conv2d):
+        return None
+    # Any size will do: the conv's kernel is the frame's, whatever the padding.
+    unit, size = {'unit': nn.Sequential(conv, norm)}, (1, 1)
     try:
-        weight, bias = fold_branches(
-            {'unit': nn.Sequential(conv, norm)},
-            conv_geometry(conv),
-            # Any size will do: the conv's kernel is the frame's, whatever the padding.
-            input_size=(1, 1),
-            dtype=torch.float64,
-        )
+        frame = conv_geometry(conv)
+        fold_branches(unit, frame, size, device='meta')
+        weight, bias = fold_branches(unit, frame, size, torch.float64)
     except NotFoldableError:
         return None
-    fused = copy.deepcopy(conv)
-    fused.weight.copy_(weight)
-    fused.bias = nn.Parameter(bias.to(fused.weight), fused.weight.requires_grad)
-    return fused
+    # Made anew: a copy would have the conv's hooks and parametrizations, which set the
+    # weight again.
+    with torch.device('meta'):
+        fused = linear_conv_type(conv)(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            # Not every conv type knows this argument.
+            **({} if conv.padding_mode == 'zeros' else {'padding_mode': conv.padding_mode}),
+        )
+    like = conv.weight
+    trainable = any(parameter.requires_grad for parameter in conv.parameters())
+    fused.weight = nn.Parameter(weight.to(like), trainable)
+    fused.bias = nn.Parameter(bias.to(like), trainable)
+    return fused.train(conv.training)
 
 
 def count_parameters(model: nn.Module) -> int:

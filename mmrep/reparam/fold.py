@@ -152,6 +152,15 @@ def register_linear_conv(
     conv_geometry.register(conv_type, geometry)
 
 
+def linear_conv_type(conv: nn.Conv2d) -> type[nn.Conv2d]:
+    """The type by whose registration :func:`conv_geometry` knows a conv.
+
+    Not the conv's own where that is a subclass, such as torch makes for a parametrized
+    one.
+    """
+    return next(kind for kind in type(conv).__mro__ if kind in conv_geometry.registry)
+
+
 def conv2d_geometry(conv: nn.Conv2d, padding_mode: str | None = None) -> ConvGeometry:
     """The geometry that an ``nn.Conv2d``'s attributes say, whatever its forward does."""
     padding = conv.padding
@@ -284,7 +293,14 @@ class LinearConv(NamedTuple):
     def then_norm(self, norm: nn.Module) -> 'LinearConv':
         """Append a norm with running statistics: transform I."""
         mean, var, gamma, beta = map(
-            self.cast, (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            self.cast,
+            (
+                norm.running_mean,
+                norm.running_var,
+                # Some have none at all.
+                getattr(norm, 'weight', None),
+                getattr(norm, 'bias', None),
+            ),
         )
         if self.weight is None:
             scale, bias = bn_affine(mean, var, norm.eps, gamma, beta)
@@ -351,6 +367,22 @@ def has_running_statistics(norm: nn.Module) -> bool:
     )
 
 
+#: Forwards that compute what running statistics say, and nothing else.
+_BATCH_NORM_FORWARDS = (
+    nn.modules.batchnorm._BatchNorm.forward,
+    nn.SyncBatchNorm.forward,
+    nn.modules.instancenorm._InstanceNorm.forward,
+)
+
+
+def is_batch_norm(norm: nn.Module) -> bool:
+    """Whether a norm has running statistics and one of torch's forwards.
+
+    In eval mode it is the scale and the shift that :func:`bn_affine` makes of its tensors.
+    """
+    return type(norm).forward in _BATCH_NORM_FORWARDS and has_running_statistics(norm)
+
+
 @singledispatch
 def fold_layer(layer: nn.Module, done: LinearConv) -> LinearConv:
     """Append ``layer``, in eval mode, to the conv ``done``.
@@ -359,6 +391,7 @@ def fold_layer(layer: nn.Module, done: LinearConv) -> LinearConv:
         NotFoldableError: If the layer is not linear, or not in this place.
     """
     if has_running_statistics(layer):
+        _check_norm(layer, done)
         return done.then_norm(layer)
     geometry = conv_geometry(layer)
     return done.then_conv(layer.weight, layer.bias, geometry)
@@ -372,7 +405,34 @@ def _(norm: nn.Module, done: LinearConv) -> LinearConv:
         raise NotFoldableError(
             f'{type(norm).__name__} without running statistics normalises by its input'
         )
+    _check_norm(norm, done)
     return done.then_norm(norm)
+
+
+@torch.no_grad()
+def _check_norm(norm: nn.Module, done: LinearConv) -> None:
+    """Raise unless a norm is, in eval mode, the scale and the shift that its tensors say.
+
+    One of a type of its own is tried out, where no more than a check is asked for.
+    """
+    mean, var = norm.running_mean, norm.running_var
+    if is_batch_norm(norm) or done.device.type != 'meta' or mean.device.type == 'meta':
+        return
+    standard = torch.linspace(-3, 3, 8).to(mean).reshape(2, 1, 2, 2)
+    x = mean.reshape(-1, 1, 1) + standard * (var + norm.eps).sqrt().reshape(-1, 1, 1)
+    weight, bias = getattr(norm, 'weight', None), getattr(norm, 'bias', None)
+    scale, shift = bn_affine(mean, var, norm.eps, weight, bias)
+    expected = scale.reshape(-1, 1, 1) * x + shift.reshape(-1, 1, 1)
+    training = norm.training
+    try:
+        error = (norm.eval()(x) - expected).abs().max()
+    finally:
+        norm.train(training)
+    if not error <= torch.finfo(mean.dtype).eps ** 0.5 * expected.abs().max():
+        raise NotFoldableError(
+            f'{type(norm).__name__} has running statistics, but is another function of its '
+            'input than they say'
+        )
 
 
 @fold_layer.register(nn.Sequential)

@@ -5,6 +5,7 @@ import torch
 from laws import assert_differ, assert_same, image, randomise
 from mmpretrain.models.backbones.repvgg import RepVGG as MMPretrainRepVGG
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from mmrep.models.backbones import DBBResNet, RepVGG
 from mmrep.models.blocks import ConvNormBlock, DiverseBranchBlock, RepVGGBlock
@@ -238,6 +239,19 @@ def test_mmpretrains_blocks():
     assert switch_to_deploy(model).deployed == report.switched
 
 
+class Doubled(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+#: What makes a conv's weight of other tensors.
+WEIGHT_FORCERS = {
+    'pruned': lambda conv: prune.l1_unstructured(conv, 'weight', 0.5),
+    'weight norm': lambda conv: parametrizations.weight_norm(conv),
+    'spectral norm, by a hook': lambda conv: nn.utils.spectral_norm(conv),
+}
+
+
 class TestFuseConvNorm:
     @pytest.mark.parametrize(
         'options',
@@ -281,3 +295,18 @@ class TestFuseConvNorm:
     )
     def test_none_where_they_are_not_one_conv(self, conv, norm):
         assert fuse_conv_norm(conv, norm) is None
+
+    @pytest.mark.parametrize('forced', WEIGHT_FORCERS.values(), ids=WEIGHT_FORCERS)
+    def test_a_conv_whose_weight_is_made_of_others(self, forced):
+        """By a hook or a parametrization, which a copy would bring along."""
+        conv = nn.Conv2d(4, 6, 3, bias=False)
+        forced(conv)
+        unit = randomise(nn.Sequential(conv, nn.BatchNorm2d(6)).double()).eval()
+        x = image(2, 4, 9, 9)
+        expected = unit(x)
+        fused = fuse_conv_norm(*unit)
+        assert set(fused.state_dict()) == {'weight', 'bias'}
+        assert_same(expected, fused(x))
+
+    def test_none_for_a_norm_with_a_forward_of_its_own(self):
+        assert fuse_conv_norm(nn.Conv2d(2, 2, 1), Doubled(2)) is None

@@ -10,6 +10,7 @@ from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from torch import nn
 
+from mmrep.models.blocks import RepVGGBlock
 from mmrep.reparam import (
     ConvGeometry,
     NotFoldableError,
@@ -309,6 +310,56 @@ def test_check_on_the_meta_device_computes_nothing():
 )
 def test_has_running_statistics(module, expected):
     assert has_running_statistics(module) is expected
+
+
+class OwnForward(nn.BatchNorm2d):
+    """A norm of a user: the same function as a batch norm, times a factor."""
+
+    factor = 1
+
+    def forward(self, x):
+        return self.factor * super().forward(x)
+
+
+class Doubled(OwnForward):
+    factor = 2
+
+
+class NoTensors(nn.Module):
+    """A norm that has statistics and nothing else."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.eps = 0.1
+        self.register_buffer('running_mean', torch.full((channels,), 2.0))
+        self.register_buffer('running_var', torch.full((channels,), 3.0))
+
+    def forward(self, x):
+        mean, var = (s.reshape(-1, 1, 1) for s in (self.running_mean, self.running_var))
+        return (x - mean) / (var + self.eps).sqrt()
+
+
+class TestNormsWithForwardsOfTheirOwn:
+    @pytest.mark.parametrize('norm', [OwnForward, NoTensors])
+    def test_the_same_function(self, norm):
+        unit = randomise(nn.Sequential(conv(3), norm(4)).double()).eval()
+        fold_branches({'unit': unit}, frame(), device='meta')
+        x = image(2, 4, 6, 6)
+        assert_same(unit(x), frame().convolve(x, *fold_branches({'unit': unit}, frame())))
+
+    @pytest.mark.parametrize('training', [True, False])
+    def test_another_function(self, training):
+        unit = randomise(nn.Sequential(conv(3), Doubled(4)).double()).train(training)
+        with pytest.raises(NotFoldableError, match='unit: Doubled has running statistics'):
+            fold_branches({'unit': unit}, frame(), device='meta')
+        assert unit[1].training is training
+
+    def test_in_a_block(self):
+        block = randomise(RepVGGBlock(4, 4).double()).eval()
+        block.branch_norm = Doubled(4).double().eval()
+        with pytest.raises(NotFoldableError, match='branch_norm: Doubled'):
+            block.switch_to_deploy()
+        assert not block.deploy
 
 
 class TestConvGeometry:

@@ -295,6 +295,7 @@ class ReparamBlock(BaseModule):
         """
         if self.deploy:
             return
+        self.check_foldable()
         weight, bias = self.equivalent_kernel_bias(dtype=torch.float64)
         like = next(self.parameters())
         with torch.device('meta'):

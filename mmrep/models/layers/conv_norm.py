@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmrep.reparam import conv_geometry, fuse_bn, has_running_statistics
+from mmrep.reparam import conv_geometry, fuse_bn, is_batch_norm
 
 #: How many values are scaled by a norm in the time that folding takes before its first
 #: weight, and in the time that it takes for one more weight. Measured on two cores.
@@ -27,7 +27,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         and x.device.type == 'cpu'
         and conv.weight.dtype in (torch.float32, torch.float64)
         and not norm.training
-        and has_running_statistics(norm)
+        and is_batch_norm(norm)
         and not _is_watched(conv)
         and not _is_watched(norm)
     ):

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from laws import assert_same, assert_same_step, image, randomise, step
 from torch import nn
 
@@ -27,10 +28,8 @@ def calls(unit: Unit, x: torch.Tensor, monkeypatch) -> int:
     """How often the norm itself computes."""
     count = []
     with monkeypatch.context() as patch:
-        forward = nn.BatchNorm2d.forward
-        patch.setattr(
-            nn.BatchNorm2d, 'forward', lambda norm, x: count.append(1) or forward(norm, x)
-        )
+        batch_norm = F.batch_norm
+        patch.setattr(F, 'batch_norm', lambda *args: count.append(1) or batch_norm(*args))
         unit(x)
     return len(count)
 
@@ -85,3 +84,15 @@ def test_other_convs_compute_themselves(monkeypatch):
     unit.conv = Doubled(6, 8, 3).double()
     assert_same(unit.norm(unit.conv(x)), unit(x))
     assert calls(unit, x, monkeypatch) == 1
+
+
+def test_norms_with_a_forward_of_their_own_compute_themselves():
+    class Doubled(nn.BatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    unit = Unit().double()
+    unit.norm = Doubled(8).double()
+    randomise(unit).eval()
+    x = image(*LARGE)
+    assert_same(unit.norm(unit.conv(x)), unit(x))
