@@ -1,6 +1,6 @@
 """What every backbone of mmrep does: freezing, norm_eval and the switch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mmengine.model import BaseModule
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
@@ -20,6 +20,15 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`ArchitectureError` with the message unless the condition holds."""
     if not condition:
         raise ArchitectureError(message)
+
+
+def require_stages(out_indices: Sequence[int], num_stages: int) -> None:
+    """Raise :class:`ArchitectureError` unless every index is that of a stage."""
+    require(
+        len(out_indices) > 0 and all(0 <= index < num_stages for index in out_indices),
+        f'out_indices={tuple(out_indices)} of {num_stages} stages: name one or more of 0 '
+        f'to {num_stages - 1}',
+    )
 
 
 class ReparamBackbone(BaseModule):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmrep.registry import MODELS
 
-from .base import ReparamBackbone, require
+from .base import ReparamBackbone, require, require_stages
 from .units import REPARAM_KERNELS, UnitConfig
 
 _DBB = dict(type='mmrep.DiverseBranchBlock')
@@ -66,10 +66,7 @@ class ChainBackbone(ReparamBackbone):
         init_cfg = list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg
         super().__init__(frozen_stages, norm_eval, deploy, init_cfg)
         out_indices = (num_stages - 1,) if out_indices is None else tuple(out_indices)
-        require(
-            max(out_indices) < num_stages,
-            f'out_indices={out_indices} of {num_stages} stages',
-        )
+        require_stages(out_indices, num_stages)
         self.in_channels = in_channels
         self.out_indices = out_indices
         self.units = UnitConfig(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mmrep.registry import MODELS
 
 from ..layers import MTSPPF
-from .base import ReparamBackbone, require
+from .base import ReparamBackbone, require, require_stages
 
 _G2 = dict.fromkeys(range(2, 27, 2), 2)
 _G4 = dict.fromkeys(range(2, 27, 2), 4)
@@ -76,8 +76,9 @@ class RepVGG(ReparamBackbone):
         deploy (bool): Build every block as one conv. Default: False.
         norm_eval (bool): Keep batch norms in eval mode while training. Default: False.
         add_ppf (bool): End with the pyramid pooling of YOLOX-PAI. Default: False.
-        block_cfg (dict): Config of the blocks: a type, and arguments that all of them
-            get. Default: ``dict(type='mmrep.RepVGGBlock')``.
+        block_cfg (dict, optional): Config of the blocks: a type, and arguments that all
+            of them get; None for plain convs with norms.
+            Default: ``dict(type='mmrep.RepVGGBlock')``.
         init_cfg (dict | list[dict], optional): Initialization. Default: Kaiming for
             convs, 1 for the weights of norms.
 
@@ -127,7 +128,7 @@ class RepVGG(ReparamBackbone):
         deploy: bool = False,
         norm_eval: bool = False,
         add_ppf: bool = False,
-        block_cfg: dict = dict(type='mmrep.RepVGGBlock'),
+        block_cfg: dict | None = dict(type='mmrep.RepVGGBlock'),
         init_cfg: dict | list[dict] | None = (
             dict(type='Kaiming', layer=['Conv2d']),
             dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
@@ -157,6 +158,7 @@ class RepVGG(ReparamBackbone):
             for i, factor in enumerate(arch['width_factor'])
         ]
         channels = min(arch.get('stem_channels', 64), widths[0])
+        self.stem_channels = channels
         self.stem = self._build_block(in_channels, channels, stride=2)
         self.stages = []
         index = 1
@@ -198,10 +200,7 @@ class RepVGG(ReparamBackbone):
             'num_blocks, width_factor, strides and dilations must have one entry for each '
             f'stage, not {lengths}',
         )
-        require(
-            max(out_indices) < len(num_blocks),
-            f'out_indices={tuple(out_indices)} of {len(num_blocks)} stages',
-        )
+        require_stages(out_indices, len(num_blocks))
         layer_map = arch.get('group_layer_map') or {}
         require(
             max(layer_map, default=0) <= sum(num_blocks),
@@ -217,6 +216,7 @@ class RepVGG(ReparamBackbone):
         cfg = dict(
             in_channels=in_channels,
             out_channels=out_channels,
+            kernel_size=3,
             se_cfg=self.arch.get('se_cfg'),
             se_position=self.arch.get('se_position', 'before_act'),
             with_cp=self.with_cp,
@@ -226,7 +226,7 @@ class RepVGG(ReparamBackbone):
             deploy=self.deploy,
             **geometry,
         )
-        return MODELS.build({**cfg, **self.block_cfg})
+        return MODELS.build({**cfg, **(self.block_cfg or dict(type='mmrep.ConvNormBlock'))})
 
     def _make_stage(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmrep.registry import MODELS
 
 from ..layers import build_activation
-from .base import ReparamBackbone, require
+from .base import ReparamBackbone, require, require_stages
 from .resnet_blocks import (
     BasicBlock,
     Bottleneck,
@@ -137,10 +137,7 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
             f'strides {tuple(strides)} and dilations {tuple(dilations)} must have an '
             f'entry for each of the {num_stages} stages',
         )
-        require(
-            max(out_indices) < num_stages,
-            f'out_indices={tuple(out_indices)} of {num_stages} stages',
-        )
+        require_stages(out_indices, num_stages)
         require(
             dcn is None or len(stage_with_dcn) == num_stages,
             f'stage_with_dcn={tuple(stage_with_dcn)} of {num_stages} stages',
@@ -235,6 +232,10 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
         num_blocks = self.stage_blocks[index]
         if self.multi_grid is not None and last:
             dilations = list(self.multi_grid)
+            require(
+                len(dilations) == num_blocks,
+                f'multi_grid={tuple(dilations)} of a stage of {num_blocks} blocks',
+            )
         else:
             contracted = dilation > 1 and self.contract_dilation
             first = dilation // 2 if contracted else dilation

@@ -120,11 +120,14 @@ class ReparamBlock(BaseModule):
         #: Size of the last input; what the tap of a 1x1 depends on under 'SAME' padding.
         self.input_size: Size | None = None
 
-        main_conv = self.build_conv(self.kernel_size, bias=deploy)
-        self.frame = self._geometry_of(main_conv)
         if deploy:
-            self._add_reparam(main_conv)
+            # Not every conv type that has no deploy form has a bias, either.
+            with torch.device('meta'):
+                self.frame = self._geometry_of(self.build_conv(self.kernel_size))
+            self._add_reparam(self.build_conv(self.kernel_size, bias=True))
         else:
+            main_conv = self.build_conv(self.kernel_size)
+            self.frame = self._geometry_of(main_conv)
             self.build_branches(main_conv)
         self.foldable = not deploy and self._is_foldable()
         self._costs = self._count_costs()

@@ -8,6 +8,7 @@ from mmengine.model import Sequential
 from torch import nn
 
 from mmrep.registry import MODELS
+from mmrep.reparam import ConvGeometry
 
 from ..layers import DilatedAvgPool2d, IdentityConv1x1, PointwiseSpatial
 from .base import ReparamBlock, Size
@@ -113,12 +114,18 @@ class DiverseBranchBlock(ReparamBlock):
         )
 
     def _build_avg(self) -> nn.Module:
-        if self.frame is None:
-            raise ValueError(
-                f"branch 'avg' cannot follow conv_cfg={self.conv_cfg}: leave it out of "
-                f'branches ({self._unknown_conv})'
-            )
-        pool = DilatedAvgPool2d(replace(self.frame, in_channels=self.out_channels))
+        # Of a conv of an unknown type, the geometry is what it was asked for.
+        frame = self.frame or ConvGeometry(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.padding_mode,
+        )
+        pool = DilatedAvgPool2d(replace(frame, in_channels=self.out_channels))
         norm = self.build_norm(self.out_channels)
         if self.depthwise:
             branch = Sequential()

@@ -25,6 +25,7 @@ class RepVGGBlock(ReparamBlock):
         padding (int | tuple[int, int]): Padding of the 3x3 conv, in pixels. Default: 1.
         dilation (int | tuple[int, int]): Dilation of the 3x3 conv. Default: 1.
         groups (int): Number of groups. Default: 1.
+        padding_mode (str): As ``nn.Conv2d``'s, for every branch. Default: ``'zeros'``.
         kernel_size (int): 3, and nothing else; for bodies that say it. Default: 3.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
     """
@@ -39,6 +40,8 @@ class RepVGGBlock(ReparamBlock):
         padding: int | Size = 1,
         dilation: int | Size = 1,
         groups: int = 1,
+        padding_mode: str = 'zeros',
+        *,
         kernel_size: int | Size = 3,
         **kwargs,
     ) -> None:
@@ -52,6 +55,7 @@ class RepVGGBlock(ReparamBlock):
             padding=padding,
             dilation=dilation,
             groups=groups,
+            padding_mode=padding_mode,
             **kwargs,
         )
 

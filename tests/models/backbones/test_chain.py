@@ -151,8 +151,10 @@ def test_frozen_stages(stages):
         (lambda: DBBVGG(12), r'depth 12 is unknown; choose from \(11, 13, 16, 19\)'),
         (lambda: DBBVGG(out_indices=(5,)), r'out_indices=\(5,\) of 5 stages'),
         (lambda: DBBAlexNet(out_indices=(3,)), r'out_indices=\(3,\) of 3 stages'),
+        (lambda: DBBAlexNet(out_indices=(-1,)), r'out_indices=\(-1,\) of 3 stages'),
+        (lambda: DBBAlexNet(out_indices=()), r'out_indices=\(\) of 3 stages: name one'),
     ],
-    ids=['depth', 'out_indices', 'stages'],
+    ids=['depth', 'out_indices', 'stages', 'negative', 'none'],
 )
 @pytest.mark.parametrize('error', [ArchitectureError, ValueError, AssertionError])
 def test_refuses(build, message, error):
@@ -160,10 +162,10 @@ def test_refuses(build, message, error):
         build()
 
 
-def test_a_plain_repvgg():
-    """A body becomes its plain network by the block that it is told."""
+@pytest.mark.parametrize('cfg', [None, dict(type='mmrep.ConvNormBlock')])
+def test_a_plain_repvgg(cfg):
+    """A body becomes its plain network by the block that it is told, or not told."""
     arch = dict(num_blocks=(1, 2), width_factor=(1, 1))
-    cfg = dict(type='mmrep.ConvNormBlock', kernel_size=3)
     model = RepVGG(arch, base_channels=4, out_indices=(1,), block_cfg=cfg)
     kinds = {type(m) for m in model.modules() if hasattr(m, 'branch_names')}
     assert kinds == {ConvNormBlock}

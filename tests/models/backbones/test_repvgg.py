@@ -274,6 +274,7 @@ class TestArguments:
             (dict(dilations=(1,)), r'one entry for each stage, not \[2, 2, 2, 1\]'),
             (dict(arch=TINY | dict(width_factor=(1,))), r'not \[2, 1, 2, 2\]'),
             (dict(out_indices=(2,)), r'out_indices=\(2,\) of 2 stages'),
+            (dict(out_indices=()), r'out_indices=\(\) of 2 stages: name one or more'),
             (
                 dict(dilations=(1, (2, 2, 2))),
                 r'dilations \(2, 2, 2\) of a stage of 2 blocks',

@@ -415,6 +415,7 @@ class TestArguments:
                 dict(plugins=[plugin('ContextBlock', **CONTEXT)] * 2),
                 'is there twice: give a post',
             ),
+            (dict(multi_grid=(1, 2)), r'multi_grid=\(1, 2\) of a stage of 3 blocks'),
             (dict(style='tensorflow'), "style is 'pytorch' or 'caffe', not 'tensorflow'"),
             (
                 dict(pretrained='a.pth', init_cfg=dict(type='Pretrained')),

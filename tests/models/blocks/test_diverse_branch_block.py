@@ -114,9 +114,8 @@ def test_is_a_conv_and_a_norm_to_others():
         (dict(branches=('kxk', 'max')), r"branches must hold .*not \('kxk', 'max'\)"),
         (dict(internal_channels=3, groups=2), 'internal_channels=3 is no multiple of'),
         (dict(kernel_size=2), r'no padding keeps the size with kernel_size=\(2, 2\)'),
-        (dict(conv_cfg=dict(type='ConvWS')), "branch 'avg' cannot follow conv_cfg"),
     ],
-    ids=['no kxk', 'unknown', 'internal channels', 'even kernel', 'conv type'],
+    ids=['no kxk', 'unknown', 'internal channels', 'even kernel'],
 )
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
