@@ -9,6 +9,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from torch import distributed
 
+from mmrep.deployment import for_one_process
 from mmrep.errors import UserError
 
 #: What a launcher tells its processes, and how to start them.
@@ -95,6 +96,8 @@ def prepare_run(cfg: Config, args: argparse.Namespace) -> None:
         raise UserError(f'--launcher {args.launcher} needs {variable}: {remedy}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
+    if args.launcher == 'none':
+        cfg.model = for_one_process(cfg.model)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

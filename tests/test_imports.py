@@ -69,7 +69,13 @@ ROOMS = {
         'mmrep.registry',
         'mmrep.version',
     ),
-    'mmrep.engine': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.blocks'),
+    'mmrep.engine': (
+        'mmrep.errors',
+        'mmrep.registry',
+        'mmrep.reparam',
+        'mmrep.models.blocks',
+        'mmrep.deployment',
+    ),
     'mmrep.deployment': (
         'mmrep.errors',
         'mmrep.reparam',
@@ -81,7 +87,7 @@ ROOMS = {
         'mmrep.deployment',
         'mmrep.reparam',
     ),
-    'mmrep.cli': ('mmrep.errors',),
+    'mmrep.cli': ('mmrep.errors', 'mmrep.deployment'),
     'mmrep': ('mmrep',),
 }
 

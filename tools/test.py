@@ -18,6 +18,7 @@ from mmrep.checkpoints import (
 from mmrep.cli import add_runner_arguments, prepare_run, run_tool
 from mmrep.deployment import read_config
 from mmrep.errors import ConfigError, UserError
+from mmrep.reparam import NotFoldableError
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,7 +40,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show', action='store_true', help='show the predictions')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument(
-        '--interval', type=int, default=1, help='show every n-th sample (default: 1)'
+        '--interval',
+        type=int,
+        default=1,
+        help="show every n-th sample, in mmseg's configs every n-th batch (default: 1)",
     )
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds for each picture (default: 2)'
@@ -115,7 +119,12 @@ def main() -> None:
     del state_dict
     if args.out_item == 'pred':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    metrics = runner.test()
+    try:
+        metrics = runner.test()
+    except NotFoldableError as error:
+        raise UserError(
+            f'this model cannot be fused: {error}; leave --deploy out'
+        ) from None
     if args.out_item == 'metrics' and args.out:
         mmengine.dump(metrics, args.out)
 

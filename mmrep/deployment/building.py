@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmrep.errors import ConfigError, reason
 
-from .config import without_pretrained
+from .config import for_one_process, without_pretrained
 
 
 def build_model(cfg: Config, unset: bool = False) -> nn.Module:
@@ -26,8 +26,9 @@ def build_model(cfg: Config, unset: bool = False) -> nn.Module:
         ConfigError: If it cannot be built.
     """
     try:
+        model_cfg = for_one_process(without_pretrained(cfg.model))
         with _NoRandomStart() if unset else nullcontext():
-            return MODELS.build(without_pretrained(cfg.model)).eval()
+            return MODELS.build(model_cfg).eval()
     except Exception as error:
         # A constructor may raise anything.
         raise ConfigError(

@@ -111,6 +111,19 @@ def without_pretrained(model_cfg: ConfigDict) -> ConfigDict:
     return model_cfg
 
 
+def for_one_process(model_cfg: ConfigDict) -> ConfigDict:
+    """A copy of a model's config with ``BN`` for ``MMSyncBN``.
+
+    mmcv's norm cannot be built outside a distributed job, where it is no other function,
+    and has the same state-dict keys.
+    """
+    model_cfg = copy.deepcopy(model_cfg)
+    for node in model_nodes(model_cfg):
+        if node['type'] == 'MMSyncBN':
+            node['type'] = 'BN'
+    return model_cfg
+
+
 def deploy_config(cfg: Config) -> Config:
     """The config of the fused model: ``deploy=True`` wherever it belongs.
 

@@ -196,7 +196,8 @@ def _fuse(
         report = switch_to_deploy(model, release=mapped.release)
     except NotFoldableError as error:
         raise UserError(f'this model cannot be fused: {error}') from None
-    if not report.switched:
+    # A plain network has no blocks, but its norms can be fused.
+    if not report.switched and report.params_after == report.params_before:
         raise ConfigError(
             'the model of this config has no train form: give the config that it was '
             'trained with, without deploy=True'

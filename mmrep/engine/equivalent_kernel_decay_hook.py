@@ -6,6 +6,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmrep.errors import ConfigError
 from mmrep.models.blocks import RepVGGBlock
 from mmrep.registry import HOOKS
 
@@ -64,7 +65,7 @@ class EquivalentKernelDecayHook(Hook):
             if isinstance(module, RepVGGBlock) and not module.deploy
         ]
         if not blocks:
-            raise ValueError(
+            raise ConfigError(
                 'EquivalentKernelDecayHook found no RepVGG block in train form: leave it '
                 'out of custom_hooks'
             )

@@ -47,6 +47,10 @@ MODELS_BY_NAME = {
         ),
     ),
     "mmpretrain's RepVGG": ('mmpretrain', classifier_model(HOST_REPVGG)),
+    'MMSyncBN': (
+        'mmseg',
+        segmentor_model(dict(REPVGG, norm_cfg=dict(type='MMSyncBN'))),
+    ),
     'one channel': ('mmpretrain', classifier_model(dict(REPVGG, in_channels=1))),
     'bare backbone': ('mmengine', dict(REPVGG, out_indices=(1, 3))),
 }
@@ -117,6 +121,22 @@ class TestDeployFiles:
         with branch_by_branch(project.model):
             expected = forward(project.model, x)
         assert_same(expected, forward(deployed, x))
+
+    def test_of_a_plain_network(self, tmp_path):
+        """It has no blocks, but norms that become parts of convs."""
+        project = Project(tmp_path, 'DBB-ResNet classifier')
+        project.config.model.backbone.update(type='mmrep.ReparamResNet', block_cfg=None)
+        project.model = randomise(build_model(project.config)).eval()
+        project.save(project.model.state_dict())
+        done = project.convert()
+        assert not done.report.switched
+        read = torch.load(done.out, weights_only=True)['state_dict']
+        assert not any('running_mean' in key for key in read)
+        deployed = build_model(Config.fromfile(done.out_config))
+        deployed.load_state_dict(read, strict=True)
+        x = image(1, 3, 20, 28, dtype=torch.float32)
+        with branch_by_branch(project.model):
+            assert_same(forward(project.model, x), forward(deployed, x))
 
     def test_contents(self, project):
         done = project.convert(source_config='configs/net.py', seed=4)

@@ -64,6 +64,7 @@ def test_wrapped_model():
     class OneRunner:
         model = OfOneProcess(randomise(TinyModel()))
         hooks = ()
+        cfg = None
 
     SwitchToDeployHook().before_test(OneRunner)
     assert OneRunner.model.module.block.deploy

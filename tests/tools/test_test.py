@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 from tool_runs import Project, arguments, assert_one_sentence, succeed, tool, variant
 
+from mmrep.deployment import build_model, read_config
+
 
 def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
@@ -31,6 +33,22 @@ class TestForms:
         assert_same(predict(deployed), expected)
         assert_same(predict(train, '--deploy'), expected)
         assert_same(predict(deployed, '--deploy'), expected)
+
+    @pytest.mark.parametrize(
+        'entry',
+        [
+            {'conv_cfg': dict(type='Conv2dAdaptivePadding')},
+            {'norm_cfg': dict(type='MMSyncBN')},
+        ],
+        ids=lambda entry: next(iter(entry.values()))['type'],
+    )
+    @pytest.mark.parametrize('options', [(), ('--tta',)], ids=['', 'augmented'])
+    def test_of_other_layers(self, classifier, predict, entry, options):
+        """Kernels that depend on the input's size; norms that want other processes."""
+        entries = {f'model.backbone.{key}': value for key, value in entry.items()}
+        expected = predict(classifier, *options, **entries)
+        assert expected.std() > 1e-3, 'predictions that could not differ'
+        assert_same(predict(classifier, '--deploy', *options, **entries), expected)
 
     def test_averaged_weights(self, classifier, tmp_path, predict):
         """The config's EMAHook tests those of the checkpoint, in both forms."""
@@ -112,6 +130,15 @@ class TestWrongInput:
         refused(
             'test', deployed_classifier.config, classifier.checkpoint, *options, says=says
         )
+
+    def test_model_that_cannot_be_fused(self, classifier, tmp_path, refused):
+        norm = {'model.backbone.norm_cfg': dict(type='GN', num_groups=1)}
+        config = variant(classifier.config, tmp_path, custom_hooks=[], **norm)
+        cfg = read_config(config)
+        torch.save(build_model(cfg).state_dict(), tmp_path / 'gn.pth')
+        options = ['--work-dir', tmp_path, '--deploy']
+        says = ('backbone.stem.branch_3x3: GroupNorm without', 'leave --deploy out')
+        refused('test', config, tmp_path / 'gn.pth', *options, says=says)
 
     def test_other_model(self, classifier, segmentor, tmp_path, refused):
         options = ['--work-dir', tmp_path]
