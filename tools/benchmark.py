@@ -63,6 +63,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f'--device {args.device} needs a GPU and there is none here')
     if args.plane and 'eval' not in args.works:
         raise UserError('--plane needs eval among --works')
+    if args.plane and not any(map(published_accuracy, args.configs)):
+        raise UserError('no metafile.yml has an accuracy of these configs: no plane')
     refuse_existing(*filter(None, (args.out, args.plane)), overwrite=True)
 
 
@@ -124,8 +126,6 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps([d.as_dict() for d in done], indent=2) + '\n')
     if args.plane:
-        if not points:
-            raise UserError('no metafile.yml has an accuracy of these configs: no plane')
         draw_plane(points, args.plane)
 
 

@@ -52,6 +52,12 @@ def test_mmpretrain(options, found, deploy, tmp_path):
     assert kept['dataset_meta'] == meta['dataset_meta'] and 'cfg' not in kept
 
 
+def test_strides_that_identity_branches_tell(tmp_path):
+    model = randomise(classifier(strides=(1, 2, 1, 2))).eval()
+    done = assert_converts(model, model.state_dict(), x(), tmp_path, 'mmpretrain')
+    assert done.backbone['strides'] == (1, 2, 1, 2)
+
+
 @pytest.mark.parametrize('se_cfg', [dict(ratio=8, divisor=1), dict(ratio=4, divisor=8)])
 def test_se(se_cfg, tmp_path):
     # Its deploy form drops the SE layers' work.

@@ -74,7 +74,7 @@ def test_is_idempotent():
             dict(norm_cfg=dict(type='GN', num_groups=3)),
             'branch_3x3: GroupNorm without',
         ),
-        (4, 6, dict(conv_cfg=dict(type='ConvWS')), 'ConvWS2d does not convolve with its'),
+        (4, 6, dict(conv_cfg=dict(type='ConvWS')), 'branch_3x3: ConvWS2d does not'),
         (
             4,
             6,

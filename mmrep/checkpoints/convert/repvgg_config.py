@@ -33,7 +33,8 @@ def repvgg_config(
 ) -> dict:
     """The config of the RepVGG that has these weights.
 
-    Strides and dilations are not in the weights: they are the architecture's.
+    Strides and dilations are not in the weights: they are the architecture's, but for a
+    stage that begins with an identity branch, which tells that it has stride 1.
 
     Args:
         state: The weights, under the backbone's keys.
@@ -56,6 +57,9 @@ def repvgg_config(
         blocks = [stem, *(block for stage in stages for block in stage)]
         arch = next((n for n in names if _is_named(arch, names[n], blocks)), arch)
     config = dict(type='mmrep.RepVGG', arch=arch, out_indices=(len(stages) - 1,))
+    strides = _strides(state, arch, len(stages))
+    if strides is not None:
+        config['strides'] = strides
     if stem.in_channels != 3:
         config['in_channels'] = stem.in_channels
     if any(key.startswith('ppf.') for key in state):
@@ -108,6 +112,19 @@ def _measure(stem: _Block, stages: list[list[_Block]]) -> dict:
     if stem.out_channels != min(_BASE, widths[0]):
         arch['stem_channels'] = stem.out_channels
     return arch
+
+
+def _strides(
+    state: Mapping[str, Tensor], arch: str | dict, stages: int
+) -> tuple[int, ...] | None:
+    """The strides of the stages where they are not those of the architecture."""
+    settings = RepVGG.arch_settings[arch] if isinstance(arch, str) else arch
+    own = tuple(settings.get('strides') or (2,) * stages)
+    strides = tuple(
+        1 if f'stage_{i}.0.branch_norm.running_mean' in state else stride
+        for i, stride in enumerate(own, 1)
+    )
+    return None if strides == own else strides
 
 
 def _squeezed(se_cfg: dict | None, channels: int) -> int:

@@ -269,7 +269,7 @@ class ReparamBlock(BaseModule):
             conv = self.branch_reparam
             return conv.weight.to(device, dtype), conv.bias.to(device, dtype)
         if self.frame is None:
-            raise NotFoldableError(self._unknown_conv)
+            raise NotFoldableError(f'{self.branch_names[0]}: {self._unknown_conv}')
         kind = next(self.parameters()).device.type
         # There is no autocast on the meta device, and nothing to compute.
         with torch.autocast('cpu' if kind == 'meta' else kind, enabled=False):
