@@ -315,43 +315,38 @@ class LinearConv(NamedTuple):
         Raises:
             NotFoldableError: If the frame cannot compute this conv.
         """
-        own = self.geometry
-        pads = any(map(any, own.pad(self.input_size)))
-        other_dilation = any(
-            size > 1 and mine != theirs
-            for size, mine, theirs in zip(
+        own, theirs = self.geometry, frame.start(self.input_size)
+        other_dilation = own.dilation != frame.dilation and any(
+            size > 1 and mine != other
+            for size, mine, other in zip(
                 own.kernel_size, own.dilation, frame.dilation, strict=True
             )
         )
-        distance = [
-            mine - theirs
-            for mine, theirs in zip(self.start, frame.start(self.input_size), strict=True)
-        ]
         if (
             own.stride != frame.stride
             or own.groups != frame.groups
-            or (pads and own.padding_mode != frame.padding_mode)
             or other_dilation
+            or (
+                own.padding_mode != frame.padding_mode
+                and any(map(any, own.pad(self.input_size)))
+            )
         ):
             raise NotFoldableError(f'{own} does not fit into the frame {frame}')
-        if any(pixels % d for pixels, d in zip(distance, frame.dilation, strict=True)):
+        rows, rest_of_rows = divmod(self.start[0] - theirs[0], frame.dilation[0])
+        columns, rest_of_columns = divmod(self.start[1] - theirs[1], frame.dilation[1])
+        if rest_of_rows or rest_of_columns:
             raise NotFoldableError(
                 f'a {own.kernel_size} kernel falls between the taps of the frame {frame}'
             )
-        offset = tuple(
-            pixels // d for pixels, d in zip(distance, frame.dilation, strict=True)
-        )
-        if not all(
-            0 <= before <= total - size
-            for before, total, size in zip(
-                offset, frame.kernel_size, own.kernel_size, strict=True
-            )
+        if not (
+            0 <= rows <= frame.kernel_size[0] - own.kernel_size[0]
+            and 0 <= columns <= frame.kernel_size[1] - own.kernel_size[1]
         ):
             raise NotFoldableError(
                 f'a {own.kernel_size} kernel does not fit into {frame.kernel_size} at tap '
-                f'{offset}'
+                f'{(rows, columns)}'
             )
-        return offset
+        return rows, columns
 
 
 def has_running_statistics(norm: nn.Module) -> bool:
