@@ -27,8 +27,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from mmrep.benchmark import (
+    Run,
     Subject,
     channels_last,
     compiled,
@@ -92,18 +94,35 @@ def images(batch: int, size: int) -> Tensor:
 
 
 class Turns:
-    """Functions timed in turns."""
+    """Functions timed in turns, and then profiled."""
 
-    def __init__(self, rounds: int, **functions) -> None:
+    def __init__(self, rounds: int, **functions: Run) -> None:
         measured = interleave(functions, rounds)
         self.medians = {name: 1e3 * m.median for name, m in measured.items()}
+        self.conv_shares = {name: conv_share(run) for name, run in functions.items()}
 
     def ratio(self, name: str, *others: str) -> float:
         """Of one to the fastest of the others."""
         return self.medians[name] / min(self.medians[other] for other in others)
 
     def __str__(self) -> str:
-        return ', '.join(f'{name} {ms:.0f}' for name, ms in self.medians.items()) + ' ms'
+        return ', '.join(
+            f'{name} {ms:.0f} (convs {self.conv_shares[name] * ms:.0f})'
+            for name, ms in self.medians.items()
+        )
+
+
+def conv_share(run: Run) -> float:
+    """The share of the convs, forward and backward, in the time that operators take.
+
+    What is in a line of the table besides them is all that there is to save.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        run()
+    times = {e.key: e.self_cpu_time_total for e in profiled.key_averages()}
+    convs = sum(time for key, time in times.items() if 'convolution' in key)
+    # ONNX Runtime has none of the operators that torch sees.
+    return convs / (sum(times.values()) or 1)
 
 
 def evaluate(rounds: int) -> Iterator[Mark]:
@@ -398,7 +417,7 @@ def markdown(marks: list[Mark], on: dict) -> str:
         f'| {m.note} |'
         for m in marks
     ]
-    head = '| work | mark | measured | holds | medians |\n|---|---|---|---|---|'
+    head = '| work | mark | measured | holds | medians, ms |\n|---|---|---|---|---|'
     where = ', '.join(f'{key} {value}' for key, value in on.items())
     return f'# Marks\n\n`make bench` on: {where}.\n\n{head}\n' + '\n'.join(rows) + '\n'
 
@@ -411,7 +430,7 @@ def main() -> None:
         for mark in GROUPS[group](args.rounds):
             marks.append(mark)
             console.print(f'{mark.work}: {mark.measured:.3g} (mark {mark.limit:g})')
-    table = Table('work', 'mark', 'measured', 'holds', 'medians')
+    table = Table('work', 'mark', 'measured', 'holds', 'medians, ms')
     for mark in marks:
         holds = '[green]yes' if mark.holds else '[red]no'
         table.add_row(

@@ -5,11 +5,12 @@ from .plane import draw_plane, published_accuracy
 from .run import WORKS, Benchmark, Timing, benchmark
 from .subjects import Subject, randomise_statistics, subjects_of
 from .timing import interleave
-from .works import channels_last, compiled, evaluation, onnxruntime, step
+from .works import Run, channels_last, compiled, evaluation, onnxruntime, step
 
 __all__ = [
     'WORKS',
     'Benchmark',
+    'Run',
     'Subject',
     'Timing',
     'benchmark',

@@ -32,7 +32,7 @@ class Subject:
 
 
 def subjects_of(config: Config, device: str = 'cpu') -> list[Subject]:
-    """The model of a config and, as far as installed, its peers, all in eval mode.
+    """The model of a config and, as far as installed, its peers.
 
     Peers are mmpretrain's RepVGG with the same weights and timm's of the same name, and
     for ``DBBResNet`` the host's ResNet.

@@ -15,15 +15,17 @@ from .equivalence import (
     flatten_outputs,
 )
 from .fold import (
-    ConvGeometry,
     LinearConv,
-    NotFoldableError,
-    conv2d_geometry,
-    conv_geometry,
     fold_branches,
     fold_layer,
     has_running_statistics,
     is_batch_norm,
+)
+from .geometry import (
+    ConvGeometry,
+    NotFoldableError,
+    conv2d_geometry,
+    conv_geometry,
     register_linear_conv,
 )
 from .transforms import (

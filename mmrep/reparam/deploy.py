@@ -6,12 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .fold import (
-    NotFoldableError,
-    conv_geometry,
-    fold_branches,
-    linear_conv_type,
-)
+from .fold import fold_branches
+from .geometry import NotFoldableError, conv_geometry, linear_conv_type
 
 
 @dataclass
