@@ -107,8 +107,10 @@ class Turns:
 
     def __str__(self) -> str:
         return ', '.join(
-            f'{name} {ms:.0f} (convs {self.conv_shares[name] * ms:.0f})'
-            for name, ms in self.medians.items()
+            f'{name} {ms:.0f}' + (f' (convs {share * ms:.0f})' if share else '')
+            for (name, ms), share in zip(
+                self.medians.items(), self.conv_shares.values(), strict=True
+            )
         )
 
 

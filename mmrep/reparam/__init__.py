@@ -26,6 +26,7 @@ from .geometry import (
     NotFoldableError,
     conv2d_geometry,
     conv_geometry,
+    current_weight,
     register_linear_conv,
 )
 from .transforms import (
@@ -58,6 +59,7 @@ __all__ = [
     'conv2d_geometry',
     'conv_geometry',
     'count_parameters',
+    'current_weight',
     'flatten_outputs',
     'fold_branches',
     'fold_layer',

@@ -18,7 +18,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .geometry import ConvGeometry, NotFoldableError, Size, conv_geometry
+from .geometry import (
+    ConvGeometry,
+    NotFoldableError,
+    Size,
+    conv_geometry,
+    current_weight,
+)
 from .transforms import (
     KernelBias,
     add_branches,
@@ -237,7 +243,7 @@ def fold_layer(layer: nn.Module, done: LinearConv) -> LinearConv:
         _check_norm(layer, done)
         return done.then_norm(layer)
     geometry = conv_geometry(layer)
-    return done.then_conv(layer.weight, layer.bias, geometry)
+    return done.then_conv(current_weight(layer), layer.bias, geometry)
 
 
 @fold_layer.register(nn.GroupNorm)
@@ -258,8 +264,10 @@ def _check_norm(norm: nn.Module, done: LinearConv) -> None:
 
     One of a type of its own is tried out, where no more than a check is asked for.
     """
+    if done.device.type != 'meta' or is_batch_norm(norm):
+        return
     mean, var = norm.running_mean, norm.running_var
-    if is_batch_norm(norm) or done.device.type != 'meta' or mean.device.type == 'meta':
+    if mean.device.type == 'meta':
         return
     standard = torch.linspace(-3, 3, 8).to(mean).reshape(2, 1, 2, 2)
     x = mean.reshape(-1, 1, 1) + standard * (var + norm.eps).sqrt().reshape(-1, 1, 1)

@@ -5,6 +5,9 @@ from functools import singledispatch
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 Size = tuple[int, int]
 
@@ -133,6 +136,23 @@ def linear_conv_type(conv: nn.Conv2d) -> type[nn.Conv2d]:
     one.
     """
     return next(kind for kind in type(conv).__mro__ if kind in conv_geometry.registry)
+
+
+#: What sets the weight of a layer before it computes: the ways of torch that are no
+#: parametrizations.
+_WEIGHT_SETTERS = (BasePruningMethod, SpectralNorm, WeightNorm)
+
+
+def current_weight(conv: nn.Module) -> Tensor:
+    """The weight that a conv would compute with now.
+
+    One that is pruned or normalised by a hook has the weight of its last forward pass, of
+    parameters that may have changed since.
+    """
+    for hook in conv._forward_pre_hooks.values():
+        if isinstance(hook, _WEIGHT_SETTERS):
+            hook(conv, ())
+    return conv.weight
 
 
 def conv2d_geometry(conv: nn.Conv2d, padding_mode: str | None = None) -> ConvGeometry:

@@ -4,11 +4,12 @@ import torch.nn.functional as F
 from geometries import conv_options
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import assert_same, image, randomise
+from laws import assert_differ, assert_same, image, randomise
 from mmcv.cnn.bricks import Conv2d as MMCVConv2d
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from mmrep.models.blocks import RepVGGBlock
 from mmrep.reparam import (
@@ -360,6 +361,36 @@ class TestNormsWithForwardsOfTheirOwn:
         with pytest.raises(NotFoldableError, match='branch_norm: Doubled'):
             block.switch_to_deploy()
         assert not block.deploy
+
+
+@pytest.mark.parametrize(
+    'force',
+    [
+        lambda conv: prune.l1_unstructured(conv, 'weight', 0.5),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        parametrizations.spectral_norm,
+    ],
+    ids=['pruned', 'weight norm', 'spectral norm', 'parametrized'],
+)
+@pytest.mark.filterwarnings('ignore::FutureWarning')
+def test_a_weight_that_is_made_of_others(force):
+    """Of what they are now, not in the last forward pass; with gradients to them."""
+    layer = conv(3).double()
+    force(layer)
+    unit = nn.Sequential(layer, nn.BatchNorm2d(4).double().eval())
+    x = image(2, 4, 6, 6)
+    unit(x)
+    unit.eval()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(torch.rand_like(parameter))
+    weight, bias = fold_branches({'unit': unit}, frame())
+    assert_same(unit(x), frame().convolve(x, weight, bias))
+    parameters = list(layer.parameters())
+    probe = image(*weight.shape, seed=3)
+    gradients = torch.autograd.grad((weight * probe).sum(), parameters)
+    assert_differ(gradients[0], torch.zeros_like(gradients[0]))
 
 
 class TestConvGeometry:

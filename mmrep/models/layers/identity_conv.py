@@ -5,7 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrep.registry import MODELS
-from mmrep.reparam import ConvGeometry, LinearConv, fold_layer, identity_kernel
+from mmrep.reparam import (
+    ConvGeometry,
+    LinearConv,
+    current_weight,
+    fold_layer,
+    identity_kernel,
+)
 
 
 @MODELS.register_module()
@@ -29,7 +35,7 @@ class IdentityConv1x1(nn.Module):
 
     def kernel(self) -> Tensor:
         """What is convolved with: ``I + W``, ``(channels, channels / groups, 1, 1)``."""
-        weight = self.weight
+        weight = current_weight(self)
         # Made anew, not kept as a buffer: it costs a fraction of the conv, and there is
         # no state to be lost by .half(), a meta device or a copy.
         return weight + identity_kernel(

@@ -14,6 +14,7 @@ from mmrep.reparam import (
     bn_affine,
     constant_response,
     conv_geometry,
+    current_weight,
     fold_layer,
     has_running_statistics,
 )
@@ -135,7 +136,7 @@ class PointwiseSpatial(nn.Module):
 
     def _convolve(self, x: Tensor, value: Tensor) -> Tensor:
         """``conv2`` of what is padded with ``p``, given what is padded with zeros."""
-        weight = self.conv2.weight
+        weight = current_weight(self.conv2)
         response = constant_response(weight, value.to(weight.dtype), self.geometry.groups)
         if self.norm2.training:
             # norm2 subtracts it again: its gradient is zero, and a bias that needs none

@@ -23,9 +23,11 @@ from laws import (
 )
 from mmcv import ops
 from torch import distributed, nn
+from torch.nn.utils import prune
 
 from mmrep.models.blocks import ConvNormBlock, DiverseBranchBlock, RepVGGBlock
 from mmrep.models.blocks.base import ReparamBlock
+from mmrep.models.layers import IdentityConv1x1
 from mmrep.reparam import NotFoldableError, branch_by_branch, switch_to_deploy
 
 SE = dict(ratio=2, divisor=1)
@@ -355,6 +357,39 @@ def test_convs_whose_kernel_is_not_their_weight(name, conv_type):
     assert not block.deploy
     with pytest.raises(NotFoldableError, match=r'^deploy=True is impossible: '):
         BLOCKS[name](deploy=True, **cfg)
+
+
+@every_block
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_pruned_kernels(name, mode):
+    """A hook sets them before a conv computes, which it may leave to others."""
+    block = BLOCKS[name]().double()
+    for module in list(block.modules()):
+        if isinstance(module, nn.Conv2d | IdentityConv1x1):
+            nn.init.normal_(module.weight)
+            prune.random_unstructured(module, 'weight', 0.5)
+    randomise(block).train(mode == 'train')
+    x = image(2, 4, 8, 9)
+    block(x).sum().backward()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    state = block.state_dict()
+    for key in [key for key in state if key.endswith('weight_orig')]:
+        mask = state.pop(key.replace('_orig', '_mask'))
+        state[key.removesuffix('_orig')] = state.pop(key) * mask
+    plain = BLOCKS[name]().double().train(mode == 'train')
+    plain.load_state_dict(state)
+    if mode == 'train':
+        assert_same(plain(x), block(x))
+    block.eval()
+    with branch_by_branch(plain.eval()):
+        expected = plain(x)
+    assert_same(expected, block(x))
+    with always_one_conv(block):
+        assert_same(expected, block(x))
+    block.switch_to_deploy()
+    assert_same(expected, block(x))
 
 
 class TestAdaptivePadding:
