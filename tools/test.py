@@ -16,7 +16,7 @@ from mmrep.checkpoints import (
     use_safe_reading,
 )
 from mmrep.cli import add_runner_arguments, prepare_run, run_tool
-from mmrep.deployment import read_config
+from mmrep.deployment import input_shape, read_config
 from mmrep.errors import ConfigError, UserError
 from mmrep.reparam import NotFoldableError
 
@@ -77,7 +77,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.test_cfg.fp16 = True
     if args.deploy:
         hooks = cfg.get('custom_hooks') or []
-        cfg.custom_hooks = [*hooks, dict(type='mmrep.SwitchToDeployHook')]
+        switch = dict(type='mmrep.SwitchToDeployHook', shape=input_shape(cfg))
+        cfg.custom_hooks = [*hooks, switch]
     if args.show or args.show_dir:
         show_predictions(cfg, args)
     if args.tta:

@@ -121,6 +121,8 @@ def for_one_process(model_cfg: ConfigDict) -> ConfigDict:
     for node in model_nodes(model_cfg):
         if node['type'] == 'MMSyncBN':
             node['type'] = 'BN'
+            for own in ('group', 'stats_mode'):
+                node.pop(own, None)
     return model_cfg
 
 
@@ -154,7 +156,8 @@ def input_shape(cfg: Config) -> Shape:
     The size is that of the data preprocessor, or the last one in the test pipeline, or
     224 x 224; the channels are the backbone's ``in_channels``, or 3.
     """
-    model = cfg.model
+    model = cfg.get('model')
+    model = model if isinstance(model, dict) else {}
     channels = (model.get('backbone') or {}).get('in_channels', 3)
     # Data preprocessors say height first, and mmcv's transforms width first.
     size = _pair((model.get('data_preprocessor') or {}).get('size'))

@@ -192,12 +192,13 @@ def _fuse(
         reference = run_form(model, x, 'train')
     # Maps, then kernels in float64: tens of megabytes, which nothing would use again.
     release_free_memory()
+    trained = set(model.state_dict())
     try:
         report = switch_to_deploy(model, release=mapped.release)
     except NotFoldableError as error:
         raise UserError(f'this model cannot be fused: {error}') from None
     # A plain network has no blocks, but its norms can be fused.
-    if not report.switched and report.params_after == report.params_before:
+    if not report.switched and set(model.state_dict()) == trained:
         raise ConfigError(
             'the model of this config has no train form: give the config that it was '
             'trained with, without deploy=True'

@@ -1,53 +1,77 @@
 """Fuse the blocks before a test loop."""
 
 import torch
-from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmrep.deployment import forward, input_shape
+from mmrep.deployment import Shape, forward, input_shape
+from mmrep.errors import reason
+from mmrep.models.blocks import ReparamBlock
 from mmrep.registry import HOOKS
-from mmrep.reparam import DeployReport, reparam_blocks, switch_to_deploy
+from mmrep.reparam import NotFoldableError, reparam_blocks, switch_to_deploy
 
 
 @HOOKS.register_module()
 class SwitchToDeployHook(Hook):
     """Turn every block of the runner's model into one conv before it is tested.
 
-    Where 'SAME' padding makes the kernels depend on the size of the input, it is the
-    size that :func:`~mmrep.deployment.input_shape` finds in the config.
-
     Weights are loaded by then, and an :class:`~mmengine.hooks.EMAHook`'s averaged model
     is fused as well, so that what the hook swaps in is the deploy form, too. Training is
     not affected: a test loop alone triggers it.
+
+    Args:
+        shape (tuple[int, int, int], optional): Channels, height and width of the images
+            that are tested, which kernels depend on under 'SAME' padding with a stride.
+            Default: None, what :func:`~mmrep.deployment.input_shape` finds in the
+            config.
     """
 
     priority = 'LOW'
 
+    def __init__(self, shape: Shape | None = None) -> None:
+        self.shape = shape
+
     def before_test(self, runner: Runner) -> None:
         """Fuse the model, in place."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        report = self._fuse(model, runner.cfg)
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):
-                self._fuse(hook.ema_model.module, runner.cfg)
+        averaged = [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
+        for each in (model, *averaged):
+            if _lacks_size(each):
+                _show(each, self.shape or input_shape(runner.cfg))
+        report = switch_to_deploy(model)
+        for each in averaged:
+            switch_to_deploy(each)
         print_log(
             f'Switched {len(report.switched)} blocks to deploy form: '
             f'{report.params_before:,} -> {report.params_after:,} parameters',
             logger='current',
         )
 
-    @staticmethod
-    @torch.no_grad()
-    def _fuse(model: nn.Module, cfg: Config) -> DeployReport:
-        frames = (getattr(b, 'frame', None) for b in reparam_blocks(model).values())
-        if any(frame is not None and frame.moves_with_size for frame in frames):
-            sees = model.module if isinstance(model, BaseTTAModel) else model
-            x = torch.zeros(1, *input_shape(cfg), device=next(sees.parameters()).device)
-            training = sees.training
-            forward(sees.eval(), x)
-            sees.train(training)
-        return switch_to_deploy(model)
+
+def _lacks_size(model: nn.Module) -> bool:
+    """Whether a block needs to have seen an input to be fused, and has seen none."""
+    return any(
+        isinstance(block, ReparamBlock) and block.lacks_size
+        for block in reparam_blocks(model).values()
+    )
+
+
+@torch.no_grad()
+def _show(model: nn.Module, shape: Shape) -> None:
+    """Send an input through a model, in eval mode."""
+    model = model.module if isinstance(model, BaseTTAModel) else model
+    training = model.training
+    x = torch.zeros(1, *shape, device=next(model.parameters()).device)
+    try:
+        forward(model.eval(), x)
+    except Exception as error:
+        # A model may raise anything for an input that it is not made for.
+        raise NotFoldableError(
+            f'the model cannot process an input of shape {tuple(x.shape)} '
+            f'({reason(error)}): give SwitchToDeployHook the shape of the images'
+        ) from error
+    finally:
+        model.train(training)

@@ -20,6 +20,7 @@ from .fold import (
     fold_layer,
     has_running_statistics,
     is_batch_norm,
+    norm_tensors,
 )
 from .geometry import (
     ConvGeometry,
@@ -28,6 +29,7 @@ from .geometry import (
     conv_geometry,
     current_weight,
     register_linear_conv,
+    weight_in_eval_mode,
 )
 from .transforms import (
     add_branches,
@@ -69,9 +71,11 @@ __all__ = [
     'identity_kernel',
     'is_batch_norm',
     'merge_1x1_kxk',
+    'norm_tensors',
     'pad_kernel',
     'register_linear_conv',
     'reparam_blocks',
     'scale_kernel',
     'switch_to_deploy',
+    'weight_in_eval_mode',
 ]

@@ -105,8 +105,9 @@ def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
         norm: The norm after it.
 
     Returns:
-        A conv of the same type, without hooks and parametrizations, or ``None`` where the
-        two are not one conv.
+        A conv of the type that is registered for the conv's, without hooks and
+        parametrizations, or ``None`` where the two are not one conv, or none that takes
+        ``nn.Conv2d``'s arguments.
     """
     if not isinstance(conv, nn.Conv2d):
         return None
@@ -120,18 +121,25 @@ def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
         return None
     # Made anew: a copy would have the conv's hooks and parametrizations, which set the
     # weight again.
-    with torch.device('meta'):
-        fused = linear_conv_type(conv)(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            # Not every conv type knows this argument.
-            **({} if conv.padding_mode == 'zeros' else {'padding_mode': conv.padding_mode}),
-        )
+    geometry = dict(
+        in_channels=conv.in_channels,
+        out_channels=conv.out_channels,
+        kernel_size=conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=True,
+    )
+    if conv.padding_mode != 'zeros':
+        # Not every conv type knows this argument.
+        geometry['padding_mode'] = conv.padding_mode
+    try:
+        with torch.device('meta'):
+            fused = linear_conv_type(conv)(**geometry)
+    except TypeError:
+        # A type that is made of other arguments.
+        return None
     like = conv.weight
     trainable = any(parameter.requires_grad for parameter in conv.parameters())
     fused.weight = nn.Parameter(weight.to(like), trainable)

@@ -10,6 +10,7 @@ Nothing here knows a block: :func:`fold_branches` takes the branches of one and 
 geometry of the conv that they are to become.
 """
 
+import copy
 from collections.abc import Mapping
 from functools import singledispatch
 from itertools import chain
@@ -23,7 +24,7 @@ from .geometry import (
     NotFoldableError,
     Size,
     conv_geometry,
-    current_weight,
+    weight_in_eval_mode,
 )
 from .transforms import (
     KernelBias,
@@ -146,21 +147,13 @@ class LinearConv(NamedTuple):
 
     def then_norm(self, norm: nn.Module) -> 'LinearConv':
         """Append a norm with running statistics: transform I."""
-        mean, var, gamma, beta = map(
-            self.cast,
-            (
-                norm.running_mean,
-                norm.running_var,
-                # Some have none at all.
-                getattr(norm, 'weight', None),
-                getattr(norm, 'bias', None),
-            ),
-        )
+        mean, var, eps, gamma, beta = norm_tensors(norm)
+        mean, var, gamma, beta = map(self.cast, (mean, var, gamma, beta))
         if self.weight is None:
-            scale, bias = bn_affine(mean, var, norm.eps, gamma, beta)
+            scale, bias = bn_affine(mean, var, eps, gamma, beta)
             weight = scale_kernel(scale, self.geometry.groups)
         else:
-            weight, bias = fuse_bn(self.weight, self.bias, mean, var, norm.eps, gamma, beta)
+            weight, bias = fuse_bn(self.weight, self.bias, mean, var, eps, gamma, beta)
         return self._replace(weight=weight, bias=bias, is_fresh=True)
 
     def offset_in(self, frame: ConvGeometry) -> Size:
@@ -216,20 +209,37 @@ def has_running_statistics(norm: nn.Module) -> bool:
     )
 
 
-#: Forwards that compute what running statistics say, and nothing else.
-_BATCH_NORM_FORWARDS = (
-    nn.modules.batchnorm._BatchNorm.forward,
-    nn.SyncBatchNorm.forward,
-    nn.modules.instancenorm._InstanceNorm.forward,
+#: Where forwards stand that compute what running statistics say, and nothing else.
+_BATCH_NORM_MODULES = (
+    'torch.nn.modules.batchnorm',
+    'torch.nn.modules.instancenorm',
+    'torchvision.ops.misc',
+    'mmcv.ops.sync_bn',
 )
 
 
 def is_batch_norm(norm: nn.Module) -> bool:
-    """Whether a norm has running statistics and one of torch's forwards.
+    """Whether a norm has running statistics and the forward of torch, torchvision or mmcv.
 
     In eval mode it is the scale and the shift that :func:`bn_affine` makes of its tensors.
     """
-    return type(norm).forward in _BATCH_NORM_FORWARDS and has_running_statistics(norm)
+    return type(norm).forward.__module__ in _BATCH_NORM_MODULES and has_running_statistics(
+        norm
+    )
+
+
+def norm_tensors(
+    norm: nn.Module,
+) -> tuple[Tensor, Tensor, float, Tensor | None, Tensor | None]:
+    """Mean, variance, eps, scale and shift of a norm with running statistics."""
+    return (
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        # Some have none at all.
+        getattr(norm, 'weight', None),
+        getattr(norm, 'bias', None),
+    )
 
 
 @singledispatch
@@ -243,7 +253,7 @@ def fold_layer(layer: nn.Module, done: LinearConv) -> LinearConv:
         _check_norm(layer, done)
         return done.then_norm(layer)
     geometry = conv_geometry(layer)
-    return done.then_conv(current_weight(layer), layer.bias, geometry)
+    return done.then_conv(weight_in_eval_mode(layer), layer.bias, geometry)
 
 
 @fold_layer.register(nn.GroupNorm)
@@ -262,27 +272,33 @@ def _(norm: nn.Module, done: LinearConv) -> LinearConv:
 def _check_norm(norm: nn.Module, done: LinearConv) -> None:
     """Raise unless a norm is, in eval mode, the scale and the shift that its tensors say.
 
-    One of a type of its own is tried out, where no more than a check is asked for.
+    One with a forward of its own is tried out, where no more than a check is asked for: a
+    copy, in float64, so that nobody's hooks see it and no rounding looks like a fault.
     """
-    if done.device.type != 'meta' or is_batch_norm(norm):
+    on_meta = norm.running_mean.device.type == 'meta'
+    if done.device.type != 'meta' or is_batch_norm(norm) or on_meta:
         return
-    mean, var = norm.running_mean, norm.running_var
-    if mean.device.type == 'meta':
-        return
-    standard = torch.linspace(-3, 3, 8).to(mean).reshape(2, 1, 2, 2)
-    x = mean.reshape(-1, 1, 1) + standard * (var + norm.eps).sqrt().reshape(-1, 1, 1)
-    weight, bias = getattr(norm, 'weight', None), getattr(norm, 'bias', None)
-    scale, shift = bn_affine(mean, var, norm.eps, weight, bias)
-    expected = scale.reshape(-1, 1, 1) * x + shift.reshape(-1, 1, 1)
-    training = norm.training
+    name = type(norm).__name__
     try:
-        error = (norm.eval()(x) - expected).abs().max()
-    finally:
-        norm.train(training)
-    if not error <= torch.finfo(mean.dtype).eps ** 0.5 * expected.abs().max():
+        tried = copy.deepcopy(norm).to('cpu', torch.float64).eval()
+        for hooks in (tried._forward_hooks, tried._forward_pre_hooks):
+            hooks.clear()
+        mean, var, eps, gamma, beta = norm_tensors(tried)
+        standard = torch.linspace(-3, 3, 8, dtype=torch.float64).reshape(2, 1, 2, 2)
+        x = mean.reshape(-1, 1, 1) + standard * (var + eps).sqrt().reshape(-1, 1, 1)
+        scale, shift = bn_affine(mean, var, eps, gamma, beta)
+        expected = scale.reshape(-1, 1, 1) * x + shift.reshape(-1, 1, 1)
+        error = (tried(x) - expected).abs().max()
+    except Exception as failure:
+        # Its forward is somebody's.
         raise NotFoldableError(
-            f'{type(norm).__name__} has running statistics, but is another function of its '
-            'input than they say'
+            f'{name} has a forward of its own that fails where it is tried out '
+            f'({type(failure).__name__}: {failure})'
+        ) from failure
+    if not error <= 1e-3 * expected.abs().max():
+        raise NotFoldableError(
+            f'{name} has running statistics, but is another function of its input than '
+            'they say'
         )
 
 
@@ -318,7 +334,8 @@ def fold_branches(
         dtype: Dtype of the computation and the result. Default: the parameters', at
             least float32.
         device: Device of the computation and the result; ``'meta'`` checks whether the
-            branches can be folded without computing anything. Default: the parameters'.
+            branches can be folded, and computes nothing else than what norms with a
+            forward of their own are. Default: the parameters'.
 
     Returns:
         ``weight`` ``(out, in / groups, kh, kw)`` and ``bias`` ``(out,)``.

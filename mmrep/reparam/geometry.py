@@ -5,6 +5,7 @@ from functools import singledispatch
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -153,6 +154,19 @@ def current_weight(conv: nn.Module) -> Tensor:
         if isinstance(hook, _WEIGHT_SETTERS):
             hook(conv, ())
     return conv.weight
+
+
+def weight_in_eval_mode(conv: nn.Module) -> Tensor:
+    """:func:`current_weight` in eval mode, in which making it changes no state."""
+    if not (conv._forward_pre_hooks or is_parametrized(conv)):
+        return conv.weight
+    modes = {module: module.training for module in conv.modules()}
+    conv.eval()
+    try:
+        return current_weight(conv)
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def conv2d_geometry(conv: nn.Conv2d, padding_mode: str | None = None) -> ConvGeometry:

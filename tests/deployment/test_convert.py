@@ -49,7 +49,7 @@ MODELS_BY_NAME = {
     "mmpretrain's RepVGG": ('mmpretrain', classifier_model(HOST_REPVGG)),
     'MMSyncBN': (
         'mmseg',
-        segmentor_model(dict(REPVGG, norm_cfg=dict(type='MMSyncBN'))),
+        segmentor_model(dict(REPVGG, norm_cfg=dict(type='MMSyncBN', stats_mode='N'))),
     ),
     'one channel': ('mmpretrain', classifier_model(dict(REPVGG, in_channels=1))),
     'bare backbone': ('mmengine', dict(REPVGG, out_indices=(1, 3))),

@@ -1,12 +1,17 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
-from laws import randomise
+from laws import assert_same, image, randomise
+from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import HOOKS
 from tiny_runner import TinyModel, tiny_runner
 
 from mmrep.checkpoints import use_safe_reading
 from mmrep.engine import SwitchToDeployHook
+from mmrep.models.blocks import RepVGGBlock
+from mmrep.reparam import NotFoldableError
 
 EMA = dict(type='EMAHook', momentum=0.5)
 SWITCH = dict(type='mmrep.SwitchToDeployHook')
@@ -68,3 +73,41 @@ def test_wrapped_model():
 
     SwitchToDeployHook().before_test(OneRunner)
     assert OneRunner.model.module.block.deploy
+
+
+class TestKernelsThatDependOnTheSize:
+    @staticmethod
+    def fuse(model: TinyModel, shape: tuple | None = None) -> None:
+        SwitchToDeployHook(shape).before_test(
+            SimpleNamespace(model=model, hooks=(), cfg=Config())
+        )
+
+    @staticmethod
+    def model() -> TinyModel:
+        model = TinyModel()
+        conv_cfg = dict(type='Conv2dAdaptivePadding')
+        model.block = RepVGGBlock(3, 4, stride=2, conv_cfg=conv_cfg)
+        return randomise(model).eval()
+
+    @pytest.mark.parametrize('size', [8, 9])
+    def test_the_size_that_is_told(self, size):
+        model, x = self.model(), image(1, 3, size, size, dtype=torch.float32)
+        expected = model(x)
+        fresh = self.model()
+        fresh.load_state_dict(model.state_dict())
+        self.fuse(fresh.train(), (3, size, size))
+        assert fresh.training
+        assert_same(expected, fresh.eval()(x))
+
+    def test_the_size_that_was_seen(self):
+        model, x = self.model(), image(1, 3, 9, 9, dtype=torch.float32)
+        expected = model(x)
+        self.fuse(model)
+        assert_same(expected, model(x))
+        # Nothing is left to do, whatever the size in the config.
+        self.fuse(model)
+        assert_same(expected, model(x))
+
+    def test_a_size_that_the_model_does_not_take(self):
+        with pytest.raises(NotFoldableError, match='give SwitchToDeployHook the shape'):
+            self.fuse(self.model(), (4, 8, 8))

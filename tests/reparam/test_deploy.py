@@ -13,6 +13,7 @@ from mmrep.reparam import (
     NotFoldableError,
     count_parameters,
     fuse_conv_norm,
+    register_linear_conv,
     reparam_blocks,
     switch_to_deploy,
 )
@@ -310,3 +311,24 @@ class TestFuseConvNorm:
 
     def test_none_for_a_norm_with_a_forward_of_its_own(self):
         assert fuse_conv_norm(nn.Conv2d(2, 2, 1), Doubled(2)) is None
+
+    def test_a_type_that_takes_names_only(self):
+        class Named(nn.Conv2d):
+            def __init__(self, in_channels, out_channels, kernel_size, *, stride=1, **more):
+                super().__init__(in_channels, out_channels, kernel_size, stride, **more)
+
+        register_linear_conv(Named)
+        unit = nn.Sequential(Named(2, 3, 3, stride=2), nn.BatchNorm2d(3))
+        unit = randomise(unit.double()).eval()
+        fused = fuse_conv_norm(*unit)
+        assert type(fused) is Named
+        x = image(1, 2, 7, 7)
+        assert_same(unit(x), fused(x))
+
+    def test_none_for_a_type_that_is_made_of_other_arguments(self):
+        class Square(nn.Conv2d):
+            def __init__(self, channels):
+                super().__init__(channels, channels, 3)
+
+        register_linear_conv(Square)
+        assert fuse_conv_norm(Square(2), nn.BatchNorm2d(2)) is None

@@ -1,20 +1,30 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from geometries import conv_options
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import assert_differ, assert_same, image, randomise
+from laws import (
+    assert_deploy_equivalent,
+    assert_differ,
+    assert_same,
+    image,
+    randomise,
+)
 from mmcv.cnn.bricks import Conv2d as MMCVConv2d
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
+from mmengine.registry import MODELS as HOST_MODELS
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from mmrep.models.blocks import RepVGGBlock
+from mmrep.models.blocks import DiverseBranchBlock, RepVGGBlock
 from mmrep.reparam import (
     ConvGeometry,
     NotFoldableError,
+    branch_by_branch,
     conv2d_geometry,
     conv_geometry,
     fold_branches,
@@ -329,9 +339,9 @@ class Doubled(OwnForward):
 class NoTensors(nn.Module):
     """A norm that has statistics and nothing else."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, eps: float = 0.1) -> None:
         super().__init__()
-        self.eps = 0.1
+        self.eps = eps
         self.register_buffer('running_mean', torch.full((channels,), 2.0))
         self.register_buffer('running_var', torch.full((channels,), 3.0))
 
@@ -358,9 +368,39 @@ class TestNormsWithForwardsOfTheirOwn:
     def test_in_a_block(self):
         block = randomise(RepVGGBlock(4, 4).double()).eval()
         block.branch_norm = Doubled(4).double().eval()
+        x = image(2, 4, 200, 200)
+        with branch_by_branch(block):
+            expected = block(x)
+        assert_same(expected, block(x))
         with pytest.raises(NotFoldableError, match='branch_norm: Doubled'):
             block.switch_to_deploy()
         assert not block.deploy
+
+    def test_one_that_only_seems_another_by_rounding(self):
+        unit = nn.Sequential(conv(3), OwnForward(4)).half().eval()
+        unit[1].running_mean.fill_(50)
+        unit[1].running_var.fill_(0)
+        fold_branches({'unit': unit}, frame(), device='meta')
+
+    def test_one_that_cannot_be_tried_out(self):
+        class Elsewhere(nn.BatchNorm2d):
+            def forward(self, x):
+                raise RuntimeError('not on this device')
+
+        unit = nn.Sequential(conv(3), Elsewhere(4))
+        with pytest.raises(NotFoldableError, match=r'Elsewhere .*not on this device'):
+            fold_branches({'unit': unit}, frame(), device='meta')
+
+    def test_hooks_see_nothing_of_it(self):
+        unit, seen = nn.Sequential(conv(3), OwnForward(4)), []
+        unit[1].register_forward_hook(lambda *_: seen.append(1))
+        fold_branches({'unit': unit}, frame(), device='meta')
+        assert not seen
+
+    def test_of_a_norm_without_scale_and_shift_in_a_two_layer_branch(self, monkeypatch):
+        monkeypatch.setitem(HOST_MODELS._module_dict, 'NoTensors', NoTensors)
+        block = DiverseBranchBlock(4, 4, 3, norm_cfg=dict(type='NoTensors'))
+        assert_deploy_equivalent(block.double(), image(2, 4, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -381,12 +421,15 @@ def test_a_weight_that_is_made_of_others(force):
     unit = nn.Sequential(layer, nn.BatchNorm2d(4).double().eval())
     x = image(2, 4, 6, 6)
     unit(x)
-    unit.eval()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.mul_(torch.rand_like(parameter))
+    # In train mode spectral norms would move their estimate.
+    state = copy.deepcopy(dict(unit.state_dict()))
     weight, bias = fold_branches({'unit': unit}, frame())
-    assert_same(unit(x), frame().convolve(x, weight, bias))
+    assert layer.training
+    assert_same(state, unit.state_dict(), tolerance=0)
+    assert_same(unit.eval()(x), frame().convolve(x, weight, bias))
     parameters = list(layer.parameters())
     probe = image(*weight.shape, seed=3)
     gradients = torch.autograd.grad((weight * probe).sum(), parameters)

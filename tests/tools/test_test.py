@@ -3,6 +3,7 @@ import json
 import mmengine
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 from tool_runs import Project, arguments, assert_one_sentence, succeed, tool, variant
 
@@ -11,6 +12,18 @@ from mmrep.deployment import build_model, read_config
 
 def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def odd_size(project: Project) -> dict:
+    """Entries of a config by which a classifier is tested on images of 25x17 pixels."""
+    cfg = Config.fromfile(project.config)
+    resize = dict(type='Resize', scale=(17, 25))
+    load, _, pack = cfg.test_dataloader.dataset.pipeline
+    first, *others = cfg.tta_pipeline
+    return {
+        'test_dataloader.dataset.pipeline': [load, resize, pack],
+        'tta_pipeline': [first, resize, *others],
+    }
 
 
 class TestForms:
@@ -44,8 +57,12 @@ class TestForms:
     )
     @pytest.mark.parametrize('options', [(), ('--tta',)], ids=['', 'augmented'])
     def test_of_other_layers(self, classifier, predict, entry, options):
-        """Kernels that depend on the input's size; norms that want other processes."""
+        """Kernels that depend on the input's size; norms that want other processes.
+
+        The images are of an odd size, which is not what is taken where none is known.
+        """
         entries = {f'model.backbone.{key}': value for key, value in entry.items()}
+        entries |= odd_size(classifier)
         expected = predict(classifier, *options, **entries)
         assert expected.std() > 1e-3, 'predictions that could not differ'
         assert_same(predict(classifier, '--deploy', *options, **entries), expected)

@@ -11,6 +11,7 @@ from mmrep.reparam import (
     conv_geometry,
     fold_branches,
     has_running_statistics,
+    is_batch_norm,
 )
 
 from ..layers import PadOrCrop, SELayer, build_activation, run_block
@@ -281,8 +282,21 @@ class ReparamBlock(BaseModule):
                 device,
             )
 
+    @property
+    def lacks_size(self) -> bool:
+        """Whether the kernel depends on the size of an input, and none has been seen."""
+        return (
+            not self.deploy
+            and self.frame is not None
+            and self.frame.moves_with_size
+            and self.input_size is None
+        )
+
     def check_foldable(self) -> None:
-        """Raise what :meth:`switch_to_deploy` would raise; compute nothing."""
+        """Raise what :meth:`switch_to_deploy` would raise; change nothing.
+
+        Norms with a forward of their own are tried out; nothing else is computed.
+        """
         self.equivalent_kernel_bias(device='meta')
 
     @torch.no_grad()
@@ -353,9 +367,9 @@ class ReparamBlock(BaseModule):
         return True
 
     def _is_linear_now(self) -> bool:
-        """Whether no norm of a branch uses batch statistics."""
+        """Whether no norm of a branch uses batch statistics, or may be something else."""
         return not any(
-            layer.training and has_running_statistics(layer)
+            has_running_statistics(layer) and (layer.training or not is_batch_norm(layer))
             for branch in self.branches().values()
             for layer in branch.modules()
         )

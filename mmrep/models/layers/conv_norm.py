@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmrep.reparam import conv_geometry, fuse_bn, is_batch_norm
+from mmrep.reparam import conv_geometry, fuse_bn, is_batch_norm, norm_tensors
 
 #: How many values are scaled by a norm in the time that folding takes before its first
 #: weight, and in the time that it takes for one more weight. Measured on two cores.
@@ -36,15 +36,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     pixels = x.size(0) * x.size(2) * x.size(3) // (frame.stride[0] * frame.stride[1])
     if pixels * frame.out_channels < _BEFORE_FIRST + _PER_WEIGHT * conv.weight.numel():
         return norm(conv(x))
-    weight, bias = fuse_bn(
-        conv.weight,
-        conv.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
-    )
+    weight, bias = fuse_bn(conv.weight, conv.bias, *norm_tensors(norm))
     return frame.convolve(x, weight, bias)
 
 

@@ -8,9 +8,9 @@ from mmrep.registry import MODELS
 from mmrep.reparam import (
     ConvGeometry,
     LinearConv,
-    current_weight,
     fold_layer,
     identity_kernel,
+    weight_in_eval_mode,
 )
 
 
@@ -33,9 +33,8 @@ class IdentityConv1x1(nn.Module):
         self.groups = groups
         self.weight = nn.Parameter(torch.zeros(channels, channels // groups, 1, 1))
 
-    def kernel(self) -> Tensor:
+    def kernel(self, weight: Tensor) -> Tensor:
         """What is convolved with: ``I + W``, ``(channels, channels / groups, 1, 1)``."""
-        weight = current_weight(self)
         # Made anew, not kept as a buffer: it costs a fraction of the conv, and there is
         # no state to be lost by .half(), a meta device or a copy.
         return weight + identity_kernel(
@@ -44,7 +43,7 @@ class IdentityConv1x1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, channels, H, W)`` to the same shape."""
-        return F.conv2d(x, self.kernel(), groups=self.groups)
+        return F.conv2d(x, self.kernel(self.weight), groups=self.groups)
 
     def extra_repr(self) -> str:
         return f'{self.channels}, groups={self.groups}'
@@ -53,4 +52,4 @@ class IdentityConv1x1(nn.Module):
 @fold_layer.register(IdentityConv1x1)
 def _(layer: IdentityConv1x1, done: LinearConv) -> LinearConv:
     geometry = ConvGeometry(layer.channels, layer.channels, (1, 1), groups=layer.groups)
-    return done.then_conv(layer.kernel(), None, geometry)
+    return done.then_conv(layer.kernel(weight_in_eval_mode(layer)), None, geometry)

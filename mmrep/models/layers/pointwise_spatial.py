@@ -17,6 +17,7 @@ from mmrep.reparam import (
     current_weight,
     fold_layer,
     has_running_statistics,
+    norm_tensors,
 )
 
 from .pooling import DilatedAvgPool2d
@@ -75,9 +76,7 @@ class PointwiseSpatial(nn.Module):
     def response_to_zero(self) -> Tensor:
         """``p``: what ``norm1(conv1(0))`` is with running statistics, ``(mid,)``."""
         norm = self.norm1
-        _, value = bn_affine(
-            norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
+        _, value = bn_affine(*norm_tensors(norm))
         return value.detach() if norm.training else value
 
     def forward(self, x: Tensor) -> Tensor:
