@@ -21,7 +21,7 @@ from mmrep.reparam import (
 )
 
 from .pooling import DilatedAvgPool2d
-from .recompute import MadeAgain
+from .recompute import MadeAgain, is_compiling
 
 
 class PointwiseSpatial(nn.Module):
@@ -112,7 +112,7 @@ class PointwiseSpatial(nn.Module):
         return (
             type(self.norm1) is nn.BatchNorm2d
             and torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
+            and not is_compiling()
             and not torch.jit.is_tracing()
             and MadeAgain.is_possible()
         )

@@ -135,3 +135,11 @@ class MadeAgain(saved_tensors_hooks):
             return kept
         with torch.no_grad():
             return kept()
+
+
+def is_compiling() -> bool:
+    """Whether ``torch.compile`` reads the code that asks."""
+    if hasattr(torch.compiler, 'is_compiling'):
+        return torch.compiler.is_compiling()
+    # Before torch 2.3.
+    return torch._dynamo.is_compiling()
