@@ -98,7 +98,11 @@ def load_strictly(
         )
     if assign:
         state_dict = {key: value.to(own[key]) for key, value in state_dict.items()}
+    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     model.load_state_dict(state_dict, strict=False, assign=assign)
+    for name, parameter in model.named_parameters():
+        # torch 2.1 forgets it of what is assigned.
+        parameter.requires_grad_(trainable[name])
 
 
 def _advice(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
