@@ -1,7 +1,7 @@
 """Walk a model and turn every re-parameterizable block into one conv."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -121,27 +121,18 @@ def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
         return None
     # Made anew: a copy would have the conv's hooks and parametrizations, which set the
     # weight again.
-    geometry = dict(
-        in_channels=conv.in_channels,
-        out_channels=conv.out_channels,
-        kernel_size=conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        bias=True,
-    )
-    if conv.padding_mode != 'zeros':
+    arguments = {**asdict(frame), 'bias': True, 'padding_mode': conv.padding_mode}
+    if conv.padding_mode == 'zeros':
         # Not every conv type knows this argument.
-        geometry['padding_mode'] = conv.padding_mode
+        del arguments['padding_mode']
     try:
         with torch.device('meta'):
-            fused = linear_conv_type(conv)(**geometry)
+            fused = linear_conv_type(conv)(**arguments)
     except TypeError:
         # A type that is made of other arguments.
         return None
-    like = conv.weight
-    trainable = any(parameter.requires_grad for parameter in conv.parameters())
+    parameters = list(conv.parameters())
+    like, trainable = parameters[0], any(p.requires_grad for p in parameters)
     fused.weight = nn.Parameter(weight.to(like), trainable)
     fused.bias = nn.Parameter(bias.to(like), trainable)
     return fused.train(conv.training)

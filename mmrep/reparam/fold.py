@@ -146,7 +146,14 @@ class LinearConv(NamedTuple):
         return appended._replace(weight=kernel, geometry=geometry, is_fresh=False)
 
     def then_norm(self, norm: nn.Module) -> 'LinearConv':
-        """Append a norm with running statistics: transform I."""
+        """Append a norm with running statistics: transform I.
+
+        Raises:
+            NotFoldableError: On the meta device, where folding is a check, if the norm is
+                another function than its tensors say.
+        """
+        if self.device.type == 'meta':
+            _check_norm(norm)
         mean, var, eps, gamma, beta = norm_tensors(norm)
         mean, var, gamma, beta = map(self.cast, (mean, var, gamma, beta))
         if self.weight is None:
@@ -250,7 +257,6 @@ def fold_layer(layer: nn.Module, done: LinearConv) -> LinearConv:
         NotFoldableError: If the layer is not linear, or not in this place.
     """
     if has_running_statistics(layer):
-        _check_norm(layer, done)
         return done.then_norm(layer)
     geometry = conv_geometry(layer)
     return done.then_conv(weight_in_eval_mode(layer), layer.bias, geometry)
@@ -264,19 +270,17 @@ def _(norm: nn.Module, done: LinearConv) -> LinearConv:
         raise NotFoldableError(
             f'{type(norm).__name__} without running statistics normalises by its input'
         )
-    _check_norm(norm, done)
     return done.then_norm(norm)
 
 
 @torch.no_grad()
-def _check_norm(norm: nn.Module, done: LinearConv) -> None:
+def _check_norm(norm: nn.Module) -> None:
     """Raise unless a norm is, in eval mode, the scale and the shift that its tensors say.
 
-    One with a forward of its own is tried out, where no more than a check is asked for: a
-    copy, in float64, so that nobody's hooks see it and no rounding looks like a fault.
+    One with a forward of its own is tried out: a copy, in float64, so that nobody's hooks
+    see it and no rounding looks like a fault.
     """
-    on_meta = norm.running_mean.device.type == 'meta'
-    if done.device.type != 'meta' or is_batch_norm(norm) or on_meta:
+    if is_batch_norm(norm) or norm.running_mean.device.type == 'meta':
         return
     name = type(norm).__name__
     try:

@@ -249,6 +249,7 @@ class Doubled(nn.BatchNorm2d):
 WEIGHT_FORCERS = {
     'pruned': lambda conv: prune.l1_unstructured(conv, 'weight', 0.5),
     'weight norm': lambda conv: parametrizations.weight_norm(conv),
+    'spectral norm': lambda conv: parametrizations.spectral_norm(conv),
     'spectral norm, by a hook': lambda conv: nn.utils.spectral_norm(conv),
 }
 
@@ -305,7 +306,11 @@ class TestFuseConvNorm:
         unit = randomise(nn.Sequential(conv, nn.BatchNorm2d(6)).double()).eval()
         x = image(2, 4, 9, 9)
         expected = unit(x)
+        # In train mode a spectral norm moves its estimate whenever it is asked.
+        unit.train()
+        state = copy.deepcopy(dict(unit.state_dict()))
         fused = fuse_conv_norm(*unit)
+        assert_same(state, unit.state_dict(), tolerance=0)
         assert set(fused.state_dict()) == {'weight', 'bias'}
         assert_same(expected, fused(x))
 
