@@ -2,16 +2,16 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 
-from mmrep.models.layers.recompute import MadeAgain
 from mmrep.reparam import branch_by_branch, reparam_blocks, switch_to_deploy
 
 #: Largest relative L2 error by dtype.
@@ -134,39 +134,21 @@ def assert_same_step(reference: dict[str, Tensors], output: dict[str, Tensors]) 
             assert_same(tensors, output[part])
 
 
-def kept_for_backward(module: nn.Module, x: Tensor) -> list[Tensor]:
-    """What a forward pass keeps besides ``x`` and the module's own tensors, once each."""
-    kept = []
+def kept_maps(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """How many maps of the size of ``x`` a forward pass keeps besides its output.
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    def keep_unless_made_again(hooks: MadeAgain, tensor: Tensor) -> Any:
-        packed = pack(hooks, tensor)
-        return keep(packed) if isinstance(packed, Tensor) else packed
-
-    pack = MadeAgain._pack
+    Asked of torch's allocator: what was allocated and not freed, wherever it is kept.
+    """
     with (
-        # Of hooks inside hooks, the inner ones alone are called.
-        mock.patch.object(MadeAgain, '_pack', keep_unless_made_again),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        warnings.catch_warnings(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
-        module(x)
-    own = [x, *module.parameters(), *module.buffers()]
-    places = {tensor.untyped_storage().data_ptr() for tensor in own}
-    return [
-        tensor
-        for tensor in kept
-        if (place := tensor.untyped_storage().data_ptr()) not in places
-        and not places.add(place)
-    ]
-
-
-def kept_maps(module: nn.Module, x: Tensor) -> float:
-    """How many maps of the size of ``x`` :func:`kept_for_backward` are."""
-    maps = [tensor for tensor in kept_for_backward(module, x) if tensor.dim() == 4]
-    return sum(tensor.numel() for tensor in maps if min(tensor.shape[2:]) > 1) / x.numel()
+        # The profiler's, that it keeps one cycle.
+        warnings.simplefilter('ignore')
+        output = function(x)
+    events = profiler.profiler.kineto_results.events()
+    held = sum(event.nbytes() for event in events if event.name() == '[memory]')
+    return (held - output.nbytes) / x.nbytes
 
 
 class ConvCounter(TorchFunctionMode):
@@ -190,14 +172,15 @@ def count_convs(module: nn.Module, x: Tensor) -> int:
 @contextmanager
 def always_one_conv(model: nn.Module) -> Iterator[nn.Module]:
     """Let blocks whose norms use running statistics be one conv, though it may not pay."""
-    blocks = [b for b in reparam_blocks(model).values() if hasattr(b, '_pays')]
+    blocks = [block for block in model.modules() if hasattr(block, 'one_conv')]
+    before = [block.one_conv for block in blocks]
     for block in blocks:
-        block._pays = lambda x: True
+        block.one_conv = block.one_conv is not False
     try:
         yield model
     finally:
-        for block in blocks:
-            del block._pays
+        for block, value in zip(blocks, before, strict=True):
+            block.one_conv = value
 
 
 def assert_deploy_equivalent(module: nn.Module, x: Tensor) -> nn.Module:

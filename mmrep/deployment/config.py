@@ -85,13 +85,7 @@ def takes_deploy(node: dict) -> bool:
     module = node['type']
     if isinstance(module, str):
         module = MODELS.get(module)
-    return (
-        inspect.isclass(module)
-        and hasattr(module, 'switch_to_deploy')
-        and any(
-            'deploy' in inspect.signature(cls.__init__).parameters for cls in module.__mro__
-        )
-    )
+    return inspect.isclass(module) and hasattr(module, 'switch_to_deploy')
 
 
 def without_pretrained(model_cfg: ConfigDict) -> ConfigDict:

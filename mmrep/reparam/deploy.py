@@ -1,13 +1,13 @@
 """Walk a model and turn every re-parameterizable block into one conv."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from .fold import fold_branches
-from .geometry import NotFoldableError, conv_geometry, linear_conv_type
+from .fold import fold_branches, has_running_statistics
+from .geometry import LINEAR_CONVS, NotFoldableError, conv_geometry, known_type
 
 
 @dataclass
@@ -34,32 +34,32 @@ def _offers_switch(module: nn.Module) -> bool:
 def reparam_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The blocks of a model that can be switched, by name.
 
-    A block is an innermost module with a ``switch_to_deploy`` method: a backbone that
-    offers one as well only walks over its blocks, and says so by ``walks_over_blocks``
-    where it may have none.
+    A block is a module with a ``switch_to_deploy`` method, less the containers that offer
+    one to walk over the blocks inside: those that say so by ``walks_over_blocks``, and
+    those of other packages, which can be no blocks inside blocks.
     """
     return {
         name: module
         for name, module in model.named_modules()
         if _offers_switch(module)
         and not getattr(module, 'walks_over_blocks', False)
-        and not any(_offers_switch(m) for m in module.modules() if m is not module)
+        and (
+            hasattr(module, 'check_foldable')
+            or not any(_offers_switch(m) for m in module.modules() if m is not module)
+        )
     }
 
 
-def switch_to_deploy(
-    model: nn.Module, release: Callable[[Iterable[Tensor]], None] | None = None
-) -> DeployReport:
+def switch_to_deploy(model: nn.Module) -> DeployReport:
     """Turn every block of a model into the one conv that it equals, in place.
 
     Idempotent, and all or nothing: every block is checked before the first is changed.
-    Train or eval mode, device, dtype and ``requires_grad`` stay as they are.
+    Blocks inside blocks come first. Train or eval mode, device, dtype and
+    ``requires_grad`` stay as they are.
 
     Args:
         model: Any module; blocks of other packages that offer ``switch_to_deploy`` are
             switched, too.
-        release: Called with the parameters of each block after it was switched: what
-            nobody needs any more, unless it is held elsewhere. Default: None.
 
     Returns:
         What was done.
@@ -69,27 +69,20 @@ def switch_to_deploy(
             the reason. The model is unchanged.
     """
     blocks = reparam_blocks(model)
-    for name, block in blocks.items():
-        check = getattr(block, 'check_foldable', None)
-        if check is not None:
-            try:
-                check()
-            except NotFoldableError as error:
-                raise NotFoldableError(f'{name or type(block).__name__}.{error}') from None
     report = DeployReport(params_before=count_parameters(model))
     for name, block in blocks.items():
-        known = report.deployed if getattr(block, 'deploy', False) else report.switched
-        known.append(name)
-    # The largest first: what fusing takes for a moment is on top of what is fused.
-    for block in sorted(blocks.values(), key=count_parameters, reverse=True):
-        before = list(block.parameters())
-        block.switch_to_deploy()
-        if release is not None:
-            release(before)
+        if getattr(block, 'deploy', False):
+            report.deployed.append(name)
+            continue
+        if hasattr(block, 'check_foldable'):
+            try:
+                block.check_foldable()
+            except NotFoldableError as error:
+                raise NotFoldableError(f'{name or type(block).__name__}.{error}') from None
+        report.switched.append(name)
+    for name in reversed(report.switched):
+        blocks[name].switch_to_deploy()
     for module in model.modules():
-        if _offers_switch(module):
-            # Bodies carry the flag of their blocks, as mmpretrain's do.
-            module.deploy = True
         if callable(getattr(module, 'fuse_plain_units', None)):
             module.fuse_plain_units()
     report.params_after = count_parameters(model)
@@ -109,14 +102,13 @@ def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
         parametrizations, or ``None`` where the two are not one conv, or none that takes
         ``nn.Conv2d``'s arguments.
     """
-    if not isinstance(conv, nn.Conv2d):
+    if not has_running_statistics(norm):
         return None
-    # Any size will do: the conv's kernel is the frame's, whatever the padding.
     unit, size = {'unit': nn.Sequential(conv, norm)}, (1, 1)
     try:
         frame = conv_geometry(conv)
-        fold_branches(unit, frame, size, device='meta')
-        weight, bias = fold_branches(unit, frame, size, torch.float64)
+        # Any size will do: the conv's kernel is the frame's, whatever the padding.
+        folded = fold_branches(unit, frame, size, torch.float64)
     except NotFoldableError:
         return None
     # Made anew: a copy would have the conv's hooks and parametrizations, which set the
@@ -127,15 +119,33 @@ def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
         del arguments['padding_mode']
     try:
         with torch.device('meta'):
-            fused = linear_conv_type(conv)(**arguments)
+            fused = known_type(conv, LINEAR_CONVS)(**arguments)
     except TypeError:
         # A type that is made of other arguments.
         return None
-    parameters = list(conv.parameters())
-    like, trainable = parameters[0], any(p.requires_grad for p in parameters)
-    fused.weight = nn.Parameter(weight.to(like), trainable)
-    fused.bias = nn.Parameter(bias.to(like), trainable)
+    set_kernel(fused, folded.weight, folded.bias, conv.parameters())
     return fused.train(conv.training)
+
+
+def set_kernel(
+    conv: nn.Module, weight: Tensor, bias: Tensor, replaced: Iterable[nn.Parameter]
+) -> None:
+    """Give a conv its tensors, in the way of the parameters that they replace.
+
+    Args:
+        conv: The conv; its own tensors may be on the meta device.
+        weight: Its kernel.
+        bias: Its bias.
+        replaced: The parameters. The first is a kernel, whose dtype, device and memory
+            format the tensors get; they can be trained if any of these can.
+    """
+    like, *others = replaced
+    trainable = any(parameter.requires_grad for parameter in (like, *others))
+    channels_last = like.is_contiguous(memory_format=torch.channels_last)
+    contiguous = like.is_contiguous() or not channels_last
+    layout = torch.contiguous_format if contiguous else torch.channels_last
+    conv.weight = nn.Parameter(weight.to(like, memory_format=layout), trainable)
+    conv.bias = nn.Parameter(bias.to(like), trainable)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -3,27 +3,32 @@
 A :class:`LinearConv` is a conv as tensors and geometry. :func:`fold_layer` appends one
 layer to it and is open to new layer types by registration::
 
-    @fold_layer.register(MyConv)
+    @register_fold(MyLayer)
     def _(layer, done): ...
 
 Nothing here knows a block: :func:`fold_branches` takes the branches of one and the
 geometry of the conv that they are to become.
 """
 
-import copy
-from collections.abc import Mapping
-from functools import singledispatch
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .geometry import (
+    LINEAR_CONVS,
     ConvGeometry,
     NotFoldableError,
     Size,
     conv_geometry,
+    is_watched,
+    known_type,
     weight_in_eval_mode,
 )
 from .transforms import (
@@ -33,81 +38,102 @@ from .transforms import (
     bn_affine,
     fuse_bn,
     identity_kernel,
-    merge_1x1_kxk,
+    merge_convs,
     pad_kernel,
-    scale_kernel,
+    taps_of,
+    widen_groups,
 )
 
 
 class LinearConv(NamedTuple):
-    """A conv under construction: the layers of a branch folded so far.
+    """A conv under construction: the layers folded so far.
 
     Args:
-        weight: Kernel ``(out, in / groups, kh, kw)``; ``None`` for the identity.
-        bias: Bias ``(out,)``; ``None`` for zeros.
-        geometry: Stride, dilation, padding mode, groups and channels.
+        in_channels: The number of channels that it reads.
+        out_channels: The number of channels that it makes.
         dtype: The dtype that tensors of layers are cast to.
         device: The device that tensors of layers are moved to.
+        input_size: Size of the input in pixels, for layers that depend on it.
+        weight: Kernel ``(out, in / groups, kh, kw)``; ``None`` for the identity.
+        bias: Bias ``(out,)``; ``None`` for zeros.
+        kernel_size: Rows and columns of the kernel.
+        groups: The number of groups.
+        stride: Stride over rows and columns, in pixels.
+        dilation: Distance between the taps, in pixels.
         start: Row and column of the first tap at output (0, 0), relative to the input.
-        input_size: Size of the block's input in pixels, for layers that depend on it.
+        fill: What was put around the input, as a padding mode; ``None`` for nothing.
+        cropped: Whether pixels of the input were cut off.
         pads_with_response: Whether a padding layer puts around its input what the
             layers before it make of a zero, rather than a zero.
         is_fresh: Whether ``weight`` shares no memory with a layer.
     """
 
-    weight: Tensor | None
-    bias: Tensor | None
-    geometry: ConvGeometry
+    in_channels: int
+    out_channels: int
     dtype: torch.dtype
     device: torch.device
-    start: Size = (0, 0)
     input_size: Size | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    kernel_size: Size = (1, 1)
+    groups: int = 1
+    stride: Size = (1, 1)
+    dilation: Size = (1, 1)
+    start: Size = (0, 0)
+    fill: str | None = None
+    cropped: bool = False
     pads_with_response: bool = False
     is_fresh: bool = False
 
-    @classmethod
-    def identity(
-        cls, channels: int, groups: int, dtype: torch.dtype, device: torch.device
-    ) -> 'LinearConv':
-        """The conv that changes nothing: where every branch starts."""
-        geometry = ConvGeometry(channels, channels, (1, 1), groups=groups)
-        return cls(None, None, geometry, dtype, device)
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every output pixel is made of the input pixel in its place."""
+        return self.kernel_size == (1, 1) and self.stride == (1, 1)
 
     def cast(self, tensor: Tensor | None) -> Tensor | None:
         """``tensor`` in the dtype and on the device of the computation."""
         return None if tensor is None else tensor.to(self.device, self.dtype)
 
-    def kernel(self) -> Tensor:
-        """The weight; of the identity, too."""
-        if self.weight is not None:
-            return self.weight
-        channels, groups = self.geometry.out_channels, self.geometry.groups
-        return identity_kernel(channels, groups, self.dtype, self.device)
+    def kernel(self, groups: int) -> Tensor:
+        """The weight ``(out, in / groups, kh, kw)`` for a conv in so many groups.
 
-    def moved(self, start: Size) -> 'LinearConv':
-        """This conv, reading its input ``start`` rows and columns further on."""
-        return self._replace(start=(self.start[0] + start[0], self.start[1] + start[1]))
+        Raises:
+            NotFoldableError: If those are more than this conv has.
+        """
+        if self.weight is None:
+            return identity_kernel(self.in_channels, groups, self.dtype, self.device)
+        if self.groups % groups:
+            raise NotFoldableError(
+                f'a conv of {self.groups} groups is none of {groups} groups'
+            )
+        return widen_groups(self.weight, self.groups, groups)
 
-    def _check_next(self, geometry: ConvGeometry) -> None:
-        """Raise unless a conv of that geometry can follow and be merged."""
-        pads_zeros = geometry.padding_mode in ('zeros', 'same') and any(
-            map(any, geometry.pad(self.input_size))
-        )
-        if pads_zeros and self.bias is not None and not self.pads_with_response:
+    def then_pad(self, rows: Size, columns: Size, fill: str) -> 'LinearConv':
+        """Append a padding: pixels above and below, left and right; cropped if negative.
+
+        Args:
+            rows: Pixels above and below.
+            columns: Pixels left and right.
+            fill: A padding mode of ``nn.Conv2d``.
+
+        Raises:
+            NotFoldableError: If no conv that pads its input computes it.
+        """
+        pixels = (*rows, *columns)
+        if not any(pixels):
+            return self
+        moved = self._replace(start=(self.start[0] - rows[0], self.start[1] - columns[0]))
+        if not self.is_pointwise:
+            raise NotFoldableError('only a 1x1 conv of stride 1 can stand before a padding')
+        if max(pixels) <= 0:
+            return moved._replace(cropped=True)
+        if fill == 'zeros' and self.bias is not None and not self.pads_with_response:
             raise NotFoldableError(
                 'a conv pads with zeros what a layer with a bias made before it'
             )
-        before = self.geometry
-        if self.weight is None:
-            return
-        if before.kernel_size != (1, 1) or before.stride != (1, 1):
-            raise NotFoldableError(
-                'only a 1x1 conv of stride 1 can stand before another conv'
-            )
-        if before.groups != geometry.groups:
-            raise NotFoldableError(
-                f'convs of {before.groups} and {geometry.groups} groups follow each other'
-            )
+        if self.fill not in (None, fill) or self.cropped:
+            raise NotFoldableError(f'{fill} are padded to a map that is not the input')
+        return moved._replace(fill=fill, cropped=min(pixels) < 0)
 
     def then_conv(
         self, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry
@@ -117,121 +143,136 @@ class LinearConv(NamedTuple):
         Raises:
             NotFoldableError: If no single conv computes the two.
         """
-        self._check_next(geometry)
+        before = self.then_pad(*geometry.pad(self.input_size), geometry.fill)
         weight, bias = self.cast(weight), self.cast(bias)
-        if self.weight is not None:
-            weight, bias = merge_1x1_kxk(
-                self.weight, self.bias, weight, bias, geometry.groups
+        if self.weight is None:
+            return before._replace(
+                out_channels=geometry.out_channels,
+                weight=weight,
+                bias=bias,
+                kernel_size=geometry.kernel_size,
+                groups=geometry.groups,
+                stride=geometry.stride,
+                dilation=geometry.dilation,
+                is_fresh=False,
             )
-        appended = self.moved(geometry.start(self.input_size))
-        return appended._replace(weight=weight, bias=bias, geometry=geometry)
+        if not (self.is_pointwise or geometry.kernel_size == (1, 1)):
+            raise NotFoldableError(
+                f'a {self.kernel_size} conv of stride {self.stride} and a '
+                f'{geometry.kernel_size} conv follow each other: one must be 1x1, with '
+                'stride 1 if it is the first'
+            )
+        merged = merge_convs(
+            self.weight, self.bias, weight, bias, self.groups, geometry.groups
+        )
+        no_bias = self.bias is None and bias is None
+        (rows, columns), (down, right) = self.stride, geometry.stride
+        spatial = geometry if self.is_pointwise else self
+        return before._replace(
+            out_channels=geometry.out_channels,
+            weight=merged[0],
+            bias=None if no_bias else merged[1],
+            kernel_size=spatial.kernel_size,
+            groups=math.gcd(self.groups, geometry.groups),
+            stride=(rows * down, columns * right),
+            dilation=spatial.dilation,
+            is_fresh=True,
+        )
 
-    def then_average(self, geometry: ConvGeometry) -> 'LinearConv':
+    def then_average(self, geometry: ConvGeometry, taps: int | None = None) -> 'LinearConv':
         """Append an average pooling of that geometry: transform V, then III.
+
+        Args:
+            geometry: The pooling's; its channels and groups do not matter.
+            taps: By what sums are divided. Default: the number of the taps.
 
         Raises:
             NotFoldableError: If no single conv computes the two.
         """
-        taps = geometry.kernel_size
+        channels, size = self.out_channels, geometry.kernel_size
+        kernel = average_kernel(channels, size, channels, self.dtype, self.device)
+        if taps is not None:
+            kernel = kernel * (size[0] * size[1] / taps)
+        depthwise = dict(in_channels=channels, out_channels=channels, groups=channels)
+        return self.then_conv(kernel, None, replace(geometry, **depthwise))
+
+    def then_scale(self, scale: Tensor, shift: Tensor | None = None) -> 'LinearConv':
+        """Append ``y = scale x + shift``, both ``(out,)``."""
+        bias = shift
+        if self.bias is not None:
+            bias = self.bias * scale if shift is None else shift + self.bias * scale
         if self.weight is None:
-            kernel = average_kernel(
-                geometry.out_channels, taps, geometry.groups, self.dtype, self.device
-            )
-            return self.then_conv(kernel, None, geometry)
-        self._check_next(geometry)
-        # The average's kernel is diagonal: III has nothing to multiply, every tap is an
-        # equal share of the 1x1 kernel, and a constant stays itself.
-        kernel = (self.weight / (taps[0] * taps[1])).expand(-1, -1, *taps)
-        appended = self.moved(geometry.start(self.input_size))
-        return appended._replace(weight=kernel, geometry=geometry, is_fresh=False)
+            weight, groups = scale.reshape(-1, 1, 1, 1), self.in_channels
+        else:
+            weight, groups = self.weight * scale.reshape(-1, 1, 1, 1), self.groups
+        return self._replace(weight=weight, bias=bias, groups=groups, is_fresh=True)
 
     def then_norm(self, norm: nn.Module) -> 'LinearConv':
         """Append a norm with running statistics: transform I.
 
         Raises:
-            NotFoldableError: On the meta device, where folding is a check, if the norm is
-                another function than its tensors say.
+            NotFoldableError: If it has none, and normalises by its input.
         """
-        if self.device.type == 'meta':
-            _check_norm(norm)
+        if not has_running_statistics(norm):
+            raise NotFoldableError(
+                f'{type(norm).__name__} without running statistics normalises by its input'
+            )
         mean, var, eps, gamma, beta = norm_tensors(norm)
         mean, var, gamma, beta = map(self.cast, (mean, var, gamma, beta))
         if self.weight is None:
-            scale, bias = bn_affine(mean, var, eps, gamma, beta)
-            weight = scale_kernel(scale, self.geometry.groups)
-        else:
-            weight, bias = fuse_bn(self.weight, self.bias, mean, var, eps, gamma, beta)
+            return self.then_scale(*bn_affine(mean, var, eps, gamma, beta))
+        weight, bias = fuse_bn(self.weight, self.bias, mean, var, eps, gamma, beta)
         return self._replace(weight=weight, bias=bias, is_fresh=True)
 
-    def offset_in(self, frame: ConvGeometry) -> Size:
-        """The frame's taps before this conv's first one, for transform VI.
+    def place_in(self, frame: ConvGeometry) -> tuple[Size, Size]:
+        """Where this conv's taps lie in a frame, for transform VI.
+
+        Returns:
+            The frame's taps before the first one, and from one to the next.
 
         Raises:
             NotFoldableError: If the frame cannot compute this conv.
         """
-        own, theirs = self.geometry, frame.start(self.input_size)
-        other_dilation = own.dilation != frame.dilation and any(
-            size > 1 and mine != other
-            for size, mine, other in zip(
-                own.kernel_size, own.dilation, frame.dilation, strict=True
-            )
+        misfit = NotFoldableError(
+            f'a {self.kernel_size} kernel with first tap {self.start}, dilation '
+            f'{self.dilation}, stride {self.stride}, {self.out_channels} outputs, padded '
+            f'with {self.fill or "nothing"}, does not fit into {frame}'
         )
         if (
-            own.stride != frame.stride
-            or own.groups != frame.groups
-            or other_dilation
-            or (
-                own.padding_mode != frame.padding_mode
-                and any(map(any, own.pad(self.input_size)))
-            )
+            self.stride != frame.stride
+            or self.fill not in (None, frame.fill)
+            or self.out_channels != frame.out_channels
         ):
-            raise NotFoldableError(f'{own} does not fit into the frame {frame}')
-        rows, rest_of_rows = divmod(self.start[0] - theirs[0], frame.dilation[0])
-        columns, rest_of_columns = divmod(self.start[1] - theirs[1], frame.dilation[1])
-        if rest_of_rows or rest_of_columns:
-            raise NotFoldableError(
-                f'a {own.kernel_size} kernel falls between the taps of the frame {frame}'
-            )
-        if not (
-            0 <= rows <= frame.kernel_size[0] - own.kernel_size[0]
-            and 0 <= columns <= frame.kernel_size[1] - own.kernel_size[1]
+            raise misfit
+        places = []
+        for own, start, dilation, size, first, apart in zip(
+            self.kernel_size,
+            self.start,
+            self.dilation,
+            frame.kernel_size,
+            frame.start(self.input_size),
+            frame.dilation,
+            strict=True,
         ):
-            raise NotFoldableError(
-                f'a {own.kernel_size} kernel does not fit into {frame.kernel_size} at tap '
-                f'{(rows, columns)}'
-            )
-        return rows, columns
+            offset, between = divmod(start - first, apart)
+            # One tap alone has no distance to the next.
+            step, rest = divmod(dilation, apart) if own > 1 else (1, 0)
+            if between or rest or offset < 0 or offset + (own - 1) * step >= size:
+                raise misfit
+            places.append((offset, step))
+        return tuple(zip(*places, strict=True))
 
 
 def has_running_statistics(norm: nn.Module) -> bool:
     """Whether a module is a norm that normalises by running statistics in eval mode.
 
-    Judged by what the module has, not by its type, so that batch norms of every origin
-    count: ``nn.SyncBatchNorm``, mmcv's, the ones of a user.
+    Judged by what the module has now, not by its type, so that batch norms of every
+    origin count: ``nn.SyncBatchNorm``, mmcv's, the ones of a user.
     """
     return (
         isinstance(getattr(norm, 'running_mean', None), Tensor)
         and isinstance(getattr(norm, 'running_var', None), Tensor)
         and hasattr(norm, 'eps')
-    )
-
-
-#: Where forwards stand that compute what running statistics say, and nothing else.
-_BATCH_NORM_MODULES = (
-    'torch.nn.modules.batchnorm',
-    'torch.nn.modules.instancenorm',
-    'torchvision.ops.misc',
-    'mmcv.ops.sync_bn',
-)
-
-
-def is_batch_norm(norm: nn.Module) -> bool:
-    """Whether a norm has running statistics and the forward of torch, torchvision or mmcv.
-
-    In eval mode it is the scale and the shift that :func:`bn_affine` makes of its tensors.
-    """
-    return type(norm).forward.__module__ in _BATCH_NORM_MODULES and has_running_statistics(
-        norm
     )
 
 
@@ -249,73 +290,130 @@ def norm_tensors(
     )
 
 
-@singledispatch
+Fold = Callable[[nn.Module, LinearConv], LinearConv]
+
+#: How layers are appended, by their type or its full name.
+_FOLDS: dict[type[nn.Module] | str, Fold] = {}
+#: Those of them that are another function in training.
+_EVAL_ONLY: set[type[nn.Module] | str] = set()
+
+
+def register_fold(
+    *kinds: type[nn.Module] | str, eval_only: bool = False
+) -> Callable[[Fold], Fold]:
+    """Declare how layers of a type are appended to a conv; see :func:`fold_layer`.
+
+    ``function(layer, done)`` returns ``done`` followed by the layer in eval mode.
+    Subclasses count, but for those with a forward of their own.
+
+    Args:
+        kinds: The types; one that is not to be imported by its full name.
+        eval_only: Whether the layer is another function in training. Default: False.
+    """
+
+    def register(function: Fold) -> Fold:
+        _FOLDS.update(dict.fromkeys(kinds, function))
+        if eval_only:
+            _EVAL_ONLY.update(kinds)
+        return function
+
+    return register
+
+
+def register_linear_conv(
+    conv_type: type[nn.Conv2d], padding_mode: str | None = None
+) -> None:
+    """Declare that a subclass of ``nn.Conv2d`` convolves with its ``weight``.
+
+    That does not hold for subclasses of it with a forward of their own, which may
+    convolve with another kernel: a standardised or a deformed one, say.
+
+    Args:
+        conv_type: The type.
+        padding_mode: How it pads, if that is not what its attributes say; see
+            :class:`ConvGeometry`. Default: as they say.
+    """
+    LINEAR_CONVS[conv_type] = padding_mode
+    _FOLDS[conv_type] = _fold_conv
+
+
 def fold_layer(layer: nn.Module, done: LinearConv) -> LinearConv:
     """Append ``layer``, in eval mode, to the conv ``done``.
 
     Raises:
         NotFoldableError: If the layer is not linear, or not in this place.
     """
-    if has_running_statistics(layer):
-        return done.then_norm(layer)
-    geometry = conv_geometry(layer)
-    return done.then_conv(weight_in_eval_mode(layer), layer.bias, geometry)
+    return _FOLDS[known_type(layer, _FOLDS)](layer, done)
 
 
-@fold_layer.register(nn.GroupNorm)
-@fold_layer.register(nn.LayerNorm)
-@fold_layer.register(nn.modules.batchnorm._NormBase)
-def _(norm: nn.Module, done: LinearConv) -> LinearConv:
-    if not has_running_statistics(norm):
-        raise NotFoldableError(
-            f'{type(norm).__name__} without running statistics normalises by its input'
-        )
+def computes_as_folded(layer: nn.Module) -> bool:
+    """Whether a layer computes in its present mode what :func:`fold_layer` takes it for.
+
+    Hooks and parametrizations inside may do more than that: nobody who folds runs them.
+
+    Raises:
+        NotFoldableError: If the layer cannot be folded.
+    """
+    return not is_watched(layer) and not (
+        layer.training and known_type(layer, _FOLDS) in _EVAL_ONLY
+    )
+
+
+def _fold_conv(conv: nn.Module, done: LinearConv) -> LinearConv:
+    return done.then_conv(weight_in_eval_mode(conv), conv.bias, conv_geometry(conv))
+
+
+register_linear_conv(nn.Conv2d)
+
+
+@register_fold(nn.GroupNorm, nn.LayerNorm)
+@register_fold(_BatchNorm, nn.SyncBatchNorm, _InstanceNorm, eval_only=True)
+@register_fold(
+    'torchvision.ops.misc.FrozenBatchNorm2d',
+    'mmcv.ops.sync_bn.SyncBatchNorm',
+    eval_only=True,
+)
+def fold_norm(norm: nn.Module, done: LinearConv) -> LinearConv:
+    """Append a norm that is, in eval mode, what its running statistics say.
+
+    For :func:`register_fold` of a norm type of one's own.
+    """
     return done.then_norm(norm)
 
 
-@torch.no_grad()
-def _check_norm(norm: nn.Module) -> None:
-    """Raise unless a norm is, in eval mode, the scale and the shift that its tensors say.
-
-    One with a forward of its own is tried out: a copy, in float64, so that nobody's hooks
-    see it and no rounding looks like a fault.
-    """
-    if is_batch_norm(norm) or norm.running_mean.device.type == 'meta':
-        return
-    name = type(norm).__name__
-    try:
-        tried = copy.deepcopy(norm).to('cpu', torch.float64).eval()
-        for hooks in (tried._forward_hooks, tried._forward_pre_hooks):
-            hooks.clear()
-        mean, var, eps, gamma, beta = norm_tensors(tried)
-        standard = torch.linspace(-3, 3, 8, dtype=torch.float64).reshape(2, 1, 2, 2)
-        x = mean.reshape(-1, 1, 1) + standard * (var + eps).sqrt().reshape(-1, 1, 1)
-        scale, shift = bn_affine(mean, var, eps, gamma, beta)
-        expected = scale.reshape(-1, 1, 1) * x + shift.reshape(-1, 1, 1)
-        error = (tried(x) - expected).abs().max()
-    except Exception as failure:
-        # Its forward is somebody's.
-        raise NotFoldableError(
-            f'{name} has a forward of its own that fails where it is tried out '
-            f'({type(failure).__name__}: {failure})'
-        ) from failure
-    if not error <= 1e-3 * expected.abs().max():
-        raise NotFoldableError(
-            f'{name} has running statistics, but is another function of its input than '
-            'they say'
-        )
-
-
-@fold_layer.register(nn.Sequential)
+@register_fold(nn.Sequential)
 def _(sequence: nn.Sequential, done: LinearConv) -> LinearConv:
     for layer in sequence:
         done = fold_layer(layer, done)
     return done
 
 
-@fold_layer.register(nn.Identity)
-def _(layer: nn.Identity, done: LinearConv) -> LinearConv:
+@register_fold(nn.Identity)
+@register_fold(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, eval_only=True)
+def fold_identity(layer: nn.Module, done: LinearConv) -> LinearConv:
+    """Append a layer that does nothing in eval mode."""
     return done
+
+
+@register_fold(nn.ZeroPad2d)
+def _(layer: nn.ZeroPad2d, done: LinearConv) -> LinearConv:
+    left, right, top, bottom = layer.padding
+    return done.then_pad((top, bottom), (left, right), 'zeros')
+
+
+@register_fold(nn.AvgPool2d)
+def _(layer: nn.AvgPool2d, done: LinearConv) -> LinearConv:
+    size, stride, padding = (
+        (value, value) if isinstance(value, int) else tuple(value)
+        for value in (layer.kernel_size, layer.stride, layer.padding)
+    )
+    if any(padding) and not layer.count_include_pad:
+        raise NotFoldableError('AvgPool2d leaves out of the mean what is padded')
+    if layer.ceil_mode and stride != (1, 1):
+        raise NotFoldableError('AvgPool2d with ceil_mode averages fewer pixels at an edge')
+    channels = done.out_channels
+    geometry = ConvGeometry(channels, channels, size, stride, padding)
+    return done.then_average(geometry, layer.divisor_override)
 
 
 def fold_branches(
@@ -324,11 +422,12 @@ def fold_branches(
     input_size: Size | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> KernelBias:
+) -> LinearConv:
     """The one conv that equals the sum of ``branches``, all in eval mode.
 
     ``frame.convolve(x, W, b) == sum branch(x)``, differentiable with respect to the
-    branches' parameters and changing none of them.
+    branches' parameters and changing none of them. What is computed of the sum, a norm,
+    say, can be appended by :func:`fold_layer`.
 
     Args:
         branches: The branches by name. Each reads the same input.
@@ -338,11 +437,11 @@ def fold_branches(
         dtype: Dtype of the computation and the result. Default: the parameters', at
             least float32.
         device: Device of the computation and the result; ``'meta'`` checks whether the
-            branches can be folded, and computes nothing else than what norms with a
-            forward of their own are. Default: the parameters'.
+            branches can be folded, and computes nothing. Default: the parameters'.
 
     Returns:
-        ``weight`` ``(out, in / groups, kh, kw)`` and ``bias`` ``(out,)``.
+        ``weight`` ``(out, in / groups, kh, kw)``, ``bias`` ``(out,)`` and the frame's
+        geometry.
 
     Raises:
         NotFoldableError: If a branch is not linear or does not fit into the frame; says
@@ -351,31 +450,46 @@ def fold_branches(
     tensor = next(
         chain.from_iterable(
             chain(branch.parameters(), branch.buffers()) for branch in branches.values()
-        )
+        ),
+        torch.empty(0),
     )
-    start = LinearConv.identity(
+    start = LinearConv(
         frame.in_channels,
-        frame.groups,
+        frame.in_channels,
         dtype or torch.promote_types(tensor.dtype, torch.float32),
         torch.device(device or tensor.device),
-    )._replace(input_size=input_size)
+        input_size,
+    )
     alike: dict[tuple, list[KernelBias]] = {}
     for name, branch in branches.items():
         try:
             folded = fold_layer(branch, start)
-            place = folded.offset_in(frame)
+            place = folded.place_in(frame)
+            weight = folded.kernel(frame.groups)
         except NotFoldableError as error:
             raise NotFoldableError(f'{name}: {error}') from None
-        weight, bias = folded.kernel(), folded.bias
+        bias = folded.bias
         # Kernels are added in place: not into a parameter.
         weight = weight if folded.is_fresh else weight.clone()
         bias = weight.new_zeros(frame.out_channels) if bias is None else bias
-        alike.setdefault((tuple(weight.shape[2:]), place), []).append((weight, bias))
-    return _add_in_frame(alike, frame.kernel_size)
+        alike.setdefault((folded.kernel_size, *place), []).append((weight, bias))
+    weight, bias = _add_in_frame(alike, frame.kernel_size)
+    return start._replace(
+        out_channels=frame.out_channels,
+        weight=weight,
+        bias=bias,
+        kernel_size=frame.kernel_size,
+        groups=frame.groups,
+        stride=frame.stride,
+        dilation=frame.dilation,
+        start=frame.start(input_size),
+        fill=frame.fill,
+        is_fresh=True,
+    )
 
 
 def _add_in_frame(
-    alike: Mapping[tuple[Size, Size], list[KernelBias]], kernel_size: Size
+    alike: Mapping[tuple[Size, Size, Size], list[KernelBias]], kernel_size: Size
 ) -> KernelBias:
     """Transforms II and VI at once: add kernels of a size and a place in the frame.
 
@@ -383,16 +497,12 @@ def _add_in_frame(
     kernels once: small ones are added up first, and then in place.
     """
     merged = {key: add_branches(kernels) for key, kernels in alike.items()}
-    whole = merged.pop((kernel_size, (0, 0)), None)
-    if whole is None:
-        return add_branches(
-            [
-                (pad_kernel(weight, kernel_size, place), bias)
-                for (_, place), (weight, bias) in merged.items()
-            ]
-        )
-    total, bias = whole
-    for ((height, width), (top, left)), (weight, part) in merged.items():
-        total[:, :, top : top + height, left : left + width] += weight
+    whole = kernel_size, (0, 0), (1, 1)
+    first = whole if whole in merged else next(iter(merged))
+    total, bias = merged.pop(first)
+    if first != whole:
+        total = pad_kernel(total, kernel_size, *first[1:])
+    for (size, *place), (weight, part) in merged.items():
+        taps_of(total, size, *place).add_(weight)
         bias = bias + part
     return total, bias

@@ -1,7 +1,7 @@
 """The geometry of a conv, and the conv types whose geometry is known."""
 
+from collections.abc import Container
 from dataclasses import dataclass
-from functools import singledispatch
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +42,11 @@ class ConvGeometry:
     dilation: Size = (1, 1)
     groups: int = 1
     padding_mode: str = 'zeros'
+
+    @property
+    def fill(self) -> str:
+        """What is put around an input: ``padding_mode``, where 'SAME' pads zeros."""
+        return 'zeros' if self.padding_mode == 'same' else self.padding_mode
 
     @property
     def moves_with_size(self) -> bool:
@@ -86,84 +91,93 @@ class ConvGeometry:
         if self.padding_mode != 'zeros':
             (top, bottom), (left, right) = self.pad(tuple(x.shape[2:]))
             if top or bottom or left or right:
-                mode = 'constant' if self.padding_mode == 'same' else self.padding_mode
+                mode = 'constant' if self.fill == 'zeros' else self.fill
                 x = F.pad(x, (left, right, top, bottom), mode=mode)
             padding = 0
         return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
-
-
-@singledispatch
-def conv_geometry(layer: nn.Module) -> ConvGeometry:
-    """The geometry of a conv layer whose ``weight`` is what it convolves with.
-
-    Open to new conv types by registration, see :func:`register_linear_conv`.
-
-    Raises:
-        NotFoldableError: If the layer is no such conv.
-    """
-    raise NotFoldableError(f'{type(layer).__name__} is no conv with a known, fixed kernel')
-
-
-def register_linear_conv(
-    conv_type: type[nn.Conv2d], padding_mode: str | None = None
-) -> None:
-    """Declare that a subclass of ``nn.Conv2d`` convolves with its ``weight``.
-
-    That does not hold for subclasses of it with a forward of their own, which may
-    convolve with another kernel: a standardised or a deformed one, say.
-
-    Args:
-        conv_type: The type.
-        padding_mode: How it pads, if that is not what its attributes say; see
-            :class:`ConvGeometry`. Default: as they say.
-    """
-
-    def geometry(conv: nn.Conv2d) -> ConvGeometry:
-        for method in ('forward', '_conv_forward'):
-            if getattr(type(conv), method) is not getattr(conv_type, method):
-                raise NotFoldableError(
-                    f'{type(conv).__name__} does not convolve with its weight as '
-                    f'{conv_type.__name__} does'
-                )
-        return conv2d_geometry(conv, padding_mode)
-
-    conv_geometry.register(conv_type, geometry)
-
-
-def linear_conv_type(conv: nn.Conv2d) -> type[nn.Conv2d]:
-    """The type by whose registration :func:`conv_geometry` knows a conv.
-
-    Not the conv's own where that is a subclass, such as torch makes for a parametrized
-    one.
-    """
-    return next(kind for kind in type(conv).__mro__ if kind in conv_geometry.registry)
 
 
 #: What sets the weight of a layer before it computes: the ways of torch that are no
 #: parametrizations.
 _WEIGHT_SETTERS = (BasePruningMethod, SpectralNorm, WeightNorm)
 
+#: The conv types that convolve with their ``weight``, and how one pads where its
+#: attributes do not say.
+LINEAR_CONVS: dict[type, str | None] = {nn.Conv2d: None}
 
-def current_weight(conv: nn.Module) -> Tensor:
-    """The weight that a conv would compute with now.
+
+def known_type(layer: nn.Module, known: Container[type | str]) -> type | str:
+    """The type among ``known`` that a layer computes as; a string stands for a full name.
+
+    A subclass counts while it has the forward of that type.
+
+    Raises:
+        NotFoldableError: If there is none, if the layer has a forward of its own, or if a
+            forward hook may change what it computes.
+    """
+    name = type(layer).__name__
+    for kind in type(layer).__mro__:
+        key = kind if kind in known else f'{kind.__module__}.{kind.__qualname__}'
+        if key in known:
+            break
+    else:
+        raise NotFoldableError(f'{name} is no linear layer with a known kernel')
+    for method in ('forward', '_conv_forward'):
+        own = vars(layer).get(method, getattr(type(layer), method, None))
+        if own is not getattr(kind, method, None):
+            raise NotFoldableError(
+                f'{name} has a forward of its own, and may not compute what '
+                f'{kind.__name__} does'
+            )
+    hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
+    if not all(isinstance(hook, _WEIGHT_SETTERS) for hook in hooks):
+        raise NotFoldableError(
+            f'{name} has a forward hook, which may change what it computes: remove the hook'
+        )
+    return key
+
+
+def is_watched(layer: nn.Module) -> bool:
+    """Whether calling a layer does more than the forward of its type.
+
+    By hooks, a parametrization or a forward that somebody set.
+    """
+    return bool(
+        'forward' in vars(layer)
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or is_parametrized(layer)
+    )
+
+
+def conv_geometry(layer: nn.Module) -> ConvGeometry:
+    """The geometry of a conv layer whose ``weight`` is what it convolves with.
+
+    Open to new conv types, see :func:`~mmrep.reparam.register_linear_conv`.
+
+    Raises:
+        NotFoldableError: If the layer is no such conv.
+    """
+    return conv2d_geometry(layer, LINEAR_CONVS[known_type(layer, LINEAR_CONVS)])
+
+
+def weight_in_eval_mode(layer: nn.Module) -> Tensor:
+    """The weight that a layer would compute with in eval mode.
 
     One that is pruned or normalised by a hook has the weight of its last forward pass, of
-    parameters that may have changed since.
+    parameters that may have changed since. In eval mode making it anew changes no state.
     """
-    for hook in conv._forward_pre_hooks.values():
-        if isinstance(hook, _WEIGHT_SETTERS):
-            hook(conv, ())
-    return conv.weight
-
-
-def weight_in_eval_mode(conv: nn.Module) -> Tensor:
-    """:func:`current_weight` in eval mode, in which making it changes no state."""
-    if not (conv._forward_pre_hooks or is_parametrized(conv)):
-        return conv.weight
-    modes = {module: module.training for module in conv.modules()}
-    conv.eval()
+    if not (layer._forward_pre_hooks or is_parametrized(layer)):
+        return layer.weight
+    modes = {module: module.training for module in layer.modules()}
+    layer.eval()
     try:
-        return current_weight(conv)
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, _WEIGHT_SETTERS):
+                hook(layer, ())
+        return layer.weight
     finally:
         for module, training in modes.items():
             module.training = training
@@ -187,6 +201,3 @@ def conv2d_geometry(conv: nn.Conv2d, padding_mode: str | None = None) -> ConvGeo
         conv.groups,
         padding_mode or conv.padding_mode,
     )
-
-
-register_linear_conv(nn.Conv2d)

@@ -1,4 +1,4 @@
-"""The six transforms of Diverse Branch Block, as functions of tensors.
+"""The transforms of Diverse Branch Block and what came after it, as functions of tensors.
 
 Every function takes and returns the ``weight`` ``(out, in / groups, kh, kw)`` and the
 ``bias`` ``(out,)`` of a convolution, allocates in its input's dtype and on its device,
@@ -8,10 +8,10 @@ Numerals refer to section 3.2 of `Diverse Branch Block: Building a Convolution a
 Inception-like Unit <https://arxiv.org/abs/2103.13425>`_.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 KernelBias = tuple[Tensor, Tensor]
@@ -83,47 +83,69 @@ def add_branches(branches: Sequence[KernelBias]) -> KernelBias:
     return sum(weights[1:], weights[0]), sum(biases[1:], biases[0])
 
 
-def merge_1x1_kxk(
+def merge_convs(
     weight1: Tensor,
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
-    groups: int = 1,
+    groups1: int = 1,
+    groups2: int = 1,
 ) -> KernelBias:
-    """Merge a 1x1 conv and the kxk conv after it into one kxk conv (III).
+    """Merge two convs in a row, one of which is 1x1, into one (III).
 
     ``conv(x, W', b') == conv(conv(x, W1, b1), W2, b2)`` with
-    ``W'[o, c] = sum_i W2[o, i] W1[i, c]`` and ``b'[o] = b2[o] + sum W2[o, i] b1[i]``,
-    exact where the kxk conv does not pad, or pads with ``b1``: what the 1x1 conv makes
-    of a zero.
+    ``W'[o, c] = sum_i W2[o, i] W1[i, c]`` and ``b'[o] = b2[o] + sum W2[o, i] b1[i]``.
+    Exact where the second conv does not pad, or pads with ``b1``: what the first makes of
+    a zero.
 
     Args:
-        weight1: Kernel ``(mid, in / groups, 1, 1)``.
+        weight1: Kernel ``(mid, in / groups1, kh, kw)``.
         bias1: Bias ``(mid,)``; ``None`` stands for zeros.
-        weight2: Kernel ``(out, mid / groups, kh, kw)``.
+        weight2: Kernel ``(out, mid / groups2, kh', kw')``.
         bias2: Bias ``(out,)``; ``None`` stands for zeros.
-        groups: The number of groups of both convs.
+        groups1: The number of groups of the first conv.
+        groups2: The number of groups of the second conv.
+
+    Returns:
+        ``weight`` and ``bias`` of a conv with ``gcd(groups1, groups2)`` groups.
 
     Raises:
-        ValueError: If ``weight1`` is not 1x1, or the channels do not chain.
+        ValueError: If neither kernel is 1x1, or the channels do not chain.
     """
-    mid, out = weight1.size(0), weight2.size(0)
-    if weight1.shape[2:] != (1, 1) or mid != weight2.size(1) * groups or out % groups:
+    mid, width = weight1.shape[:2]
+    out, one_by_one = weight2.size(0), (1, 1)
+    if (
+        one_by_one not in (weight1.shape[2:], weight2.shape[2:])
+        or mid != weight2.size(1) * groups2
+        or mid % groups1
+        or out % groups2
+    ):
         raise ValueError(
-            f'cannot merge a kernel {tuple(weight1.shape)} with {tuple(weight2.shape)} '
-            f'in {groups} groups: the first must be 1x1 and have as many outputs as the '
-            'second has inputs'
+            f'cannot merge a kernel {tuple(weight1.shape)} in {groups1} groups with '
+            f'{tuple(weight2.shape)} in {groups2}: one must be 1x1, and the first have as '
+            'many outputs as the second has inputs'
         )
-    first = weight1.reshape(groups, mid // groups, -1)
-    second = weight2.reshape(groups, out // groups, mid // groups, -1)
-    # (g, o, k, i) @ (g, 1, i, c): one batched matrix product, no loop over groups.
-    merged = second.transpose(2, 3).flatten(1, 2) @ first
-    weight = merged.unflatten(1, (out // groups, -1)).transpose(2, 3)
-    weight = weight.reshape(out, -1, *weight2.shape[2:])
     bias = weight2.new_zeros(out) if bias2 is None else bias2
     if bias1 is not None:
-        bias = bias + constant_response(weight2, bias1, groups)
-    return weight, bias
+        bias = bias + constant_response(weight2, bias1, groups2)
+    # A depthwise conv has one factor for each pair of channels: nothing to sum.
+    if groups2 == mid == out:
+        return weight1 * weight2, bias
+    if groups1 == mid and width == 1:
+        scales = weight1.reshape(groups2, 1, -1, *weight1.shape[2:])
+        weight = weight2.reshape(groups2, out // groups2, -1, *weight2.shape[2:]) * scales
+        return weight.flatten(0, 1), bias
+    groups = math.gcd(groups1, groups2)
+    first = widen_groups(weight1, groups1, groups)
+    second = widen_groups(weight2, groups2, groups)
+    # One batched matrix product; of the taps, one kernel has a single one.
+    weight = torch.einsum(
+        'gmcx,gomy->gocxy',
+        first.reshape(groups, mid // groups, first.size(1), -1),
+        second.reshape(groups, out // groups, mid // groups, -1),
+    )
+    taps = weight2.shape[2:] if weight1.shape[2:] == one_by_one else weight1.shape[2:]
+    return weight.reshape(out, first.size(1), *taps), bias
 
 
 def constant_response(weight: Tensor, value: Tensor, groups: int = 1) -> Tensor:
@@ -206,28 +228,59 @@ def scale_kernel(scale: Tensor, groups: int = 1) -> Tensor:
     Returns:
         Kernel ``(channels, channels / groups, 1, 1)``.
     """
-    diagonal = scale.reshape(groups, -1).diag_embed()
-    return diagonal.flatten(0, 1)[..., None, None]
+    return widen_groups(scale.reshape(-1, 1, 1, 1), len(scale), groups)
+
+
+def widen_groups(weight: Tensor, groups: int, fewer: int) -> Tensor:
+    """The kernel of a conv in ``groups`` groups as that of a conv in fewer, wider ones.
+
+    ``conv(x, W', groups=fewer) == conv(x, W, groups=groups)``: zeros stand between the
+    groups that become one.
+
+    Args:
+        weight: Kernel ``(out, in / groups, kh, kw)``.
+        groups: The number of its groups.
+        fewer: A divisor of it.
+
+    Returns:
+        Kernel ``(out, in / fewer, kh, kw)``.
+    """
+    if groups == fewer:
+        return weight
+    out, width, *taps = weight.shape
+    merged = groups // fewer
+    # (fewer, merged, out / groups, width, taps) gets a diagonal over the merged groups.
+    blocks = weight.reshape(fewer, merged, out // groups, width, *taps)
+    blocks = blocks.movedim(1, -1).diag_embed()
+    # Now (fewer, out / groups, width, taps, merged, merged).
+    return blocks.permute(0, 5, 1, 6, 2, 3, 4).reshape(out, merged * width, *taps)
 
 
 def pad_kernel(
-    weight: Tensor, kernel_size: tuple[int, int], offset: tuple[int, int] | None = None
+    weight: Tensor,
+    kernel_size: tuple[int, int],
+    offset: tuple[int, int] | None = None,
+    step: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    """Place a kernel in a larger frame of zeros (VI).
+    """Place a kernel in a larger frame of zeros (VI), its taps ``step`` apart.
 
-    ``conv(x, W', padding=p + offset) == conv(x, W, padding=p)``, away from the far
-    border.
+    ``conv(x, W', padding=p + offset, dilation=d) == conv(x, W, padding=p,
+    dilation=step d)``, away from the far border. The spread of a dilated kernel over a
+    frame of smaller dilation is that of `UniRepLKNet <https://arxiv.org/abs/2311.15599>`_,
+    section 3.1.
 
     Args:
         weight: Kernel ``(out, in / groups, kh, kw)``.
         kernel_size: The frame's ``(KH, KW)``.
         offset: The frame's taps ``(top, left)`` before the kernel's first one.
             Default: the middle, which has to exist.
+        step: The frame's taps from one of the kernel's to the next. Default: 1.
 
     Raises:
         ValueError: If the kernel does not fit into the frame there.
     """
-    spare = [size - own for size, own in zip(kernel_size, weight.shape[2:], strict=True)]
+    sizes = zip(kernel_size, weight.shape[2:], step, strict=True)
+    spare = [size - (own - 1) * apart - 1 for size, own, apart in sizes]
     if offset is None:
         if any(room % 2 for room in spare):
             raise ValueError(
@@ -238,9 +291,26 @@ def pad_kernel(
     (top, left), (height, width) = offset, spare
     if not (0 <= top <= height and 0 <= left <= width):
         raise ValueError(
-            f'a {tuple(weight.shape[2:])} kernel does not fit into {tuple(kernel_size)} '
-            f'at tap {tuple(offset)}'
+            f'a {tuple(weight.shape[2:])} kernel, taps {tuple(step)} apart, does not fit '
+            f'into {tuple(kernel_size)} at tap {tuple(offset)}'
         )
-    if spare == [0, 0]:
-        return weight
-    return F.pad(weight, (left, width - left, top, height - top))
+    padded = weight.new_zeros(*weight.shape[:2], *kernel_size)
+    taps_of(padded, weight.shape[2:], offset, step).copy_(weight)
+    return padded
+
+
+def taps_of(
+    frame: Tensor,
+    kernel_size: Sequence[int],
+    offset: tuple[int, int] = (0, 0),
+    step: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """The taps of a frame ``(out, in / groups, KH, KW)`` that a kernel in it has: a view.
+
+    The arguments are :func:`pad_kernel`'s.
+    """
+    rows, columns = (
+        slice(first, first + (size - 1) * apart + 1, apart)
+        for first, size, apart in zip(offset, kernel_size, step, strict=True)
+    )
+    return frame[:, :, rows, columns]

@@ -2,7 +2,14 @@ import copy
 
 import pytest
 import torch
-from laws import assert_differ, assert_same, image, randomise
+from laws import (
+    always_one_conv,
+    assert_differ,
+    assert_same,
+    count_convs,
+    image,
+    randomise,
+)
 from mmpretrain.models.backbones.repvgg import RepVGG as MMPretrainRepVGG
 from torch import nn
 from torch.nn.utils import parametrizations, prune
@@ -75,7 +82,12 @@ def test_is_idempotent():
             dict(norm_cfg=dict(type='GN', num_groups=3)),
             'branch_3x3: GroupNorm without',
         ),
-        (4, 6, dict(conv_cfg=dict(type='ConvWS')), 'branch_3x3: ConvWS2d does not'),
+        (
+            4,
+            6,
+            dict(conv_cfg=dict(type='ConvWS')),
+            'branch_3x3: ConvWS2d has a forward',
+        ),
         (
             4,
             6,
@@ -175,54 +187,73 @@ def test_what_takes_a_plain_norms_place_keeps_the_mode(training):
     assert {module.training for module in model.modules()} == {training}
 
 
-class TestRelease:
-    """What nobody needs any more is handed back."""
-
-    def test_parameters_of_every_block_the_largest_first(self):
-        model = network()
-        blocks = reparam_blocks(model)
-        expected = {name: list(block.parameters()) for name, block in blocks.items()}
-        largest_first = sorted(blocks, key=lambda n: -count_parameters(blocks[n]))
-        assert largest_first not in (list(blocks), list(blocks)[::-1])
-        released = []
-
-        def release(tensors) -> None:
-            tensors = list(tensors)
-            name = largest_first[len(released)]
-            # The block computes without them, and those after it still need theirs.
-            done = [block.deploy for block in (blocks[n] for n in largest_first)]
-            assert done == [i <= len(released) for i in range(len(blocks))]
-            own = {id(p) for p in blocks[name].parameters()}
-            assert not own & {id(tensor) for tensor in tensors}
-            released.append([id(tensor) for tensor in tensors])
-
-        switch_to_deploy(model, release=release)
-        assert released == [[id(p) for p in expected[name]] for name in largest_first]
-
-    def test_they_may_be_overwritten(self):
-        def release(tensors) -> None:
-            for tensor in tensors:
-                tensor.data.fill_(float('nan'))
-
-        model = network().eval().double()
-        x = image(2, 3, 9, 9)
-        expected = model(x)
-        switch_to_deploy(model, release=release)
-        assert_same(expected, model(x))
-
-    def test_not_of_a_model_that_is_refused(self):
-        model = network()
-        model.append(RepVGGBlock(6, 6, norm_cfg=dict(type='GN', num_groups=3)))
-        calls = []
-        with pytest.raises(NotFoldableError):
-            switch_to_deploy(model, release=calls.append)
-        assert not calls
+def test_body_tells_what_its_blocks_are():
+    body = RepVGG(ARCH, 3, 4, (1,))
+    assert not body.deploy
+    for name, block in reparam_blocks(body).items():
+        assert not body.deploy, name
+        block.switch_to_deploy()
+    assert body.deploy
+    assert not DBBResNet(18, base_channels=4, block_cfg=None).deploy
 
 
-def test_body_carries_the_flag():
-    model = nn.ModuleDict({'backbone': RepVGG(ARCH, 3, 4, (1,))})
+class Nested(ConvNormBlock):
+    """A block whose second branch is a block with a norm after it."""
+
+    def build_branches(self):
+        inner = RepVGGBlock(4, 4, act_cfg=None)
+        return {
+            **super().build_branches(),
+            'branch_inner': nn.Sequential(inner, self.norm()),
+        }
+
+    def norm(self):
+        return nn.BatchNorm2d(4)
+
+
+class TestNested:
+    """A block inside a block is switched first, or folded as it is."""
+
+    @pytest.mark.parametrize('first', ['both', 'outer', 'inner'])
+    def test_every_order(self, first):
+        block = randomise(Nested(4, 4, 3).double()).eval()
+        inner = block.branch_inner[0]
+        x = image(2, 4, 7, 7)
+        expected = block(x)
+        with always_one_conv(block):
+            assert count_convs(block, x) == 1
+            assert_same(expected, block(x))
+        if first == 'both':
+            report = switch_to_deploy(block)
+            assert report.switched == ['', 'branch_inner.0']
+            assert inner.deploy
+        else:
+            (block if first == 'outer' else inner).switch_to_deploy()
+            assert block.deploy is (first == 'outer')
+        assert_same(expected, block(x))
+        switch_to_deploy(block)
+        assert block.deploy
+        assert_same(expected, block(x))
+
+    def test_with_an_activation_inside(self):
+        block = Nested(4, 4, 3)
+        block.branch_inner[0].act = nn.ReLU()
+        with pytest.raises(NotFoldableError, match='branch_inner: RepVGGBlock has an act'):
+            switch_to_deploy(block)
+        assert not block.deploy
+        assert not block.branch_inner[0].deploy
+
+
+@pytest.mark.parametrize('options', [dict(deep_stem=True, avg_down=True), {}])
+def test_a_second_switch_replaces_no_parameter(options):
+    """An optimizer would go on with dead ones."""
+    model = DBBResNet(18, base_channels=4, **options)
     switch_to_deploy(model)
-    assert model['backbone'].deploy
+    before = dict(model.named_parameters())
+    switch_to_deploy(model)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
 
 
 def test_mmpretrains_blocks():
@@ -235,7 +266,7 @@ def test_mmpretrains_blocks():
     report = switch_to_deploy(model)
     assert report.switched == ARCH_BLOCKS
     assert report.params_after < report.params_before
-    assert model.deploy
+    assert all(block.deploy for block in reparam_blocks(model).values())
     assert_same(expected, model(x))
     assert switch_to_deploy(model).deployed == report.switched
 

@@ -6,30 +6,29 @@ import torch.nn.functional as F
 from geometries import conv_options
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import (
-    assert_deploy_equivalent,
-    assert_differ,
-    assert_same,
-    image,
-    randomise,
-)
+from laws import assert_differ, assert_same, image, randomise
+from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import Conv2d as MMCVConv2d
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
-from mmengine.registry import MODELS as HOST_MODELS
+from mmcv.cnn.bricks.drop import DropPath
+from mmcv.cnn.bricks.scale import LayerScale, Scale
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torchvision.ops import FrozenBatchNorm2d
 
-from mmrep.models.blocks import DiverseBranchBlock, RepVGGBlock
+import mmrep.models  # noqa: F401, for how mmcv's layers are folded
 from mmrep.reparam import (
     ConvGeometry,
     NotFoldableError,
-    branch_by_branch,
-    conv2d_geometry,
+    computes_as_folded,
     conv_geometry,
     fold_branches,
     fold_layer,
+    fold_norm,
     has_running_statistics,
+    register_fold,
+    register_linear_conv,
 )
 
 
@@ -53,9 +52,9 @@ def assert_folds(branches: dict[str, nn.Module], geometry: ConvGeometry, x=None)
         x = image(2, geometry.in_channels, 7, 8)
     for seed, branch in enumerate(branches.values()):
         randomise(branch.double(), seed).eval()
-    weight, bias = fold_branches(branches, geometry, tuple(x.shape[2:]))
+    folded = fold_branches(branches, geometry, tuple(x.shape[2:]))
     expected = sum(branch(x) for branch in branches.values())
-    assert_same(expected, geometry.convolve(x, weight, bias))
+    assert_same(expected, geometry.convolve(x, folded.weight, folded.bias))
 
 
 @given(conv_options(), st.booleans())
@@ -91,6 +90,51 @@ BRANCHES = {
     'weight norm': lambda groups: nn.utils.parametrizations.weight_norm(
         conv(3, groups=groups)
     ),
+    '3x3, 1x1': lambda groups: nn.Sequential(
+        conv(3, groups=groups, bias=True), conv(1, bias=True, groups=groups)
+    ),
+    'norm, 1x1': lambda groups: nn.Sequential(
+        nn.BatchNorm2d(4), conv(1, groups=groups, bias=True)
+    ),
+    'depthwise, pointwise': lambda groups: nn.Sequential(
+        conv(3, groups=4), nn.BatchNorm2d(4), conv(1, groups=groups)
+    ),
+    'pointwise, depthwise': lambda groups: nn.Sequential(
+        conv(1, groups=groups), conv(3, groups=4, bias=True)
+    ),
+    'in 2 and 1 groups': lambda groups: nn.Sequential(
+        conv(3, groups=2 * groups if groups < 4 else 4), conv(1, groups=groups)
+    ),
+    'average, 1x1': lambda groups: nn.Sequential(
+        nn.AvgPool2d(3, 1, 1), conv(1, groups=groups, bias=True), nn.BatchNorm2d(4)
+    ),
+    'average, other divisor': lambda groups: nn.Sequential(
+        nn.AvgPool2d(3, 1, 1, divisor_override=5), nn.BatchNorm2d(4)
+    ),
+    'padding layer': lambda groups: nn.Sequential(
+        nn.ZeroPad2d((0, 1, 1, 0)), conv(2, padding=0, groups=groups)
+    ),
+    'dropout': lambda groups: nn.Sequential(conv(1, groups=groups), nn.Dropout2d(0.5)),
+    'drop path': lambda groups: nn.Sequential(DropPath(0.5), conv(1, groups=groups)),
+    'one scale': lambda groups: nn.Sequential(
+        conv(3, groups=groups, bias=True), Scale(2.0)
+    ),
+    'scales': lambda groups: nn.Sequential(
+        LayerScale(4, data_format='channels_first'), nn.BatchNorm2d(4)
+    ),
+    'ConvModule': lambda groups: ConvModule(
+        4, 4, 3, padding=1, groups=groups, norm_cfg=dict(type='BN'), act_cfg=None
+    ),
+    'ConvModule, norm first': lambda groups: ConvModule(
+        4,
+        4,
+        1,
+        groups=groups,
+        norm_cfg=dict(type='BN'),
+        act_cfg=None,
+        order=('norm', 'conv', 'act'),
+    ),
+    'strip of a wider frame': lambda groups: conv((1, 3), padding=(0, 1), groups=groups),
 }
 
 
@@ -114,6 +158,43 @@ def test_branch_without_tensors(groups):
     assert_folds(branches, frame(groups=groups))
 
 
+@pytest.mark.parametrize('name', ['3x3, 1x1', 'average, 1x1', 'depthwise, pointwise'])
+def test_strides_multiply(name):
+    """That of the conv before a 1x1 and its own."""
+    first, *rest = BRANCHES[name](1)
+    first.stride, rest[-1].stride = (2, 2), (1, 2)
+    if name == 'average, 1x1':
+        rest = rest[:1]
+        rest[0].stride = (1, 2)
+    assert_folds(
+        {name: nn.Sequential(first, *rest)}, frame(stride=(2, 4)), image(2, 4, 9, 9)
+    )
+
+
+@pytest.mark.parametrize(('kernel_size', 'dilation'), [(5, 1), (3, 2), (2, 4), (3, (1, 2))])
+def test_dilated_kernel_in_a_frame_of_smaller_dilation(kernel_size, dilation):
+    """UniRepLKNet's: the taps lie apart."""
+    rows, columns = (dilation,) * 2 if isinstance(dilation, int) else dilation
+    spans = [d * (kernel_size - 1) for d in (rows, columns)]
+    layer = conv(kernel_size, dilation=dilation, padding=tuple(s // 2 for s in spans))
+    branches = {'dilated': nn.Sequential(layer, nn.BatchNorm2d(4)), 'whole': conv(5)}
+    assert_folds(branches, frame(kernel_size=5))
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_a_norm_after_the_sum(groups):
+    """What is folded can be followed, as in QARepVGG."""
+    branches = {name: BRANCHES[name](groups) for name in ('conv3x3', 'norm', 'conv1x1')}
+    module = randomise(nn.ModuleDict(branches).double()).eval()
+    norm = randomise(nn.BatchNorm2d(4).double(), seed=9).eval()
+    x = image(2, 4, 7, 8)
+    folded = fold_layer(norm, fold_branches(branches, frame(groups=groups)))
+    expected = norm(sum(branch(x) for branch in module.values()))
+    assert_same(expected, frame(groups=groups).convolve(x, folded.weight, folded.bias))
+    widened = fold_layer(conv(1).double(), folded)
+    assert widened.groups == 1
+
+
 class Swapped(nn.Conv2d):
     """A conv that convolves with another kernel than its weight."""
 
@@ -135,6 +216,38 @@ class SwappedWrapper(MMCVConv2d):
         return super().forward(x.flip(2))
 
 
+class Doubled(nn.BatchNorm2d):
+    """A norm with another function."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Skipping(nn.Sequential):
+    """Layers of which the last is left out."""
+
+    def forward(self, x):
+        return self[0](x)
+
+
+class Negative(nn.Identity):
+    def forward(self, x):
+        return -x
+
+
+def own_forward() -> nn.Module:
+    """A layer that somebody patched."""
+    layer = conv(3)
+    layer.forward = lambda x: 2 * F.conv2d(x, layer.weight, padding=1)
+    return layer
+
+
+def hooked(register: str = 'register_forward_hook') -> nn.Module:
+    layer = conv(3)
+    getattr(layer, register)(lambda *_: None)
+    return layer
+
+
 def other(**options):
     """Make ``conv(...)`` of other options than the frame's."""
     return lambda: conv(**options)
@@ -152,24 +265,56 @@ REFUSED = {
     'activation': (nn.ReLU, 'ReLU'),
     'pooling': (lambda: nn.MaxPool2d(3, 1, 1), 'MaxPool2d'),
     'transposed conv': (lambda: nn.ConvTranspose2d(4, 4, 1), 'ConvTranspose2d is no'),
-    'linear': (lambda: nn.Linear(8, 8), 'Linear is no conv with a known, fixed'),
+    'linear': (lambda: nn.Linear(8, 8), 'Linear is no linear layer with a known kernel'),
     'standardised conv': (
         lambda: ConvWS2d(4, 4, 3, padding=1),
-        'ConvWS2d does not convolve with its weight as Conv2d does',
+        'ConvWS2d has a forward of its own, and may not compute what Conv2d does',
     ),
-    'own forward': (lambda: Swapped(4, 4, 3, padding=1), 'Swapped does not'),
-    'own kernel': (lambda: SwappedInside(4, 4, 3, padding=1), 'SwappedInside does not'),
+    'own forward': (
+        lambda: Swapped(4, 4, 3, padding=1),
+        'Swapped has a forward of its own',
+    ),
+    'own kernel': (
+        lambda: SwappedInside(4, 4, 3, padding=1),
+        'SwappedInside has a forward',
+    ),
     'own forward of a registered type': (
         lambda: SwappedWrapper(4, 4, 3, padding=1),
-        'SwappedWrapper does not',
+        'SwappedWrapper has a forward',
+    ),
+    'own forward of one layer': (own_forward, 'Conv2d has a forward of its own'),
+    'own forward of a norm': (lambda: Doubled(4), 'Doubled has a forward of its own'),
+    'own forward of a sequence': (
+        lambda: Skipping(conv(1), nn.BatchNorm2d(4)),
+        'Skipping has a forward of its own',
+    ),
+    'own forward of the identity': (Negative, 'Negative has a forward of its own'),
+    'hook': (hooked, 'Conv2d has a forward hook, which may change'),
+    'hook before': (
+        lambda: hooked('register_forward_pre_hook'),
+        'Conv2d has a forward hook, which may change',
+    ),
+    'mean of what is not padded': (
+        lambda: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+        'leaves out of the mean what is padded',
+    ),
+    'mean over an edge': (
+        lambda: nn.AvgPool2d(2, 2, ceil_mode=True),
+        'averages fewer pixels at an edge',
+    ),
+    'scales of the last dimension': (lambda: LayerScale(4), "data_format='channels_last'"),
+    'ConvModule with an act': (lambda: ConvModule(4, 4, 1), 'has an activation'),
+    'more outputs': (lambda: nn.Conv2d(4, 8, 1), '8 outputs.* does not fit into'),
+    'dilation between taps': (
+        other(kernel_size=3, dilation=3, padding=3),
+        'does not fit into',
     ),
     'even same': (other(kernel_size=2, padding='same'), 'even kernel pads unevenly'),
-    'stride': (other(stride=2), 'does not fit into the frame'),
-    'dilation': (other(dilation=2, padding=2), 'does not fit into the frame'),
-    'groups': (other(groups=2), 'does not fit into the frame'),
-    'padding mode': (other(padding_mode='reflect'), 'does not fit into the frame'),
-    'large kernel': (other(kernel_size=5), r'\(5, 5\) kernel does not fit into'),
-    'off the frame': (other(kernel_size=1, padding=2), r'at tap \(-1, -1\)'),
+    'stride': (other(stride=2), 'does not fit into'),
+    'dilation': (other(dilation=2, padding=2), 'does not fit into'),
+    'padding mode': (other(padding_mode='reflect'), 'does not fit into'),
+    'large kernel': (other(kernel_size=5), r'\(5, 5\) kernel .*does not fit into'),
+    'off the frame': (other(kernel_size=1, padding=2), r'first tap \(-2, -2\)'),
 }
 
 
@@ -185,9 +330,13 @@ def test_refuses(name):
 @pytest.mark.parametrize(
     ('layers', 'message'),
     [
-        ([conv(3), conv(1)], 'only a 1x1 conv of stride 1 can stand before another'),
-        ([conv(1, stride=2), conv(3)], 'only a 1x1 conv of stride 1'),
-        ([conv(1, groups=2), conv(3)], 'convs of 2 and 1 groups follow each other'),
+        ([conv(3, padding=0), conv(3, padding=0)], 'one must be 1x1, with stride 1 if'),
+        ([conv(1, stride=2), conv(3, padding=0)], 'one must be 1x1, with stride 1 if'),
+        ([conv(3), conv(3)], 'only a 1x1 conv of stride 1 can stand before a padding'),
+        ([conv(3), conv(1, padding=1)], 'only a 1x1 conv of stride 1 can stand before'),
+        ([nn.ZeroPad2d(1), conv(3, padding_mode='reflect')], 'to a map that is not the'),
+        ([nn.ZeroPad2d(-1), conv(3, padding=2)], 'padded to a map that is not the input'),
+        ([nn.BatchNorm2d(4), nn.ZeroPad2d(1), conv(3, padding=0)], 'pads with zeros'),
         ([conv(1, bias=True), conv(3)], 'pads with zeros what a layer with a bias'),
         ([nn.BatchNorm2d(4), conv(3)], 'pads with zeros what a layer with a bias'),
         ([conv(1), nn.BatchNorm2d(4), conv(3)], 'pads with zeros'),
@@ -215,8 +364,13 @@ def test_bias_before_no_padding():
     assert_folds({'branch': branch}, frame(padding=(0, 0)))
 
 
+def test_more_groups_than_the_branch_has():
+    with pytest.raises(NotFoldableError, match='a conv of 1 groups is none of 2 groups'):
+        fold_branches({'branch': conv(3)}, frame(groups=2))
+
+
 def test_kernel_between_the_taps():
-    with pytest.raises(NotFoldableError, match=r'\(1, 1\) kernel falls between the taps'):
+    with pytest.raises(NotFoldableError, match=r'\(1, 1\) kernel .*does not fit into'):
         fold_branches(
             {'branch': conv(1, padding=1)}, frame(padding=(2, 2), dilation=(2, 2))
         )
@@ -238,22 +392,55 @@ def test_new_layer_type_by_registration():
     with pytest.raises(NotFoldableError, match=r'^branch: .*Twice'):
         fold_branches({'branch': branch}, frame())
 
-    @fold_layer.register(Twice)
+    @register_fold(Twice)
     def _(layer, done):
-        return done._replace(weight=2 * done.weight, bias=2 * done.bias)
+        return done.then_scale(torch.full((done.out_channels,), 2.0).double())
 
     assert_folds({'branch': branch}, frame())
 
+    class Thrice(Twice):
+        def forward(self, x):
+            return 3 * x
+
+    with pytest.raises(NotFoldableError, match='Thrice has a forward of its own'):
+        fold_branches({'branch': nn.Sequential(conv(3), Thrice())}, frame())
+
 
 def test_new_conv_type_by_registration():
-    class Flipped(Swapped):
-        pass
+    class Rotated(Swapped):
+        def forward(self, x):
+            return super(Swapped, self).forward(x)
 
-    layer = Flipped(4, 4, 3, padding=1, bias=False)
-    with pytest.raises(NotFoldableError, match='Flipped does not convolve with its weight'):
+    layer = Rotated(4, 4, 3, padding=1, bias=False)
+    with pytest.raises(NotFoldableError, match='Rotated has a forward of its own'):
         conv_geometry(layer)
-    conv_geometry.register(Flipped, conv2d_geometry)
+    register_linear_conv(Rotated)
     assert conv_geometry(layer) == frame()
+    assert_folds({'branch': layer}, frame())
+
+
+def test_new_norm_type_by_registration():
+    class Own(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x)
+
+    unit = nn.Sequential(conv(3), Own(4))
+    with pytest.raises(NotFoldableError, match='Own has a forward of its own'):
+        fold_branches({'unit': unit}, frame())
+    register_fold(Own, eval_only=True)(fold_norm)
+    assert_folds({'unit': unit}, frame())
+
+
+@pytest.mark.parametrize('force', [conv, lambda: nn.BatchNorm2d(4), nn.Dropout])
+def test_computes_as_folded(force):
+    layer = force()
+    mode_matters = not isinstance(layer, nn.Conv2d)
+    assert computes_as_folded(layer) is not mode_matters
+    assert computes_as_folded(layer.eval())
+    handle = layer.register_full_backward_hook(lambda *_: None)
+    assert not computes_as_folded(layer)
+    handle.remove()
+    assert computes_as_folded(layer)
 
 
 def test_gradients_reach_every_parameter():
@@ -268,7 +455,8 @@ def test_gradients_reach_every_parameter():
     def gradients(y):
         return torch.autograd.grad((y * image(*y.shape)).sum(), module.parameters())
 
-    folded = geometry.convolve(x, *fold_branches(branches, geometry))
+    one = fold_branches(branches, geometry)
+    folded = geometry.convolve(x, one.weight, one.bias)
     direct = sum(branch(x) for branch in branches.values())
     assert_same(gradients(direct), gradients(folded))
 
@@ -277,8 +465,9 @@ def test_computes_at_least_in_float32_and_in_what_is_asked_for():
     half = nn.Sequential(conv(3), nn.BatchNorm2d(4)).half()
     for dtype, result in [(None, torch.float32), (torch.float64, torch.float64)]:
         folded = fold_branches({'half': half}, frame(), dtype=dtype)
-        assert [tensor.dtype for tensor in folded] == [result] * 2
-    assert fold_branches({'double': conv(3).double()}, frame())[0].dtype == torch.float64
+        assert [folded.weight.dtype, folded.bias.dtype] == [result] * 2
+    double = fold_branches({'double': conv(3).double()}, frame())
+    assert double.weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize('first', BRANCHES)
@@ -300,10 +489,11 @@ def test_check_on_the_meta_device_computes_nothing():
     with torch.device('meta'):
         large = nn.Sequential(nn.Conv2d(1 << 20, 1 << 18, 3, padding=1))
     geometry = conv_geometry(large[0])
-    assert fold_branches({'large': large}, geometry)[0].is_meta
+    assert fold_branches({'large': large}, geometry).weight.is_meta
     small = conv(3)
-    weight, bias = fold_branches({'small': small}, frame(), device='meta')
-    assert weight.is_meta and bias.is_meta and small.weight.device.type == 'cpu'
+    folded = fold_branches({'small': small}, frame(), device='meta')
+    assert folded.weight.is_meta and folded.bias.is_meta
+    assert small.weight.device.type == 'cpu'
 
 
 @pytest.mark.parametrize(
@@ -323,84 +513,10 @@ def test_has_running_statistics(module, expected):
     assert has_running_statistics(module) is expected
 
 
-class OwnForward(nn.BatchNorm2d):
-    """A norm of a user: the same function as a batch norm, times a factor."""
-
-    factor = 1
-
-    def forward(self, x):
-        return self.factor * super().forward(x)
-
-
-class Doubled(OwnForward):
-    factor = 2
-
-
-class NoTensors(nn.Module):
-    """A norm that has statistics and nothing else."""
-
-    def __init__(self, channels: int, eps: float = 0.1) -> None:
-        super().__init__()
-        self.eps = eps
-        self.register_buffer('running_mean', torch.full((channels,), 2.0))
-        self.register_buffer('running_var', torch.full((channels,), 3.0))
-
-    def forward(self, x):
-        mean, var = (s.reshape(-1, 1, 1) for s in (self.running_mean, self.running_var))
-        return (x - mean) / (var + self.eps).sqrt()
-
-
-class TestNormsWithForwardsOfTheirOwn:
-    @pytest.mark.parametrize('norm', [OwnForward, NoTensors])
-    def test_the_same_function(self, norm):
-        unit = randomise(nn.Sequential(conv(3), norm(4)).double()).eval()
-        fold_branches({'unit': unit}, frame(), device='meta')
-        x = image(2, 4, 6, 6)
-        assert_same(unit(x), frame().convolve(x, *fold_branches({'unit': unit}, frame())))
-
-    @pytest.mark.parametrize('training', [True, False])
-    def test_another_function(self, training):
-        unit = randomise(nn.Sequential(conv(3), Doubled(4)).double()).train(training)
-        with pytest.raises(NotFoldableError, match='unit: Doubled has running statistics'):
-            fold_branches({'unit': unit}, frame(), device='meta')
-        assert unit[1].training is training
-
-    def test_in_a_block(self):
-        block = randomise(RepVGGBlock(4, 4).double()).eval()
-        block.branch_norm = Doubled(4).double().eval()
-        x = image(2, 4, 200, 200)
-        with branch_by_branch(block):
-            expected = block(x)
-        assert_same(expected, block(x))
-        with pytest.raises(NotFoldableError, match='branch_norm: Doubled'):
-            block.switch_to_deploy()
-        assert not block.deploy
-
-    def test_one_that_only_seems_another_by_rounding(self):
-        unit = nn.Sequential(conv(3), OwnForward(4)).half().eval()
-        unit[1].running_mean.fill_(50)
-        unit[1].running_var.fill_(0)
-        fold_branches({'unit': unit}, frame(), device='meta')
-
-    def test_one_that_cannot_be_tried_out(self):
-        class Elsewhere(nn.BatchNorm2d):
-            def forward(self, x):
-                raise RuntimeError('not on this device')
-
-        unit = nn.Sequential(conv(3), Elsewhere(4))
-        with pytest.raises(NotFoldableError, match=r'Elsewhere .*not on this device'):
-            fold_branches({'unit': unit}, frame(), device='meta')
-
-    def test_hooks_see_nothing_of_it(self):
-        unit, seen = nn.Sequential(conv(3), OwnForward(4)), []
-        unit[1].register_forward_hook(lambda *_: seen.append(1))
-        fold_branches({'unit': unit}, frame(), device='meta')
-        assert not seen
-
-    def test_of_a_norm_without_scale_and_shift_in_a_two_layer_branch(self, monkeypatch):
-        monkeypatch.setitem(HOST_MODELS._module_dict, 'NoTensors', NoTensors)
-        block = DiverseBranchBlock(4, 4, 3, norm_cfg=dict(type='NoTensors'))
-        assert_deploy_equivalent(block.double(), image(2, 4, 8, 8))
+def test_a_norm_of_another_package_by_its_name():
+    """One that is not imported before somebody uses it."""
+    unit = nn.Sequential(conv(3), FrozenBatchNorm2d(4))
+    assert_folds({'unit': unit}, frame())
 
 
 @pytest.mark.parametrize(
@@ -426,13 +542,13 @@ def test_a_weight_that_is_made_of_others(force):
             parameter.mul_(torch.rand_like(parameter))
     # In train mode spectral norms would move their estimate.
     state = copy.deepcopy(dict(unit.state_dict()))
-    weight, bias = fold_branches({'unit': unit}, frame())
+    folded = fold_branches({'unit': unit}, frame())
     assert layer.training
     assert_same(state, unit.state_dict(), tolerance=0)
-    assert_same(unit.eval()(x), frame().convolve(x, weight, bias))
+    assert_same(unit.eval()(x), frame().convolve(x, folded.weight, folded.bias))
     parameters = list(layer.parameters())
-    probe = image(*weight.shape, seed=3)
-    gradients = torch.autograd.grad((weight * probe).sum(), parameters)
+    probe = image(*folded.weight.shape, seed=3)
+    gradients = torch.autograd.grad((folded.weight * probe).sum(), parameters)
     assert_differ(gradients[0], torch.zeros_like(gradients[0]))
 
 

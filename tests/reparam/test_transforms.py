@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,9 +18,10 @@ from mmrep.reparam import (
     constant_response,
     fuse_bn,
     identity_kernel,
-    merge_1x1_kxk,
+    merge_convs,
     pad_kernel,
     scale_kernel,
+    widen_groups,
 )
 
 some = st.booleans()
@@ -28,12 +31,14 @@ ZEROS = ('zeros',)
 class Conv:
     """A conv of drawn tensors and geometry, with its input."""
 
-    def __init__(self, options: dict, bias: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self, options: dict, bias: bool = True, seed: int = 0, x: Tensor | None = None
+    ) -> None:
         outs, self.groups = options['out_channels'], options['groups']
         ins = options['in_channels'] // self.groups
         self.weight = image(outs, ins, *options['kernel_size'], seed=10 + seed)
         self.bias = image(outs, seed=20 + seed) if bias else None
-        self.x = image(2, options['in_channels'], *options['size'])
+        self.x = image(2, options['in_channels'], *options['size']) if x is None else x
         self.place = {k: options[k] for k in ('stride', 'padding', 'dilation')}
 
     def __call__(
@@ -82,19 +87,40 @@ def test_add_branches(options, count):
     assert_same(sum(conv() for conv in convs), convs[0](*merged))
 
 
-@given(conv_options(padding_modes=ZEROS), some, some, st.integers(1, 3))
-def test_merge_1x1_kxk(options, bias1, bias2, factor):
-    groups = options['groups']
-    mid = factor * groups
-    first = Conv({**options, 'out_channels': mid, 'kernel_size': (1, 1)}, bias1)
-    second = Conv({**options, 'in_channels': mid}, bias2, seed=1)
-    u = F.conv2d(first.x, first.weight, first.bias, groups=groups)
+@given(conv_options(padding_modes=ZEROS), some, some, st.integers(1, 3), st.data())
+def test_merge_1x1_kxk(options, bias1, bias2, factor, data):
+    groups1, groups2 = options['groups'], data.draw(st.sampled_from((1, 2)))
+    mid = factor * groups1 * groups2
+    options['out_channels'] *= groups2
+    first = {**options, 'out_channels': mid, 'kernel_size': (1, 1)}
+    first = Conv(first, bias1)
+    second = Conv({**options, 'in_channels': mid, 'groups': groups2}, bias2, seed=1)
+    u = F.conv2d(first.x, first.weight, first.bias, groups=groups1)
     # Padded with what the 1x1 conv makes of a zero.
     rows, columns = options['padding']
     shift = 0 if first.bias is None else first.bias.reshape(1, -1, 1, 1)
     second.x = F.pad(u - shift, (columns, columns, rows, rows)) + shift
-    merged = merge_1x1_kxk(first.weight, first.bias, second.weight, second.bias, groups)
-    assert_same(second(padding=0), first(*merged))
+    merged = merge_convs(
+        first.weight, first.bias, second.weight, second.bias, groups1, groups2
+    )
+    geometry = {**options, 'groups': math.gcd(groups1, groups2)}
+    assert_same(second(padding=0), Conv(geometry, x=first.x)(*merged))
+
+
+@given(conv_options(padding_modes=ZEROS), some, some, st.integers(1, 3), st.data())
+def test_merge_kxk_1x1(options, bias1, bias2, factor, data):
+    """Depthwise and pointwise among them."""
+    groups1 = options['groups']
+    groups2 = data.draw(st.sampled_from((1, 2, options['out_channels'])))
+    outs = 2 * factor * options['out_channels']
+    mid = options['out_channels'] = 2 * options['out_channels']
+    first = Conv(options, bias1)
+    weight = image(outs, mid // groups2, 1, 1, seed=5)
+    bias = image(outs, seed=6) if bias2 else None
+    expected = F.conv2d(first(), weight, bias, groups=groups2)
+    merged = merge_convs(first.weight, first.bias, weight, bias, groups1, groups2)
+    geometry = {**options, 'groups': math.gcd(groups1, groups2)}
+    assert_same(expected, Conv(geometry, x=first.x)(*merged))
 
 
 @pytest.mark.parametrize(
@@ -105,11 +131,33 @@ def test_merge_1x1_kxk(options, bias1, bias2, factor):
         ((4, 3, 1, 1), (2, 4, 3, 3), 2),
         ((4, 3, 1, 1), (3, 2, 3, 3), 2),
     ],
-    ids=['first is no 1x1', 'channels', 'groups', 'outputs and groups'],
+    ids=['none is 1x1', 'channels', 'groups', 'outputs and groups'],
 )
 def test_merge_refuses_what_does_not_chain(first, second, groups):
     with pytest.raises(ValueError, match=rf'cannot merge a kernel \({first[0]}, .*groups'):
-        merge_1x1_kxk(torch.ones(first), None, torch.ones(second), None, groups)
+        merge_convs(torch.ones(first), None, torch.ones(second), None, groups, groups)
+
+
+@given(conv_options(padding_modes=ZEROS), st.sampled_from((1, 2)))
+def test_widen_groups(options, merged):
+    options = {**options, **{k: merged * options[k] for k in ('in_channels', 'groups')}}
+    options['out_channels'] *= merged
+    conv = Conv(options)
+    weight = widen_groups(conv.weight, options['groups'], options['groups'] // merged)
+    wide = Conv({**options, 'groups': options['groups'] // merged}, x=conv.x)
+    assert_same(conv(), wide(weight, conv.bias))
+
+
+@given(conv_options(padding_modes=ZEROS), st.sampled_from(((2, 1), (2, 3), (3, 3))))
+def test_spread_of_a_dilated_kernel(options, step):
+    """Over a frame of smaller dilation, as UniRepLKNet's."""
+    frame = options['dilation']
+    dilation = tuple(d * s for d, s in zip(frame, step, strict=True))
+    size = [n + 60 for n in options['size']]
+    conv = Conv({**options, 'dilation': dilation, 'size': size})
+    sizes = [(k - 1) * s + 1 for k, s in zip(options['kernel_size'], step, strict=True)]
+    spread = pad_kernel(conv.weight, sizes, step=step)
+    assert_same(conv(), conv(spread, conv.bias, dilation=frame))
 
 
 @given(conv_options(padding_modes=ZEROS))
@@ -186,7 +234,7 @@ def test_pad_kernel(options, data):
         ((4, 3), None, r'no place in the middle of \(4, 3\): give the offset'),
         ((3, 2), None, r'no place in the middle of \(3, 2\)'),
         ((1, 1), None, r'does not fit into \(1, 1\) at tap \(-1, -1\)'),
-        ((5, 5), (3, 0), r'\(3, 3\) kernel does not fit into \(5, 5\) at tap \(3, 0\)'),
+        ((5, 5), (3, 0), r'\(3, 3\) kernel, .*fit into \(5, 5\) at tap \(3, 0\)'),
         ((5, 5), (0, -1), r'does not fit into \(5, 5\) at tap \(0, -1\)'),
     ],
 )
@@ -245,10 +293,15 @@ FUNCTIONS = {
         [(4, 2, 3, 3), *[(4,)] * 5],
     ),
     'add_branches': (listed(add_branches), [(4, 2, 3, 3), (4,)] * 3),
-    'merge_1x1_kxk': (
-        lambda w1, b1, w2, b2: merge_1x1_kxk(w1, b1, w2, b2, 2),
+    'merge_convs': (
+        lambda w1, b1, w2, b2: merge_convs(w1, b1, w2, b2, 2, 2),
         [(6, 2, 1, 1), (6,), (4, 3, 3, 2), (4,)],
     ),
+    'merge_convs, depthwise': (
+        lambda w1, b1, w2, b2: merge_convs(w1, b1, w2, b2, 6, 2),
+        [(6, 1, 3, 2), (6,), (4, 3, 1, 1), (4,)],
+    ),
+    'widen_groups': (lambda w: widen_groups(w, 4, 2), [(8, 1, 3, 2)]),
     'constant_response': (
         lambda w, v: constant_response(w, v, 2),
         [(4, 3, 3, 2), (6,)],

@@ -6,7 +6,7 @@ from mmengine.model import BaseModule
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import nn
 
-from mmrep.reparam import has_running_statistics, switch_to_deploy
+from mmrep.reparam import has_running_statistics, reparam_blocks, switch_to_deploy
 
 
 class ArchitectureError(ValueError, AssertionError):
@@ -42,7 +42,6 @@ class ReparamBackbone(BaseModule):
             stem counted as stage 0. Default: -1, none.
         norm_eval (bool): Keep every batch norm in eval mode while training.
             Default: False.
-        deploy (bool): Whether the blocks are built as single convs. Default: False.
         init_cfg (dict | list[dict], optional): Initialization. Default: None.
     """
 
@@ -53,13 +52,17 @@ class ReparamBackbone(BaseModule):
         self,
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.deploy = deploy
+
+    @property
+    def deploy(self) -> bool:
+        """Whether every block is one conv; there is at least one."""
+        blocks = reparam_blocks(self).values()
+        return bool(blocks) and all(block.deploy for block in blocks)
 
     def stem_and_stages(self) -> Iterable[list[nn.Module]]:
         """The modules of the stem, then those of every stage."""

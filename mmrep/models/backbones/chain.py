@@ -64,7 +64,7 @@ class ChainBackbone(ReparamBackbone):
     ) -> None:
         # mmengine takes several entries as a list only.
         init_cfg = list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg
-        super().__init__(frozen_stages, norm_eval, deploy, init_cfg)
+        super().__init__(frozen_stages, norm_eval, init_cfg)
         out_indices = (num_stages - 1,) if out_indices is None else tuple(out_indices)
         require_stages(out_indices, num_stages)
         self.in_channels = in_channels

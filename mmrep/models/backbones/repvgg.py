@@ -9,6 +9,7 @@ from mmrep.registry import MODELS
 
 from ..layers import MTSPPF
 from .base import ReparamBackbone, require, require_stages
+from .units import UnitConfig
 
 _G2 = dict.fromkeys(range(2, 27, 2), 2)
 _G4 = dict.fromkeys(range(2, 27, 2), 4)
@@ -136,7 +137,7 @@ class RepVGG(ReparamBackbone):
     ) -> None:
         # mmengine takes several entries as a list only.
         init_cfg = list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg
-        super().__init__(frozen_stages, norm_eval, deploy, init_cfg)
+        super().__init__(frozen_stages, norm_eval, init_cfg)
         self.arch = arch = self._find_arch(arch)
         num_stages = len(arch['num_blocks'])
         strides = strides or arch.get('strides') or (2,) * num_stages
@@ -152,6 +153,9 @@ class RepVGG(ReparamBackbone):
         self.act_cfg = act_cfg
         self.with_cp = with_cp
         self.block_cfg = block_cfg
+        self.units = UnitConfig(
+            conv_cfg, norm_cfg, act_cfg, block_cfg, deploy, with_cp=with_cp
+        )
 
         widths = [
             int(base_channels * 2**i * factor)
@@ -213,20 +217,14 @@ class RepVGG(ReparamBackbone):
             )
 
     def _build_block(self, in_channels: int, out_channels: int, **geometry) -> nn.Module:
-        cfg = dict(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            kernel_size=3,
+        return self.units.block(
+            in_channels,
+            out_channels,
+            3,
             se_cfg=self.arch.get('se_cfg'),
             se_position=self.arch.get('se_position', 'before_act'),
-            with_cp=self.with_cp,
-            conv_cfg=self.conv_cfg,
-            norm_cfg=self.norm_cfg,
-            act_cfg=self.act_cfg,
-            deploy=self.deploy,
             **geometry,
         )
-        return MODELS.build({**cfg, **(self.block_cfg or dict(type='mmrep.ConvNormBlock'))})
 
     def _make_stage(
         self,

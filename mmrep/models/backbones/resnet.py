@@ -123,9 +123,7 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
     ) -> None:
         self.norm_names: dict[int, str] = {}
         self._zero_init = zero_init_residual and init_cfg is None and pretrained is None
-        super().__init__(
-            frozen_stages, norm_eval, deploy, self._init_cfg(pretrained, init_cfg)
-        )
+        super().__init__(frozen_stages, norm_eval, self._init_cfg(pretrained, init_cfg))
         if depth not in self.arch_settings:
             raise KeyError(
                 f'depth {depth} is unknown; choose from {tuple(self.arch_settings)}'
@@ -298,7 +296,7 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
     def init_weights(self) -> None:
         """Initialize by ``init_cfg``, then apply ``zero_init_residual``."""
         super().init_weights()
-        if not self._zero_init or self.deploy:
+        if not self._zero_init:
             return
         with torch.no_grad():
             for block in self.modules():

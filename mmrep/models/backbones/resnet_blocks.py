@@ -6,18 +6,16 @@ from mmcv.cnn import build_plugin_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmrep.reparam import fuse_conv_norm, has_running_statistics
+from mmrep.reparam import fuse_conv_norm
 
-from ..layers import build_activation, conv_norm, run_block
+from ..blocks import ReparamBlock
+from ..layers import build_activation, run_block
 from .base import require
 from .units import UnitConfig
 
 
 class UnitOwner(BaseModule):
     """A module that holds units as ``conv{i}`` and, of a plain one, ``bn{i}``."""
-
-    #: Whether a conv and its norm may be computed as one conv.
-    one_conv = True
 
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
@@ -39,9 +37,7 @@ class UnitOwner(BaseModule):
     def unit(self, index: int, x: Tensor) -> Tensor:
         """Apply a unit."""
         conv, norm = getattr(self, f'conv{index}'), self.norm(index)
-        if norm is None:
-            return conv(x)
-        return conv_norm(conv, norm, x) if self.one_conv else norm(conv(x))
+        return conv(x) if norm is None else norm(conv(x))
 
     def fuse_plain_units(self) -> None:
         """Turn each conv and norm that equal one conv into it."""
@@ -60,22 +56,6 @@ class UnitOwner(BaseModule):
 
 class PlainUnits(nn.Sequential):
     """Layers in a row, among them convs with a norm after them."""
-
-    #: Whether a conv and its norm may be computed as one conv.
-    one_conv = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layers."""
-        if not self.one_conv:
-            return super().forward(x)
-        layers = list(self)
-        while layers:
-            layer = layers.pop(0)
-            if layers and has_running_statistics(layers[0]):
-                x = conv_norm(layer, layers.pop(0), x)
-            else:
-                x = layer(x)
-        return x
 
     def fuse_plain_units(self) -> None:
         """Turn each conv and norm that equal one conv into it."""
@@ -132,7 +112,8 @@ class ResidualBlock(UnitOwner):
         norm = self.norm(index)
         if norm is not None:
             return [norm]
-        return list(getattr(self, f'conv{index}').last_norms().values())
+        conv = getattr(self, f'conv{index}')
+        return conv.last_norms() if isinstance(conv, ReparamBlock) else []
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, inplanes, H, W)`` to ``(N, expansion * planes, H', W')``."""

@@ -1,31 +1,31 @@
 """A re-parameterizable block: the sum of its branches, then SE, then an activation."""
 
+from collections.abc import Mapping
+from itertools import pairwise
+
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
-from mmengine.model import BaseModule, Sequential
+from mmengine.model import BaseModule, ModuleDict, ModuleList, Sequential
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmrep.reparam import (
+    LINEAR_CONVS,
     ConvGeometry,
+    LinearConv,
     NotFoldableError,
     conv_geometry,
     fold_branches,
-    has_running_statistics,
-    is_batch_norm,
+    fold_layer,
+    known_type,
+    register_fold,
+    set_kernel,
 )
 
 from ..layers import PadOrCrop, SELayer, build_activation, run_block
+from .one_conv import one_conv_kernel
 
 Size = tuple[int, int]
-
-#: The multiply-adds of a conv that take as long. Measured on two cores with AVX-512;
-#: what Python takes for a fold is estimated for a GPU, which multiplies meanwhile.
-_AS_LONG = {
-    'a fold on a CPU': 3 * 10**7,
-    'a fold': 5 * 10**9,
-    'a weight': 80,
-    'a normalised value': 200,
-}
 
 
 def pair(value: int | Size) -> Size:
@@ -34,17 +34,16 @@ def pair(value: int | Size) -> Size:
 
 
 class ReparamBlock(BaseModule):
-    """The base of every block: ``y = act(se(linear(x)))``.
+    """The base of every block: ``y = act(se(post_norm(linear(x))))``.
 
     ``linear`` is the sum of the branches, or one conv with the equivalent kernel. A
-    subclass names its branches in ``branch_names`` and builds them in
-    :meth:`build_branches`, and is done: forward, fusing and the switch are here.
+    subclass returns its branches from :meth:`build_branches`, and is done: forward,
+    fusing and the switch are here. Most blocks have no ``post_norm``.
 
     Where every norm uses running statistics (in eval mode, with ``norm_eval``, in frozen
-    stages) the train form computes with its equivalent kernel, derived anew from the
-    current parameters in every forward, with exact gradients to them. It does so where
-    deriving, which is the same for every input, takes less than the branches would take
-    more, which grows with the number of pixels: hardly for many channels on tiny maps.
+    stages) the train form can compute with its equivalent kernel, derived anew from the
+    current parameters in every forward, with exact gradients to them; see
+    :func:`~mmrep.models.blocks.one_conv.one_conv_kernel`.
 
     Args:
         in_channels (int): Number of input channels.
@@ -67,13 +66,12 @@ class ReparamBlock(BaseModule):
         act_cfg (dict, optional): Config of the activation; None for none.
             Default: ``dict(type='ReLU')``.
         deploy (bool): Build the one conv in the place of the branches. Default: False.
-        one_conv (bool): Allow the train form to compute with its equivalent kernel.
-            Default: True.
+        one_conv (bool | int | str): Whether the train form computes with its equivalent
+            kernel where it can: always, never, for a batch of at least so many output
+            pixels, or, by ``'auto'``, of as many as were measured to pay.
+            Default: ``'auto'``.
         init_cfg (dict | list[dict], optional): Initialization. Default: None.
     """
-
-    #: Attributes that hold the branches; one that a block does without is ``None``.
-    branch_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -92,7 +90,7 @@ class ReparamBlock(BaseModule):
         norm_cfg: dict = dict(type='BN'),
         act_cfg: dict | None = dict(type='ReLU'),
         deploy: bool = False,
-        one_conv: bool = True,
+        one_conv: bool | int | str = 'auto',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -101,6 +99,10 @@ class ReparamBlock(BaseModule):
         if se_position not in ('before_act', 'after_act'):
             raise ValueError(
                 f"se_position is 'before_act' or 'after_act', not {se_position!r}"
+            )
+        if isinstance(one_conv, str) and one_conv != 'auto':
+            raise ValueError(
+                f"one_conv is True, False, 'auto' or a number of pixels, not {one_conv!r}"
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -121,27 +123,102 @@ class ReparamBlock(BaseModule):
         #: Size of the last input; what the tap of a 1x1 depends on under 'SAME' padding.
         self.input_size: Size | None = None
 
+        #: Names of the branches; none in deploy form.
+        self.branch_names: tuple[str, ...] = ()
+        self.post_norm: nn.Module | None = None
+        # What a conv of this type does, asked of one without tensors.
+        with torch.device('meta'):
+            self.frame = self._geometry_of(self.build_conv(self.kernel_size))
         if deploy:
-            # Not every conv type that has no deploy form has a bias, either.
-            with torch.device('meta'):
-                self.frame = self._geometry_of(self.build_conv(self.kernel_size))
             self._add_reparam(self.build_conv(self.kernel_size, bias=True))
         else:
-            main_conv = self.build_conv(self.kernel_size)
-            self.frame = self._geometry_of(main_conv)
-            self.build_branches(main_conv)
-        self.foldable = not deploy and self._is_foldable()
-        self._costs = self._count_costs()
+            self._add_branches(self.build_branches())
+            self.post_norm = self.build_post_norm()
         self.se_layer = None if se_cfg is None else SELayer(out_channels, **se_cfg)
         self.act = None if act_cfg is None else build_activation(act_cfg)
 
-    def build_branches(self, main_conv: nn.Module) -> None:
-        """Set an attribute for every one of ``branch_names``.
+    @classmethod
+    def from_conv(
+        cls, conv: nn.Module, norm: nn.Module | None = None, **options
+    ) -> 'ReparamBlock':
+        """A block that computes ``norm(conv(x))``, and whose main branch is these two.
+
+        Not copies of them: their tensors, dtype, device and ``requires_grad`` stay. The
+        other branches start with a contribution of zero, from the scale of their last
+        norm or from the kernel of a last conv. In a block with a ``post_norm``, ``norm``
+        becomes that one.
 
         Args:
-            main_conv (nn.Module): The kxk conv of the block, for the main branch.
+            conv (nn.Module): A conv of a type whose kernel is known.
+            norm (nn.Module, optional): The norm after it. Default: None.
+            **options: Other arguments of the block. Default: ``act_cfg=None``, convs and
+                norms of the types of these two.
+
+        Raises:
+            NotFoldableError: If the conv is of another type.
+            ValueError: If a branch has nothing that could start at zero.
+        """
+        frame = conv_geometry(conv)
+        geometry = {k: getattr(frame, k) for k in frame.__dataclass_fields__}
+        if frame.padding_mode == 'same':
+            geometry['padding_mode'] = 'zeros'
+        defaults = dict(act_cfg=None)
+        conv_type = known_type(conv, LINEAR_CONVS)
+        if conv_type is not nn.Conv2d:
+            defaults['conv_cfg'] = dict(type=conv_type)
+        if isinstance(norm, _BatchNorm):
+            defaults['norm_cfg'] = dict(
+                type=type(norm), eps=norm.eps, momentum=norm.momentum
+            )
+        block = cls(**{**geometry, **defaults, **options})
+        block.to(conv.weight.device, conv.weight.dtype).train(conv.training)
+        block._start_as(conv, norm)
+        return block
+
+    @torch.no_grad()
+    def _start_as(self, conv: nn.Module, norm: nn.Module | None) -> None:
+        (_, main), *others = self.branches().items()
+        for name, branch in others:
+            last = _last_layer(branch)
+            if getattr(last, 'weight', None) is None:
+                raise ValueError(
+                    f'{name} of {type(self).__name__} has no scale or kernel that could '
+                    'start at zero: leave the branch out'
+                )
+            last.weight.zero_()
+            if getattr(last, 'bias', None) is not None:
+                last.bias.zero_()
+        main.conv = conv
+        if self.post_norm is not None:
+            if norm is None:
+                raise ValueError(f'{type(self).__name__} ends with a norm: give one')
+            self.post_norm = norm
+            norm = None
+        if hasattr(main, 'norm'):
+            main.norm = nn.Identity() if norm is None else norm
+
+    def build_branches(self) -> Mapping[str, nn.Module]:
+        """The branches by name, the main one first.
+
+        A name may be dotted, with numbers for places in a list: ``'branch_list.0'``. The
+        attributes, and so the keys of a state dict, follow it.
         """
         raise NotImplementedError
+
+    def build_post_norm(self) -> nn.Module | None:
+        """The norm after the sum of the branches. Default: none."""
+        return None
+
+    def _add_branches(self, branches: Mapping[str, nn.Module]) -> None:
+        self.branch_names = tuple(branches)
+        for name, branch in branches.items():
+            owner: nn.Module = self
+            for part, following in pairwise(name.split('.')):
+                if part not in owner._modules:
+                    kind = ModuleList if following.isdigit() else ModuleDict
+                    owner.add_module(part, kind())
+                owner = owner._modules[part]
+            owner.add_module(name.rpartition('.')[2], branch)
 
     def build_conv(
         self, kernel_size: int | Size, bias: bool = False, **geometry
@@ -174,37 +251,61 @@ class ReparamBlock(BaseModule):
         branch.add_module('norm', self.build_norm(self.out_channels))
         return branch
 
-    def conv_norm_1x1(self) -> Sequential:
-        """A 1x1 conv and a norm, under the middle tap of the block's conv.
+    def aligned_conv(
+        self, kernel_size: int | Size, dilation: int | Size | None = None
+    ) -> dict[str, nn.Module]:
+        """A conv under the middle taps of the block's, as arguments for :meth:`conv_norm`.
 
-        Its output has the size of the block's: where the block's padding is not the one
-        that keeps the size, it pads or crops its input.
+        Its output has the size of the block's: where it takes another padding before than
+        after, its input is padded or cropped.
+
+        Args:
+            kernel_size (int | tuple[int, int]): Rows and columns of its kernel.
+            dilation (int | tuple[int, int], optional): A multiple of the block's.
+                Default: None, the block's.
         """
-        conv = self.build_conv(1, padding=0, dilation=1)
+        kernel_size = pair(kernel_size)
+        dilation = self.dilation if dilation is None else pair(dilation)
+        # One tap has no dilation.
+        sizes = zip(dilation, kernel_size, strict=True)
+        dilation = tuple(apart if taps > 1 else 1 for apart, taps in sizes)
         if self.frame is not None and self.frame.padding_mode == 'same':
-            return self.conv_norm(conv)
-        rows, columns = (
-            # Pixels before the middle tap, and after it.
-            (p - (k - 1) // 2 * d, p - k // 2 * d)
-            for p, k, d in zip(self.padding, self.kernel_size, self.dilation, strict=True)
-        )
-        if rows == columns == (0, 0):
-            return self.conv_norm(conv)
-        return self.conv_norm(conv, align=PadOrCrop(rows, columns, self.padding_mode))
+            return dict(conv=self.build_conv(kernel_size, dilation=dilation))
+        sides = []
+        for axis, padding in enumerate(self.padding):
+            apart = self.dilation[axis]
+            span = dilation[axis] * (kernel_size[axis] - 1)
+            spare, rest = divmod(apart * (self.kernel_size[axis] - 1) - span, apart)
+            if rest or spare < 0:
+                raise ValueError(
+                    f'a {kernel_size} kernel of dilation {dilation} has no place in the '
+                    f'{self.kernel_size} frame of dilation {self.dilation}'
+                )
+            before = spare // 2
+            # Pixels before the first tap, and after the last.
+            sides.append((padding - before * apart, padding - (spare - before) * apart))
+        rows, columns = sides
+        even = rows[0] == rows[1] >= 0 and columns[0] == columns[1] >= 0
+        padding = (rows[0], columns[0]) if even else 0
+        conv = self.build_conv(kernel_size, padding=padding, dilation=dilation)
+        if even:
+            return dict(conv=conv)
+        return dict(align=PadOrCrop(rows, columns, self.padding_mode), conv=conv)
 
     def branches(self) -> dict[str, nn.Module]:
-        """The branches that this block has, by name; none in deploy form."""
-        if self.deploy:
-            return {}
-        named = {name: getattr(self, name) for name in self.branch_names}
-        return {name: branch for name, branch in named.items() if branch is not None}
+        """The branches by name; none in deploy form."""
+        return {name: self.get_submodule(name) for name in self.branch_names}
 
-    def last_norms(self) -> dict[str, nn.Module]:
-        """The norm that ends each branch, by the branch's name."""
-        return {
-            name: branch if has_running_statistics(branch) else [*branch.children()][-1]
-            for name, branch in self.branches().items()
-        }
+    def linear_parts(self) -> list[nn.Module]:
+        """The branches and the norm after them: what becomes one conv."""
+        after = [] if self.post_norm is None else [self.post_norm]
+        return [*self.branches().values(), *after]
+
+    def last_norms(self) -> list[nn.Module]:
+        """The norms whose scales multiply all of ``linear``'s output."""
+        if self.post_norm is not None:
+            return [self.post_norm]
+        return [_last_layer(branch) for branch in self.branches().values()]
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``."""
@@ -222,23 +323,23 @@ class ReparamBlock(BaseModule):
         return out
 
     def linear(self, x: Tensor) -> Tensor:
-        """The sum of the branches, or the one conv that they equal."""
+        """The norm after the sum of the branches, or the one conv that they equal."""
         if self.frame is not None and self.frame.moves_with_size:
             self._see_size(tuple(x.shape[2:]))
         if self.deploy:
             return self.branch_reparam(x)
-        if self.one_conv and self.foldable and self._is_linear_now() and self._pays(x):
-            weight, bias = self.equivalent_kernel_bias(tuple(x.shape[2:]))
+        kernel = one_conv_kernel(self, x)
+        if kernel is not None:
             dtype = next(self.parameters()).dtype
-            return self.frame.convolve(x, weight.to(dtype), bias.to(dtype))
+            return self.frame.convolve(x, *(tensor.to(dtype) for tensor in kernel))
         branches = list(self.branches().values())
-        if len(branches) == 1:
-            return branches[0](x)
-        # A sum of two is nobody else's: not the input, which a branch may return as it is.
-        out = branches[0](x) + branches[1](x)
+        out = branches[0](x)
+        if len(branches) > 1:
+            # A sum of two is nobody else's: not the input, which a branch may return.
+            out = out + branches[1](x)
         for branch in branches[2:]:
             out += branch(x)
-        return out
+        return out if self.post_norm is None else self.post_norm(out)
 
     def equivalent_kernel_bias(
         self,
@@ -274,13 +375,16 @@ class ReparamBlock(BaseModule):
         kind = next(self.parameters()).device.type
         # There is no autocast on the meta device, and nothing to compute.
         with torch.autocast('cpu' if kind == 'meta' else kind, enabled=False):
-            return fold_branches(
+            folded = fold_branches(
                 self.branches(),
                 self.frame,
                 input_size or self.input_size,
                 dtype,
                 device,
             )
+            if self.post_norm is not None:
+                folded = fold_layer(self.post_norm, folded)
+        return folded.weight, folded.bias
 
     @property
     def lacks_size(self) -> bool:
@@ -293,10 +397,7 @@ class ReparamBlock(BaseModule):
         )
 
     def check_foldable(self) -> None:
-        """Raise what :meth:`switch_to_deploy` would raise; change nothing.
-
-        Norms with a forward of their own are tried out; nothing else is computed.
-        """
+        """Raise what :meth:`switch_to_deploy` would raise; compute and change nothing."""
         self.equivalent_kernel_bias(device='meta')
 
     @torch.no_grad()
@@ -314,24 +415,19 @@ class ReparamBlock(BaseModule):
             return
         self.check_foldable()
         weight, bias = self.equivalent_kernel_bias(dtype=torch.float64)
-        like = next(self.parameters())
+        replaced = [p for part in self.linear_parts() for p in part.parameters()]
         with torch.device('meta'):
             # Its own numbers would be drawn for nothing.
             conv = self.build_conv(self.kernel_size, bias=True)
-        conv.weight = nn.Parameter(weight.to(like, memory_format=torch.contiguous_format))
-        conv.bias = nn.Parameter(bias.to(like))
-        trainable = [
-            p.requires_grad for b in self.branches().values() for p in b.parameters()
-        ]
-        # A frozen block stays frozen.
-        conv.requires_grad_(any(trainable))
-        for name in self.branch_names:
+        set_kernel(conv, weight, bias, replaced)
+        for name in {name.partition('.')[0] for name in self.branch_names}:
             delattr(self, name)
-        self.deploy = True
+        self.branch_names, self.post_norm, self.deploy = (), None, True
         self._add_reparam(conv.train(self.training))
         if self.frame.moves_with_size:
             start = self.frame.start(self.input_size)
-            self.reparam_start = torch.tensor(start, device=like.device)
+            self.reparam_start = torch.tensor(start, device=conv.weight.device)
+            self._read_start()
 
     def _same_size_padding(self) -> Size:
         span = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
@@ -357,57 +453,39 @@ class ReparamBlock(BaseModule):
         if self.frame.moves_with_size:
             # Where the first tap of the fused kernel lies; positive until it is fused.
             self.register_buffer('reparam_start', torch.ones(2, dtype=torch.int64))
+            self._read_start()
 
-    def _is_foldable(self) -> bool:
-        """Whether the branches are linear in eval mode, whatever the input's size."""
-        try:
-            self.equivalent_kernel_bias((64, 64), device='meta')
-        except NotFoldableError:
-            return False
-        return True
+    def _read_start(self) -> None:
+        # A forward that asked the buffer would wait for a GPU, and break a graph.
+        start = self.reparam_start
+        self._fused_start = None if start.is_meta else tuple(start.tolist())
 
-    def _is_linear_now(self) -> bool:
-        """Whether no norm of a branch uses batch statistics, or may be something else."""
-        return not any(
-            has_running_statistics(layer) and (layer.training or not is_batch_norm(layer))
-            for branch in self.branches().values()
-            for layer in branch.modules()
-        )
-
-    def _pays(self, x: Tensor) -> bool:
-        """Whether deriving the kernel takes less time than the branches would take more.
-
-        In multiply-adds: those of transform III and of the convs that are saved, and
-        what takes as long as so many, see :data:`_AS_LONG`.
-        """
-        frame = self.frame
-        pixels = x.size(0) * x.size(2) * x.size(3) // (frame.stride[0] * frame.stride[1])
-        deriving, saved_per_pixel = self._costs
-        fixed = _AS_LONG['a fold on a CPU' if x.device.type == 'cpu' else 'a fold']
-        return fixed + deriving < pixels * saved_per_pixel
-
-    def _count_costs(self) -> tuple[int, int]:
-        """Multiply-adds of deriving the kernel, and those saved for a pixel."""
-        width = self.in_channels // self.groups
-        one = self.out_channels * width * self.kernel_size[0] * self.kernel_size[1]
-        branches = list(self.branches().values())
-        weights = sum(p.numel() for b in branches for p in b.parameters() if p.dim() > 1)
-        merged = sum(hasattr(b, 'conv1') and not b.pools for b in branches)
-        norms = sum(has_running_statistics(m) for b in branches for m in b.modules())
-        deriving = _AS_LONG['a weight'] * weights + merged * one * width
-        saved = weights - one + _AS_LONG['a normalised value'] * norms * self.out_channels
-        return deriving, saved
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if hasattr(self, 'reparam_start'):
+            self._read_start()
 
     def _see_size(self, input_size: Size) -> None:
         """Keep the input's size; refuse one that the fused kernel is wrong for."""
         self.input_size = input_size
         if not self.deploy:
             return
-        fused = tuple(self.reparam_start.tolist())
-        needed = self.frame.start(input_size)
-        if max(fused) <= 0 and fused != needed:
+        fused, needed = self._fused_start, self.frame.start(input_size)
+        if fused is not None and max(fused) <= 0 and fused != needed:
             raise ValueError(
                 f"this block was fused for inputs that 'SAME' padding shifts by {fused} "
                 f'pixels; an input of {input_size} shifts by {needed}: fuse it for this '
                 'size, or resize the input to the parity it was fused for'
             )
+
+
+def _last_layer(branch: nn.Module) -> nn.Module:
+    return [*branch.modules()][-1]
+
+
+@register_fold(ReparamBlock)
+def _(block: ReparamBlock, done: LinearConv) -> LinearConv:
+    if block.act is not None or block.se_layer is not None:
+        raise NotFoldableError(f'{type(block).__name__} has an activation or SE')
+    kernel = block.equivalent_kernel_bias(done.input_size, done.dtype, done.device)
+    return done.then_conv(*kernel, block.frame)

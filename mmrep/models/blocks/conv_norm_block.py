@@ -15,7 +15,5 @@ class ConvNormBlock(ReparamBlock):
     are :class:`~mmrep.models.blocks.ReparamBlock`'s.
     """
 
-    branch_names = ('branch_kxk',)
-
-    def build_branches(self, main_conv: nn.Module) -> None:
-        self.branch_kxk = self.conv_norm(main_conv)
+    def build_branches(self) -> dict[str, nn.Module]:
+        return {'branch_kxk': self.conv_norm(self.build_conv(self.kernel_size))}

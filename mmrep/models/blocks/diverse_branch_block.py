@@ -45,8 +45,6 @@ class DiverseBranchBlock(ReparamBlock):
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
     """
 
-    branch_names = ('branch_kxk', 'branch_1x1', 'branch_1x1_kxk', 'branch_avg')
-
     def __init__(
         self,
         in_channels: int,
@@ -62,7 +60,7 @@ class DiverseBranchBlock(ReparamBlock):
         act_cfg: dict | None = None,
         **kwargs,
     ) -> None:
-        unknown = {f'branch_{name}' for name in branches} - set(self.branch_names)
+        unknown = set(branches) - {'kxk', '1x1', '1x1_kxk', 'avg'}
         if unknown or 'kxk' not in branches:
             raise ValueError(
                 f"branches must hold 'kxk' and may hold '1x1', '1x1_kxk' and 'avg', not "
@@ -92,13 +90,29 @@ class DiverseBranchBlock(ReparamBlock):
         if single_init:
             self._start_as_single_branch()
 
-    def build_branches(self, main_conv: nn.Module) -> None:
-        self.branch_kxk = self.conv_norm(main_conv)
-        has_1x1 = '1x1' in self.chosen and not self.depthwise
-        self.branch_1x1 = self.conv_norm_1x1() if has_1x1 else None
-        has_1x1_kxk = '1x1_kxk' in self.chosen
-        self.branch_1x1_kxk = self._build_1x1_kxk() if has_1x1_kxk else None
-        self.branch_avg = self._build_avg() if 'avg' in self.chosen else None
+    def build_branches(self) -> dict[str, nn.Module]:
+        branches = {'branch_kxk': self.conv_norm(self.build_conv(self.kernel_size))}
+        if '1x1' in self.chosen and not self.depthwise:
+            branches['branch_1x1'] = self.conv_norm(**self.aligned_conv(1))
+        if '1x1_kxk' in self.chosen:
+            branches['branch_1x1_kxk'] = self._build_1x1_kxk()
+        if 'avg' in self.chosen:
+            branches['branch_avg'] = self._build_avg()
+        return branches
+
+    @property
+    def _geometry(self) -> ConvGeometry:
+        """The frame's; of a conv of an unknown type, what it was asked for."""
+        return self.frame or ConvGeometry(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.padding_mode,
+        )
 
     def _build_1x1_kxk(self) -> PointwiseSpatial:
         internal = self.internal_channels
@@ -111,21 +125,11 @@ class DiverseBranchBlock(ReparamBlock):
             self.build_norm(internal),
             self.build_conv(self.kernel_size, in_channels=internal),
             self.build_norm(self.out_channels),
+            self._geometry,
         )
 
     def _build_avg(self) -> nn.Module:
-        # Of a conv of an unknown type, the geometry is what it was asked for.
-        frame = self.frame or ConvGeometry(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.padding_mode,
-        )
-        pool = DilatedAvgPool2d(replace(frame, in_channels=self.out_channels))
+        pool = DilatedAvgPool2d(replace(self._geometry, in_channels=self.out_channels))
         norm = self.build_norm(self.out_channels)
         if self.depthwise:
             branch = Sequential()
@@ -137,6 +141,7 @@ class DiverseBranchBlock(ReparamBlock):
             self.build_norm(self.out_channels),
             pool,
             norm,
+            pool.geometry,
         )
 
     def _pointwise(self, out_channels: int) -> nn.Module:
@@ -152,6 +157,6 @@ class DiverseBranchBlock(ReparamBlock):
 
     @torch.no_grad()
     def _start_as_single_branch(self) -> None:
-        for name, norm in self.last_norms().items():
+        for index, norm in enumerate(self.last_norms()):
             if norm.weight is not None:
-                norm.weight.fill_(1.0 if name == 'branch_kxk' else 0.0)
+                norm.weight.fill_(0.0 if index else 1.0)

@@ -30,8 +30,6 @@ class RepVGGBlock(ReparamBlock):
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
     """
 
-    branch_names = ('branch_3x3', 'branch_1x1', 'branch_norm')
-
     def __init__(
         self,
         in_channels: int,
@@ -59,12 +57,15 @@ class RepVGGBlock(ReparamBlock):
             **kwargs,
         )
 
-    def build_branches(self, main_conv: nn.Module) -> None:
-        self.branch_3x3 = self.conv_norm(main_conv)
-        self.branch_1x1 = self.conv_norm_1x1()
-        keeps_shape = (
+    def build_branches(self) -> dict[str, nn.Module]:
+        branches = {
+            'branch_3x3': self.conv_norm(self.build_conv(3)),
+            'branch_1x1': self.conv_norm(**self.aligned_conv(1)),
+        }
+        if (
             self.in_channels == self.out_channels
             and self.stride == (1, 1)
             and self.padding == self.dilation
-        )
-        self.branch_norm = self.build_norm(self.in_channels) if keeps_shape else None
+        ):
+            branches['branch_norm'] = self.build_norm(self.in_channels)
+        return branches

@@ -1,8 +1,7 @@
 """Small layers that blocks need, and how foreign conv layers are folded."""
 
-from . import mmcv_convs
+from . import mmcv_layers
 from .activation import build_activation
-from .conv_norm import conv_norm
 from .identity_conv import IdentityConv1x1
 from .mtsppf import MTSPPF
 from .pad_or_crop import PadOrCrop
@@ -19,7 +18,6 @@ __all__ = [
     'PointwiseSpatial',
     'SELayer',
     'build_activation',
-    'conv_norm',
-    'mmcv_convs',
+    'mmcv_layers',
     'run_block',
 ]

@@ -8,8 +8,8 @@ from mmrep.registry import MODELS
 from mmrep.reparam import (
     ConvGeometry,
     LinearConv,
-    fold_layer,
     identity_kernel,
+    register_fold,
     weight_in_eval_mode,
 )
 
@@ -49,7 +49,7 @@ class IdentityConv1x1(nn.Module):
         return f'{self.channels}, groups={self.groups}'
 
 
-@fold_layer.register(IdentityConv1x1)
+@register_fold(IdentityConv1x1)
 def _(layer: IdentityConv1x1, done: LinearConv) -> LinearConv:
     geometry = ConvGeometry(layer.channels, layer.channels, (1, 1), groups=layer.groups)
     return done.then_conv(layer.kernel(weight_in_eval_mode(layer)), None, geometry)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrep.reparam import LinearConv, fold_layer
+from mmrep.reparam import LinearConv, register_fold
 
 Sides = tuple[int, int]
 
@@ -37,6 +37,6 @@ class PadOrCrop(nn.Module):
         return f'rows={self.rows}, columns={self.columns}, mode={self.padding_mode}'
 
 
-@fold_layer.register(PadOrCrop)
+@register_fold(PadOrCrop)
 def _(layer: PadOrCrop, done: LinearConv) -> LinearConv:
-    return done.moved((-layer.rows[0], -layer.columns[0]))
+    return done.then_pad(layer.rows, layer.columns, layer.padding_mode)

@@ -1,14 +1,12 @@
 """Average pooling with everything that a conv has."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrep.reparam import ConvGeometry, LinearConv, fold_layer
+from mmrep.reparam import ConvGeometry, LinearConv, register_fold
 
 
 class DilatedAvgPool2d(nn.Module):
@@ -29,47 +27,26 @@ class DilatedAvgPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, C, H', W')``."""
         trains = x.requires_grad and torch.is_grad_enabled()
-        if not trains or torch.jit.is_tracing():
-            return self._pool(x)
-        if self._is_symmetric():
-            return _SymmetricAverage.apply(x, self.average)
-        return self.average(x)
-
-    def average(self, x: Tensor) -> Tensor:
-        """:meth:`forward` in the way that is fast in training."""
         # On a CPU torch pools pixel by pixel, unless channels are last.
-        slow = x.device.type == 'cpu' and x.is_contiguous()
-        return self._as_conv(x) if slow and x.dtype == torch.float32 else self._pool(x)
+        slow = x.device.type == 'cpu' and x.is_contiguous() and x.dtype == torch.float32
+        if trains and slow and not torch.jit.is_tracing():
+            return self._as_conv(x)
+        return self._pool(x)
 
     def _pool(self, x: Tensor) -> Tensor:
         geometry = self.geometry
         (top, bottom), (left, right) = pad = geometry.pad(tuple(x.shape[2:]))
         if geometry.dilation != (1, 1):
             return self._as_conv(x)
-        inside = geometry.padding_mode in ('zeros', 'same') and all(
+        inside = geometry.fill == 'zeros' and all(
             before == after <= size // 2
             for (before, after), size in zip(pad, geometry.kernel_size, strict=True)
         )
         if not inside:
-            mode = geometry.padding_mode
-            mode = 'constant' if mode in ('zeros', 'same') else mode
+            mode = 'constant' if geometry.fill == 'zeros' else geometry.fill
             x = F.pad(x, (left, right, top, bottom), mode=mode)
         return F.avg_pool2d(
             x, geometry.kernel_size, geometry.stride, (top, left) if inside else 0
-        )
-
-    def _is_symmetric(self) -> bool:
-        """Whether an output pixel weighs in an input pixel as that does in it."""
-        geometry = self.geometry
-        return (
-            geometry.stride == (1, 1)
-            and geometry.padding_mode == 'zeros'
-            and all(
-                2 * p == d * (k - 1)
-                for p, d, k in zip(
-                    geometry.padding, geometry.dilation, geometry.kernel_size, strict=True
-                )
-            )
         )
 
     def _as_conv(self, x: Tensor) -> Tensor:
@@ -83,22 +60,6 @@ class DilatedAvgPool2d(nn.Module):
         return str(self.geometry)
 
 
-class _SymmetricAverage(torch.autograd.Function):
-    """An average that is its own transpose: its backward needs nothing of its forward."""
-
-    @staticmethod
-    def forward(x: Tensor, average: Callable[[Tensor], Tensor]) -> Tensor:
-        return average(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.average = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _SymmetricAverage.apply(gradient, ctx.average), None
-
-
-@fold_layer.register(DilatedAvgPool2d)
+@register_fold(DilatedAvgPool2d)
 def _(layer: DilatedAvgPool2d, done: LinearConv) -> LinearConv:
     return done.then_average(layer.geometry)

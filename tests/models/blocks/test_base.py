@@ -17,6 +17,7 @@ from laws import (
     assert_same_step,
     count_convs,
     image,
+    kept_maps,
     randomise,
     running_statistics,
     step,
@@ -24,6 +25,7 @@ from laws import (
 from mmcv import ops
 from torch import distributed, nn
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 from mmrep.models.blocks import ConvNormBlock, DiverseBranchBlock, RepVGGBlock
 from mmrep.models.blocks.base import ReparamBlock
@@ -143,13 +145,25 @@ def test_mmcvs_own_sync_bn(process_group, name):
 class TestOneConv:
     x = image(4, 4, 16, 16)
 
-    def test_is_used_where_it_pays(self):
-        block = RepVGGBlock(64, 64).double().eval()
-        assert count_convs(block, image(2, 64, 40, 40)) == 1
-        # Little is saved for few pixels, and deriving takes long for many channels.
-        assert count_convs(block, image(1, 64, 8, 8)) == 2
-        wide = RepVGGBlock(512, 512).double().eval()
-        assert count_convs(wide, image(50, 512, 1, 1)) == 2
+    @pytest.mark.parametrize(
+        'kind', [RepVGGBlock, lambda *a, **k: DiverseBranchBlock(*a, 3, **k)]
+    )
+    def test_is_used_where_it_pays(self, kind):
+        """By the output pixels of the batch, unless somebody says it."""
+        for stride, size in ((1, 20), (2, 40)):
+            enough, fewer = image(1, 4, size, size), image(1, 4, size, size - stride)
+            block = randomise(kind(4, 4, stride=stride).double()).eval()
+            assert count_convs(block, enough) == 1
+            assert count_convs(block, fewer) > 1
+            block.one_conv = 100
+            assert count_convs(block, image(1, 4, size // 2, size // 2)) == 1
+            assert count_convs(block, image(1, 4, size // 2, size // 2 - stride)) > 1
+            block.one_conv = True
+            assert count_convs(block, image(1, 4, 3, 3)) == 1
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match="one_conv is True, False, 'auto' or a number"):
+            RepVGGBlock(4, 4, one_conv='always')
 
     @pytest.mark.parametrize('form', ['train', 'eval'])
     def test_can_be_forbidden(self, form):
@@ -303,8 +317,10 @@ class TestSwitch:
     def test_conv_is_made_of_its_weights_alone(self, name, layout):
         """No random number is drawn, and nothing stays on the meta device."""
         block = build(name, dtype=torch.float32)
+        memory_format = torch.contiguous_format
         if layout == 'channels last':
-            block.to(memory_format=torch.channels_last)
+            memory_format = torch.channels_last
+            block.to(memory_format=memory_format)
         before = torch.get_rng_state()
         block.switch_to_deploy()
         assert torch.equal(torch.get_rng_state(), before)
@@ -312,7 +328,7 @@ class TestSwitch:
         for tensor in (*conv.parameters(), *block.state_dict().values()):
             assert tensor.device.type == 'cpu'
             assert tensor.dtype == torch.float32
-        assert conv.weight.is_contiguous()
+        assert conv.weight.is_contiguous(memory_format=memory_format)
         assert conv.bias.is_contiguous()
 
     def test_of_what_cannot_be_fused_changes_nothing(self, name):
@@ -331,7 +347,6 @@ class TestSwitch:
     )
     def test_what_cannot_be_fused_trains_by_branches(self, name, norm_cfg):
         block = randomise(BLOCKS[name](norm_cfg=norm_cfg).double())
-        assert not block.foldable
         x = image(2, 4, 8, 8)
         for mode in (True, False):
             outcome = step(block.train(mode), x)
@@ -352,7 +367,9 @@ def test_convs_whose_kernel_is_not_their_weight(name, conv_type):
     outcome = step(block, image(2, 4, 8, 8, dtype=torch.float32))
     assert outcome['outputs']['output'].shape[2:] == (4, 4)
     assert outcome['gradients'].keys() == dict(block.named_parameters()).keys() | {'input'}
-    with pytest.raises(NotFoldableError, match=r'does not convolve|is no conv with'):
+    with pytest.raises(
+        NotFoldableError, match=r'has a forward of its own|is no linear layer'
+    ):
         block.switch_to_deploy()
     assert not block.deploy
     with pytest.raises(NotFoldableError, match=r'^deploy=True is impossible: '):
@@ -458,6 +475,22 @@ class TestAdaptivePadding:
         block.switch_to_deploy()
 
 
+def saved_on_cpu(block: ReparamBlock):
+    def function(x):
+        with torch.autograd.graph.save_on_cpu():
+            return block(x)
+
+    return function
+
+
+#: What the caller of a block does about memory.
+CALLERS = {
+    'nobody': lambda block: block,
+    'checkpoint': lambda block: lambda x: checkpoint(block, x, use_reentrant=False),
+    'saved on cpu': saved_on_cpu,
+}
+
+
 @every_block
 class TestCheckpointing:
     """``with_cp``: less memory, and nothing else."""
@@ -486,26 +519,16 @@ class TestCheckpointing:
         block(image(2, 4, 8, 8)).sum().backward()
         assert all(p.grad is not None for p in block.parameters())
 
-    def test_saves_memory(self, name):
-        """The input, which others hold, and what the act keeps are all that is kept."""
+    @pytest.mark.parametrize('callers', CALLERS)
+    def test_saves_memory(self, name, callers):
+        """Besides the input and the output no map is left, whatever the caller does."""
         x = image(4, 4, 32, 32).requires_grad_()
-        plain, saving = (saved_maps(build(name, with_cp=cp), x) for cp in (False, True))
-        assert saving <= 2
-        assert plain >= 3
-
-
-def saved_maps(block: nn.Module, x: torch.Tensor) -> float:
-    """How many tensors of the input's size a forward pass keeps for the backward pass."""
-    total = 0
-
-    def keep(tensor):
-        nonlocal total
-        total += tensor.numel() / x.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        block(x)
-    return total
+        plain, saving = (
+            kept_maps(CALLERS[callers](build(name, with_cp=cp)), x) for cp in (False, True)
+        )
+        assert saving <= 0.1
+        if callers == 'nobody':
+            assert plain >= 1
 
 
 old_torch = tuple(map(int, torch.__version__.split('.')[:2])) < (2, 5)
@@ -651,21 +674,29 @@ class TestSE:
 
 
 @pytest.mark.parametrize(
-    'names', list(itertools.permutations(('rows', 'columns', 'shortcut')))
+    'names', list(itertools.permutations(('rows', 'list.0', 'list.1', 'part.shortcut')))
 )
 def test_a_new_block_costs_its_branches(names):
     """The promise of the design: no fuse code in a new type of block."""
 
     class Cross(ReparamBlock):
-        branch_names = names
-
-        def build_branches(self, main_conv):
+        def build_branches(self):
             rows = self.build_conv((1, 3), padding=(0, 1), bias=True)
-            self.rows = self.conv_norm(rows)
-            self.columns = self.build_conv((3, 1), padding=(1, 0), bias=True)
-            self.shortcut = nn.Identity()
+            branches = {
+                'rows': self.conv_norm(rows),
+                'list.0': self.build_conv((3, 1), padding=(1, 0), bias=True),
+                'list.1': self.conv_norm(**self.aligned_conv((3, 1))),
+                'part.shortcut': nn.Identity(),
+            }
+            return {name: branches[name] for name in names}
 
-    assert_deploy_equivalent(Cross(4, 4, 3).double(), image(2, 4, 7, 7))
+    block = Cross(4, 4, 3).double()
+    assert {'rows.conv.weight', 'list.0.weight'} <= block.state_dict().keys()
+    deployed = assert_deploy_equivalent(block, image(2, 4, 7, 7))
+    assert deployed.state_dict().keys() == {
+        'branch_reparam.weight',
+        'branch_reparam.bias',
+    }
     assert_one_conv_exact(Cross(4, 4, 3).double(), image(2, 4, 7, 7))
 
 

@@ -34,23 +34,13 @@ def official_pair(**options) -> tuple[OfficialDBB, DiverseBranchBlock]:
     return official, ours
 
 
-@pytest.mark.parametrize(
-    ('options', 'ours_keeps', 'official_keeps'),
-    [
-        # The inputs of the last norms of two branches and of one after a kxk conv,
-        # and what the first convs of two branches make.
-        ({}, 5, 8),
-        (dict(groups=2), 5, 8),
-        # Depthwise, where the inner width is twice the block's.
-        (dict(groups=4), 5, 7),
-        (dict(stride=2), 2.75, 5),
-    ],
-    ids=str,
-)
-def test_memory(options, ours_keeps, official_keeps):
+@pytest.mark.parametrize('options', [{}, dict(groups=4), dict(stride=2)], ids=str)
+def test_memory(options):
+    """Less than the authors' block, whose maps are padded; with ``with_cp``, none."""
     official, ours = official_pair(**options)
-    assert kept_maps(ours, X) == ours_keeps
-    assert kept_maps(official, X) >= official_keeps
+    assert kept_maps(ours, X) < kept_maps(official, X)
+    ours.with_cp = True
+    assert kept_maps(ours, X) <= 0.2
 
 
 @pytest.mark.parametrize('with_cp', [False, True])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from geometries import conv_options
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import assert_same, image, randomise, step
+from laws import assert_same, image, randomise
 from mmpretrain.models.backbones.repvgg import MTSPPF as MMPretrainMTSPPF
 from mmpretrain.models.utils import SELayer as MMPretrainSELayer
 from torch import nn
@@ -19,7 +19,6 @@ from mmrep.models.layers import (
     SELayer,
     build_activation,
 )
-from mmrep.models.layers.recompute import statistics_kept
 from mmrep.reparam import ConvGeometry
 
 sides = st.tuples(st.integers(-2, 3), st.integers(-2, 3))
@@ -112,22 +111,3 @@ def test_activation_is_in_place_where_it_can_be(cfg, in_place):
     before = dict(cfg)
     assert getattr(build_activation(cfg), 'inplace', None) is in_place
     assert cfg == before
-
-
-def test_statistics_kept():
-    """Norms use the batch and leave their statistics, also when something fails."""
-    norm = randomise(nn.BatchNorm2d(3).double())
-    other = nn.BatchNorm2d(3, track_running_stats=False)
-    frozen = nn.BatchNorm2d(3).eval()
-    module = nn.ModuleList([norm, other, frozen])
-    x = image(4, 3, 5, 5)
-    expected = F.batch_norm(x, None, None, norm.weight, norm.bias, training=True)
-    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
-    with pytest.raises(RuntimeError), statistics_kept(module):
-        assert_same(expected, norm(x))
-        raise RuntimeError
-    assert_same(before, dict(norm.named_buffers()), tolerance=0)
-    assert [n.track_running_stats for n in module] == [True, False, True]
-    assert not torch.equal(
-        before['running_mean'], step(norm, x)['statistics']['running_mean']
-    )

@@ -1,64 +1,27 @@
-"""What the two-layer branches of DBB keep for the backward pass, and that it is enough."""
+"""The two-layer branches of DBB: their gradients, and layers that take others' places."""
 
 import copy
 
 import pytest
 import torch
-from laws import (
-    assert_same,
-    assert_same_step,
-    image,
-    kept_for_backward,
-    kept_maps,
-    randomise,
-    step,
-)
+import torch.nn.functional as F
+from laws import assert_differ, assert_same, assert_same_step, image, randomise, step
 from mmengine.model import revert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from mmrep.models.blocks import DiverseBranchBlock
 from mmrep.models.layers.pointwise_spatial import PointwiseSpatial
 
 BRANCHES = ('branch_1x1_kxk', 'branch_avg')
 X = image(4, 4, 16, 16)
+SAME = dict(type='Conv2dAdaptivePadding')
 
 every_branch = pytest.mark.parametrize('name', BRANCHES)
 
 
-def block(**options) -> DiverseBranchBlock:
-    return randomise(DiverseBranchBlock(4, 4, **options).double())
-
-
 def branch(name: str, **options) -> PointwiseSpatial:
-    return getattr(block(**options), name)
-
-
-@pytest.fixture
-def recomputes(monkeypatch) -> list[bool]:
-    """Whether each branch that ran kept less and computed again."""
-    calls = []
-    asked = PointwiseSpatial._makes_again
-
-    def recorded(branch):
-        calls.append(asked(branch))
-        return calls[-1]
-
-    monkeypatch.setattr(PointwiseSpatial, '_makes_again', recorded)
-    return calls
-
-
-class TestMemory:
-    def test_of_a_branch(self):
-        """What conv1 makes; of the kxk conv that is no average what it makes, too."""
-        assert kept_maps(branch('branch_avg'), X) == 1
-        assert kept_maps(branch('branch_1x1_kxk'), X) == 2
-        assert kept_maps(branch('branch_avg', stride=2), X) == 1
-        assert kept_maps(branch('branch_1x1_kxk', stride=2), X) == 1.25
-
-    @every_branch
-    def test_without_gradients_nothing_is_kept(self, name):
-        with torch.no_grad():
-            assert not kept_for_backward(branch(name), X)
+    return getattr(randomise(DiverseBranchBlock(4, 4, **options).double()), name)
 
 
 @every_branch
@@ -75,48 +38,119 @@ def test_gradients_in_eval_mode(name):
     )
 
 
-def other_norms(module: nn.Module, kind: str) -> nn.Module:
-    module = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(module))
-    return module if kind == 'SyncBatchNorm' else revert_sync_batchnorm(module)
+@every_branch
+@pytest.mark.parametrize('kind', ['SyncBatchNorm', "mmengine's"])
+def test_other_norms(name, kind):
+    plain = branch(name)
+    other = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    if kind == "mmengine's":
+        other = revert_sync_batchnorm(other)
+    calls = []
+    other.norm1.register_forward_hook(lambda *_: calls.append(1))
+    assert_same_step(step(plain, X), step(other, X))
+    assert calls == [1]
 
 
 @every_branch
-class TestWhatIsComputedAgain:
-    def test_plain_norms(self, name, recomputes):
-        branch(name)(X)
-        assert recomputes == [True]
+def test_norms_without_statistics(name):
+    module = branch(name, norm_cfg=dict(type='GN', num_groups=2))
+    assert 'input' in step(module, X)['gradients']
 
-    @pytest.mark.parametrize('kind', ['SyncBatchNorm', "mmengine's"])
-    def test_norms_that_may_talk_to_other_processes_are_not(self, name, recomputes, kind):
-        plain = branch(name)
-        other = other_norms(plain, kind)
-        calls = []
-        other.norm1.register_forward_hook(lambda *_: calls.append(1))
-        expected, output = step(plain, X), step(other, X)
-        assert recomputes == [True, False]
-        assert calls == [1]
-        assert_same_step(expected, output)
 
-    def test_one_other_norm_is_enough(self, name, recomputes):
-        module = branch(name)
-        module.norm1 = other_norms(module.norm1, 'SyncBatchNorm')
+class LowRank(nn.Module):
+    """A conv and an update of low rank beside it, as LoRA has it."""
+
+    def __init__(self, conv: nn.Module, rank: int = 2) -> None:
+        super().__init__()
+        self.conv = conv
+        self.down = copy.deepcopy(conv)
+        self.up = nn.Conv2d(conv.out_channels, conv.out_channels, 1, bias=False).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.up(self.down(x))
+
+
+def low_rank(module: PointwiseSpatial) -> None:
+    module.conv2 = LowRank(module.conv2)
+    nn.init.zeros_(module.conv2.up.weight)
+
+
+#: What takes the fast way from the second conv, and changes nothing of what it computes.
+WATCHED = {
+    'hook': lambda module: module.conv2.register_forward_hook(lambda *_: None),
+    'backward hook': lambda module: module.conv2.register_full_backward_hook(
+        lambda *_: None
+    ),
+    'low rank': low_rank,
+    'patched': lambda module: setattr(module.conv2, 'forward', module.conv2.forward),
+}
+GEOMETRIES = {
+    'size is kept': {},
+    'stride': dict(stride=2),
+    'stride 3': dict(stride=3),
+    'more padding': dict(padding=3, stride=2),
+    'dilation': dict(dilation=2, padding=(2, 1)),
+    'reflect': dict(padding_mode='reflect'),
+    'SAME': dict(conv_cfg=SAME),
+    'SAME, stride': dict(conv_cfg=SAME, stride=2),
+    'SAME, stride 3': dict(conv_cfg=SAME, stride=3),
+}
+
+
+class TestSecondConv:
+    @pytest.mark.parametrize('geometry', GEOMETRIES)
+    @pytest.mark.parametrize('watched', WATCHED)
+    @pytest.mark.parametrize('training', [True, False])
+    @pytest.mark.parametrize('size', [(15, 16), (16, 13)], ids=str)
+    def test_that_is_replaced_or_watched(self, geometry, watched, training, size):
+        """What is padded stays what the layers before make of a zero."""
+        plain = branch('branch_1x1_kxk', **GEOMETRIES[geometry]).train(training)
+        other = copy.deepcopy(plain)
+        WATCHED[watched](other)
+        x = image(2, 4, *size)
+        expected, output = step(plain, x), step(other, x)
+        for part in ('outputs', 'statistics'):
+            assert_same(expected[part], output[part])
+        assert_same(expected['gradients']['input'], output['gradients']['input'])
+
+    def test_hooks_fire_once(self):
+        module, seen = branch('branch_1x1_kxk'), []
+        module.conv2.register_forward_hook(lambda *_: seen.append('forward'))
+        module.conv2.register_full_backward_hook(lambda *_: seen.append('backward'))
+        module(X).sum().backward()
+        assert seen == ['forward', 'backward']
+
+    def test_a_hook_that_changes_the_output_is_heard(self):
+        module = branch('branch_1x1_kxk').eval()
+        before = module(X)
+        module.conv2.register_forward_hook(lambda layer, args, out: 2 * out)
+        assert_differ(before, module(X))
+
+    @pytest.mark.parametrize(
+        'force', [parametrizations.spectral_norm, nn.utils.spectral_norm]
+    )
+    @pytest.mark.filterwarnings('ignore::FutureWarning')
+    def test_a_spectral_norm_iterates_once(self, force):
+        """Its vectors move in every forward pass in train mode, as without a block."""
+        module = branch('branch_1x1_kxk')
+        conv = copy.deepcopy(module.conv2)
+        for layer in (module.conv2, conv):
+            torch.manual_seed(3)
+            force(layer)
         module(X)
-        assert recomputes == [False]
+        conv(X)
+        moved = {
+            key: value for key, value in module.conv2.state_dict().items() if '_u' in key
+        }
+        assert moved
+        assert_same(moved, {key: conv.state_dict()[key] for key in moved})
 
-    def test_norms_without_statistics_are_not(self, name, recomputes):
-        module = branch(name, norm_cfg=dict(type='GN', num_groups=2))
-        assert 'input' in step(module, X)['gradients']
-        assert not any(recomputes)
 
-    def test_inside_a_transform_of_torch_func(self, name, recomputes):
-        """Which allows no hooks on what is kept."""
-        module = branch(name).eval()
-        gradient = torch.func.grad(lambda x: module(x).square().sum())(X)
-        assert recomputes == [False]
-        x = X.clone().requires_grad_()
-        assert_same(torch.autograd.grad(module(x).square().sum(), x)[0], gradient)
-
-    def test_not_in_a_trace(self, name, recomputes):
-        torch.jit.trace(branch(name).eval(), X, check_trace=False)
-        assert recomputes
-        assert not any(recomputes)
+def test_statistics_that_are_lost():
+    """As test-time adaptation loses them: such a norm uses the batch, in eval mode, too."""
+    module = branch('branch_1x1_kxk').eval()
+    module.norm1.running_mean = module.norm1.running_var = None
+    u = F.batch_norm(
+        module.conv1(X), None, None, module.norm1.weight, module.norm1.bias, True
+    )
+    assert_same(module.norm2(module.conv2(u)), module(X))

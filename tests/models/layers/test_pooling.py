@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from geometries import conv_options
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import ConvCounter, assert_same, image, kept_for_backward, step
+from laws import ConvCounter, assert_same, image, step
 from torch import Tensor, nn
 
 from mmrep.models.layers import DilatedAvgPool2d
@@ -69,11 +69,9 @@ odd = st.sampled_from((1, 3, 5, 7))
     st.tuples(odd, odd), st.tuples(st.integers(1, 3), st.integers(1, 3)), dtypes, layouts
 )
 def test_gradients_where_the_size_is_kept(kernel_size, dilation, dtype, layout):
-    """Where the backward pass is the forward pass of the gradient."""
     x = image(2, 3, 6, 5, dtype=dtype).contiguous(memory_format=LAYOUTS[layout])
     geometry = keeping_size(kernel_size, dilation)
     assert_same_average(geometry, x)
-    assert not kept_for_backward(DilatedAvgPool2d(geometry), x.requires_grad_())
 
 
 @every_dtype
@@ -111,29 +109,6 @@ def test_gradients_by_finite_differences(name, layout):
     x = image(2, 3, 5, 6).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
     assert torch.autograd.gradcheck(module, (x,), fast_mode=True)
     assert torch.autograd.gradgradcheck(module, (x,), fast_mode=True)
-
-
-class TestWhatIsKept:
-    @pytest.mark.parametrize('name', ['its own transpose', 'even kernel, dilated'])
-    @every_dtype
-    @every_layout
-    def test_nothing_where_it_is_its_own_transpose(self, name, dtype, layout):
-        x = image(2, 3, 7, 6, dtype=dtype).contiguous(memory_format=LAYOUTS[layout])
-        module = nn.Sequential(Double(), DilatedAvgPool2d(GEOMETRIES[name]))
-        assert not kept_for_backward(module, x.requires_grad_())
-
-    def test_not_so_where_autograd_computes_it(self):
-        """Else the test above could not fail."""
-        x = image(2, 3, 7, 6).requires_grad_()
-        module = nn.Sequential(Double(), DilatedAvgPool2d(GEOMETRIES['stride']))
-        assert [tensor.shape for tensor in kept_for_backward(module, x)] == [x.shape]
-
-
-class Double(nn.Module):
-    """Makes a map of its own, and keeps none."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * x
 
 
 class ConvKinds(ConvCounter):

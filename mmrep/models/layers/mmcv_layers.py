@@ -1,0 +1,46 @@
+"""How the layers of mmcv are folded."""
+
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks import Conv2d, Conv2dAdaptivePadding
+from mmcv.cnn.bricks.drop import DropPath
+from mmcv.cnn.bricks.scale import LayerScale, Scale
+
+from mmrep.reparam import (
+    LinearConv,
+    NotFoldableError,
+    fold_identity,
+    fold_layer,
+    register_fold,
+    register_linear_conv,
+)
+
+# The wrapper differs from nn.Conv2d for empty inputs only.
+register_linear_conv(Conv2d)
+register_linear_conv(Conv2dAdaptivePadding, padding_mode='same')
+register_fold(DropPath, eval_only=True)(fold_identity)
+
+
+@register_fold(Scale)
+def _(layer: Scale, done: LinearConv) -> LinearConv:
+    return done.then_scale(done.cast(layer.scale).expand(done.out_channels))
+
+
+@register_fold(LayerScale)
+def _(layer: LayerScale, done: LinearConv) -> LinearConv:
+    if layer.data_format != 'channels_first':
+        raise NotFoldableError(f'LayerScale has data_format={layer.data_format!r}')
+    return done.then_scale(done.cast(layer.weight))
+
+
+@register_fold(ConvModule)
+def _(module: ConvModule, done: LinearConv) -> LinearConv:
+    if module.with_activation:
+        raise NotFoldableError('ConvModule has an activation')
+    for part in module.order:
+        if part == 'conv':
+            if module.with_explicit_padding:
+                done = fold_layer(module.padding_layer, done)
+            done = fold_layer(module.conv, done)
+        elif part == 'norm' and module.with_norm:
+            done = fold_layer(module.norm, done)
+    return done
