@@ -1,6 +1,6 @@
 _base_ = 'repvgg-b1_8xb32_in1k.py'
 
-# The kernels of the conv branches are decayed by the hook, as the one that they equal.
+# The hook adds the decay of these kernels to the loss, as of the one that they equal.
 optim_wrapper = dict(
     optimizer=dict(weight_decay=4e-5),
     paramwise_cfg=dict(

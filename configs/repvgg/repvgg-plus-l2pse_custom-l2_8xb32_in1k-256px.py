@@ -1,6 +1,6 @@
 _base_ = 'repvgg-plus-l2pse_8xb32_in1k-256px.py'
 
-# The kernels of the conv branches are decayed by the hook, as the one that they equal.
+# The hook adds the decay of these kernels to the loss, as of the one that they equal.
 optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={

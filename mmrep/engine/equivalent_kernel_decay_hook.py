@@ -1,14 +1,17 @@
 """RepVGG's weight decay on the equivalent kernels."""
 
+from typing import Any
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmrep.errors import ConfigError
 from mmrep.models.blocks import RepVGGBlock
 from mmrep.registry import HOOKS
+from mmrep.reparam import bn_affine, has_running_statistics, norm_tensors
 
 
 def equivalent_kernel_l2(block: RepVGGBlock) -> Tensor:
@@ -24,28 +27,49 @@ def equivalent_kernel_l2(block: RepVGGBlock) -> Tensor:
         block (RepVGGBlock): A block in train form.
 
     Returns:
-        Tensor: A scalar, differentiable with respect to the two kernels.
+        Tensor: A scalar, at least float32, differentiable with respect to the two kernels.
+
+    Raises:
+        ConfigError: If a norm has no running statistics.
     """
-    scales = []
+    scales, kernels = [], []
     for branch in (block.branch_3x3, block.branch_1x1):
-        norm = branch.norm
-        gamma = 1 if norm.weight is None else norm.weight.detach()
-        scales.append((gamma * (norm.running_var + norm.eps).rsqrt()).view(-1, 1, 1, 1))
-    scale3, scale1 = scales
-    kernel3, kernel1 = block.branch_3x3.conv.weight, block.branch_1x1.conv.weight
+        if not has_running_statistics(branch.norm):
+            raise ConfigError(
+                'the L2 norm of an equivalent kernel needs norms with running statistics, '
+                f'not {type(branch.norm).__name__}: leave EquivalentKernelDecayHook out'
+            )
+        kernel = branch.conv.weight
+        dtype = torch.promote_types(kernel.dtype, torch.float32)
+        with torch.no_grad():
+            scale, _ = bn_affine(*norm_tensors(branch.norm))
+        scales.append(scale.to(dtype).view(-1, 1, 1, 1))
+        kernels.append(kernel.to(dtype))
+    (scale3, scale1), (kernel3, kernel1) = scales, kernels
     centre3 = kernel3[:, :, 1:2, 1:2]
     ring = kernel3.square().sum() - centre3.square().sum()
     centre = (scale3 * centre3 + scale1 * kernel1).square()
     return ring + (centre / (scale3.square() + scale1.square())).sum()
 
 
+def train_form_blocks(model: nn.Module) -> list[RepVGGBlock]:
+    """The RepVGG blocks of a model that are not switched to deploy form."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, RepVGGBlock) and not module.deploy
+    ]
+
+
 @HOOKS.register_module()
 class EquivalentKernelDecayHook(Hook):
     """Decay the equivalent kernels of RepVGG blocks: ``loss += wd / 2 sum L2(block)``.
 
-    The gradient is added directly before every step of the optimizer, so that it is
-    decayed once a step and unscaled, whatever the accumulation and the precision of the
-    loss. The 3x3 and 1x1 kernels must be left out of the optimizer's own weight decay.
+    While the model is trained, its forward with ``mode='loss'`` returns one loss more,
+    ``loss_equivalent_kernels``: logged, scaled, accumulated and reduced over processes as
+    every loss is. ``L2`` is :func:`equivalent_kernel_l2`, with the running statistics that
+    this forward has left. The optimizer's own weight decay must leave the 3x3 and 1x1
+    kernels out.
 
     Source: the `official code <https://github.com/DingXiaoH/RepVGG>`_, ``--custom-l2``.
 
@@ -53,38 +77,59 @@ class EquivalentKernelDecayHook(Hook):
         weight_decay (float): The factor ``wd``.
     """
 
+    loss_name = 'loss_equivalent_kernels'
+
     def __init__(self, weight_decay: float) -> None:
         self.weight_decay = weight_decay
 
     def before_train(self, runner: Runner) -> None:
-        """Find the blocks and put the penalty before the optimizer's steps."""
+        """Let the model add the loss to its own."""
+        # Not the wrapper: DDP looks for the parameters in use in what the model returns.
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        blocks = [
-            module
-            for module in model.modules()
-            if isinstance(module, RepVGGBlock) and not module.deploy
-        ]
-        if not blocks:
+        if not train_form_blocks(model):
             raise ConfigError(
                 'EquivalentKernelDecayHook found no RepVGG block in train form: leave it '
                 'out of custom_hooks'
             )
-        self._handle = runner.optim_wrapper.optimizer.register_step_pre_hook(
-            lambda *_: self.add_gradients(blocks)
-        )
+        self._handle = model.register_forward_hook(self.add_loss, with_kwargs=True)
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Refuse to train without the loss.
+
+        Raises:
+            ConfigError: If the model's training step did not ask for it.
+        """
+        if self.loss_name not in (outputs or {}):
+            raise ConfigError(
+                f'the train_step of {type(runner.model).__name__} does not log '
+                f'{self.loss_name}: EquivalentKernelDecayHook needs a model that calls its '
+                "forward with mode='loss'"
+            )
 
     def after_train(self, runner: Runner) -> None:
-        """Take the penalty away again."""
+        """Leave the model's losses as they were."""
         self._handle.remove()
 
-    @torch.enable_grad()
-    def add_gradients(self, blocks: list[RepVGGBlock]) -> None:
-        """Add the penalty's gradients to those of the blocks' kernels."""
-        for block in blocks:
-            kernels = [block.branch_3x3.conv.weight, block.branch_1x1.conv.weight]
-            kernels = [kernel for kernel in kernels if kernel.grad is not None]
-            if not kernels:
-                continue
-            gradients = torch.autograd.grad(equivalent_kernel_l2(block), kernels)
-            for kernel, gradient in zip(kernels, gradients, strict=True):
-                kernel.grad.add_(gradient, alpha=self.weight_decay / 2)
+    def add_loss(
+        self, model: nn.Module, args: tuple, kwargs: dict, losses: Any
+    ) -> dict | None:
+        """Forward hook: the losses with one more, in the mode that returns losses.
+
+        Raises:
+            ConfigError: If the model's losses are no dict.
+        """
+        if kwargs.get('mode') != 'loss':
+            return None
+        if not isinstance(losses, dict):
+            raise ConfigError(
+                f'{type(model).__name__} returns {type(losses).__name__} in the place of a '
+                'dict of losses: EquivalentKernelDecayHook has nothing to add to'
+            )
+        penalty = sum(map(equivalent_kernel_l2, train_form_blocks(model)))
+        return {**losses, self.loss_name: self.weight_decay / 2 * penalty}

@@ -1,11 +1,11 @@
 """Compare the outputs of two forms of a model."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -30,26 +30,38 @@ class Difference:
 
 
 def compare_tensors(reference: Tensor, output: Tensor) -> Difference:
-    """Compare two tensors of one shape ``(N, C, ...)``, in float64.
+    """Compare two tensors of one shape ``(N, C, ...)`` as numbers, in float64.
 
     Not-a-number or infinity anywhere makes both errors infinite: it is never agreement.
+    So is the relative error of a floating-point reference that is zero everywhere, since
+    it proves nothing. Classes and masks may be zero, and empty tensors do not differ.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or a tensor is complex.
     """
     if reference.shape != output.shape:
         raise ValueError(
             f'outputs of shape {tuple(reference.shape)} and {tuple(output.shape)} cannot '
             'be compared'
         )
+    if reference.is_complex() or output.is_complex():
+        raise ValueError('complex outputs cannot be compared')
+    if not reference.numel():
+        return Difference(0.0, 0.0, 1.0)
+    undefined = float('inf') if reference.is_floating_point() else 0.0
+    reference, output = reference.detach().double(), output.detach().double()
     axis = min(1, reference.dim() - 1)
     agreement = (reference.argmax(axis) == output.argmax(axis)).double().mean().item()
-    reference, output = reference.detach().double(), output.detach().double()
     if not (reference.isfinite().all() and output.isfinite().all()):
         return Difference(float('inf'), float('inf'), agreement)
     error = output - reference
-    norm = reference.norm().clamp_min(torch.finfo(torch.float64).tiny)
-    return Difference((error.norm() / norm).item(), error.abs().max().item(), agreement)
+    rel_l2 = (error.norm() / reference.norm()).item()
+    return Difference(
+        # Not a number: zero of zero.
+        undefined if math.isnan(rel_l2) else rel_l2,
+        error.abs().max().item(),
+        agreement,
+    )
 
 
 def flatten_outputs(outputs: Any, name: str = 'output') -> dict[str, Tensor]:
@@ -72,14 +84,16 @@ def compare_outputs(reference: Any, outputs: Any) -> dict[str, Difference]:
     """Compare nested outputs tensor by tensor.
 
     Raises:
-        ValueError: If they hold no tensor, or tensors at different places.
+        ValueError: If they hold nothing but empty tensors, or tensors at different places.
     """
     first, second = flatten_outputs(reference), flatten_outputs(outputs)
-    if not first or first.keys() != second.keys():
+    if first.keys() != second.keys():
         raise ValueError(
             f'outputs cannot be compared: the one has {sorted(first)}, the other '
             f'{sorted(second)}'
         )
+    if not any(tensor.numel() for tensor in first.values()):
+        raise ValueError('outputs cannot be compared: they hold no tensor but empty ones')
     return {name: compare_tensors(first[name], second[name]) for name in first}
 
 

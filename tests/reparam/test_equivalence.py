@@ -51,10 +51,50 @@ def test_not_a_number_is_never_agreement(bad, where):
     assert difference.rel_l2 == difference.max_abs == math.inf
 
 
-def test_zeros_are_compared():
+def test_zeros_prove_nothing():
+    """A float reference of zeros has no relative error, even where it is met exactly."""
     zeros = torch.zeros(2, 3)
+    for output in (zeros, zeros + 1e-6):
+        difference = compare_tensors(zeros, output)
+        assert difference.rel_l2 == math.inf
+        assert difference.max_abs == output.max()
+
+
+@pytest.mark.parametrize('dtype', [torch.bool, torch.uint8, torch.int64], ids=str)
+def test_classes_and_masks_are_numbers(dtype):
+    """Zeros among them are an answer: the first class, an empty mask."""
+    reference = torch.tensor([[0, 1], [0, 1]]).to(dtype)
+    output = torch.tensor([[0, 1], [1, 0]]).to(dtype)
+    assert compare_tensors(reference, reference).rel_l2 == 0
+    difference = compare_tensors(reference, output)
+    assert difference.as_dict() == dict(rel_l2=1.0, max_abs=1.0, argmax_agreement=0.5)
+    zeros = torch.zeros_like(reference)
     assert compare_tensors(zeros, zeros).rel_l2 == 0
-    assert compare_tensors(zeros, zeros + 1e-6).rel_l2 > 1
+    assert compare_tensors(zeros, output).rel_l2 == math.inf
+
+
+def test_complex_numbers_are_refused():
+    """Rather than compared by their real parts."""
+    x = torch.ones(1, 2, dtype=torch.complex64)
+    with pytest.raises(ValueError, match='complex'):
+        compare_tensors(x, x + 1j)
+
+
+@pytest.mark.parametrize('shape', [(0,), (0, 4), (2, 0, 3)], ids=str)
+def test_an_empty_tensor_has_no_difference(shape):
+    empty = torch.zeros(shape)
+    difference = compare_tensors(empty, empty)
+    assert difference.as_dict() == dict(rel_l2=0.0, max_abs=0.0, argmax_agreement=1.0)
+    differences = compare_outputs([empty, torch.ones(1)], [empty, torch.ones(1) + 1])
+    assert [d.rel_l2 for d in differences.values()] == [0, 1]
+    with pytest.raises(ValueError, match='outputs cannot be compared'):
+        compare_outputs([empty, empty], [empty, empty])
+
+
+def test_a_number():
+    """A tensor without dimensions is one position."""
+    difference = compare_tensors(torch.tensor(4.0), torch.tensor(5.0))
+    assert difference.as_dict() == dict(rel_l2=0.25, max_abs=1.0, argmax_agreement=1.0)
 
 
 def test_half_precision_is_compared_in_float64():
