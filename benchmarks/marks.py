@@ -2,8 +2,8 @@
 
     make bench
 
-Each line is a ratio of medians that were taken in turns in one process, or of whole
-processes in turns. What the alternatives are stands in the table.
+Each line is the ratio of two figures. Times are medians of runs in turns, in one process
+or of whole processes.
 """
 
 import argparse
@@ -17,34 +17,32 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-# Before torch comes: its profiler would report on standard error what it does not find.
+# Read when torch is imported: its profiler would log on standard error.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
 from mmrep.benchmark import (
     Run,
     Subject,
-    channels_last,
-    compiled,
     evaluation,
     interleave,
-    onnxruntime,
-    peak_memory,
+    kept_memory,
     randomise_statistics,
     step,
     subjects_of,
 )
 from mmrep.checkpoints import write_checkpoint
 from mmrep.cli import run_tool
-from mmrep.deployment import build_model, deploy_config, forward, read_config
+from mmrep.deployment import build_model, forward, read_config
 from mmrep.models.blocks import DiverseBranchBlock
 from mmrep.reparam import branch_by_branch, compare_outputs
 
@@ -66,22 +64,38 @@ class Mark:
     """A promise, and what was measured.
 
     Args:
-        group: The option of this script that measures it.
-        work: What is compared with what.
-        limit: The most that it may be.
-        measured: What it is.
-        note: The figures behind it.
+        work: What is measured.
+        limit: The most that the first of the figures may be of the second; or of
+            itself, where it is alone.
+        figures: What was measured, by name.
+        unit: Their unit. Default: ``'ms'``.
     """
 
-    group: str
     work: str
     limit: float
-    measured: float
-    note: str = ''
+    figures: dict[str, float]
+    unit: str = 'ms'
 
     @property
-    def holds(self) -> bool:
-        return self.measured <= self.limit
+    def measured(self) -> float:
+        first, *others = self.figures.values()
+        return first / others[0] if others else first
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """The mark as a row of :data:`HEAD`."""
+        names = ' / '.join(list(self.figures)[:2])
+        figures = ', '.join(f'{name} {value:.4g}' for name, value in self.figures.items())
+        return (
+            f'{self.work}: {names}',
+            f'{self.limit:.2f}',
+            f'{self.measured:.2f}',
+            'yes' if self.measured <= self.limit else '**no**',
+            f'{figures} {self.unit}'.rstrip(),
+        )
+
+
+HEAD = ('work', 'mark', 'measured', 'holds', 'figures')
 
 
 def subjects(name: str) -> dict[str, Subject]:
@@ -93,187 +107,111 @@ def images(batch: int, size: int) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-class Turns:
-    """Functions timed in turns, and then profiled."""
-
-    def __init__(self, rounds: int, **functions: Run) -> None:
-        measured = interleave(functions, rounds)
-        self.medians = {name: 1e3 * m.median for name, m in measured.items()}
-        self.conv_shares = {name: conv_share(run) for name, run in functions.items()}
-
-    def ratio(self, name: str, *others: str) -> float:
-        """Of one to the fastest of the others."""
-        return self.medians[name] / min(self.medians[other] for other in others)
-
-    def __str__(self) -> str:
-        return ', '.join(
-            f'{name} {ms:.0f}' + (f' (convs {share * ms:.0f})' if share else '')
-            for (name, ms), share in zip(
-                self.medians.items(), self.conv_shares.values(), strict=True
-            )
-        )
-
-
-def conv_share(run: Run) -> float:
-    """The share of the convs, forward and backward, in the time that operators take.
-
-    What is in a line of the table besides them is all that there is to save.
-    """
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        run()
-    times = {e.key: e.self_cpu_time_total for e in profiled.key_averages()}
-    convs = sum(time for key, time in times.items() if 'convolution' in key)
-    # ONNX Runtime has none of the operators that torch sees.
-    return convs / (sum(times.values()) or 1)
+def milliseconds(rounds: int, runs: dict[str, Run]) -> dict[str, float]:
+    """Medians of functions that are timed in turns."""
+    return {name: 1e3 * m.median for name, m in interleave(runs, rounds).items()}
 
 
 def evaluate(rounds: int) -> Iterator[Mark]:
     """The train form in eval mode over the deploy form."""
-    for name, limit in (('RepVGG-A0', 1.10), ('DBB-ResNet-50', 1.25)):
-        models, x = subjects(name), images(8, 224)
-        ours = models['mmrep']
-        turns = Turns(
-            rounds,
-            train_form=evaluation(ours.train_form, x),
-            deploy_form=evaluation(ours.deploy_form, x),
-            **{n: evaluation(m.train_form, x) for n, m in models.items() if n != 'mmrep'},
-        )
-        work = f'evaluation, {name}: train form / deploy form'
-        yield Mark(
-            'evaluate', work, limit, turns.ratio('train_form', 'deploy_form'), str(turns)
-        )
+    x = images(8, 224)
+    for name, limit in (('RepVGG-A0', 1.15), ('DBB-ResNet-50', 1.30)):
+        ours = subjects(name)['mmrep']
+        forms = {'train form': ours.train_form, 'deploy form': ours.deploy_form}
+        runs = {form: evaluation(model, x) for form, model in forms.items()}
+        yield Mark(f'evaluation, {name}', limit, milliseconds(rounds, runs))
 
 
 def norm_eval(rounds: int) -> Iterator[Mark]:
     """Steps with fixed statistics."""
-    x = images(8, 160)
-    for name, peer, limit in (
-        ('RepVGG-A0', 'mmpretrain', 0.70),
-        ('DBB-ResNet-18', 'plain', 1.3),
-    ):
-        models = subjects(name)
-        turns = Turns(
-            rounds,
-            mmrep=step(models['mmrep'].train_form, x, norm_eval=True),
-            **{peer: step(models[peer].train_form, x, norm_eval=True)},
-        )
-        work = f'step with norm_eval, {name}: mmrep / {peer}'
-        yield Mark('norm_eval', work, limit, turns.ratio('mmrep', peer), str(turns))
+    models, x = subjects('RepVGG-A0'), images(8, 160)
+    runs = {
+        name: step(models[name].train_form, x, norm_eval=True)
+        for name in ('mmrep', 'mmpretrain')
+    }
+    yield Mark('step with norm_eval, RepVGG-A0', 0.75, milliseconds(rounds, runs))
 
 
 def train(rounds: int) -> Iterator[Mark]:
-    """Ordinary steps, and what they keep for the backward pass."""
+    """Ordinary steps."""
     x = images(8, 160)
-    models = subjects('DBB-ResNet-18')
-    ours = models['mmrep'].train_form
+    ours = subjects('DBB-ResNet-18')['mmrep'].train_form
     official = with_official_blocks(copy.deepcopy(ours))
-    turns = Turns(
-        rounds,
-        mmrep=step(ours, x),
-        official=step(official, x),
-        plain=step(models['plain'].train_form, x),
-    )
-    work = 'step, DBB-ResNet-18: {} / official block'
-    yield Mark(
-        'train', work.format('mmrep'), 0.80, turns.ratio('mmrep', 'official'), str(turns)
-    )
-    kept = [
-        peak_memory(lambda model=model: forward(model, x)) for model in (ours, official)
-    ]
-    yield Mark(
-        'train',
-        'activations kept, DBB-ResNet-18: mmrep / official block',
-        0.75,
-        kept[0] / kept[1],
-        ', '.join(f'{size / 2**20:.0f} MiB' for size in kept),
-    )
+    runs = {'mmrep': step(ours, x), 'official block': step(official, x)}
+    yield Mark('step, DBB-ResNet-18', 0.95, milliseconds(rounds, runs))
     models = subjects('RepVGG-A0')
-    ours = models['mmrep'].train_form
-    turns = Turns(
-        rounds,
-        mmrep=step(ours, x),
-        mmpretrain=step(models['mmpretrain'].train_form, x),
-    )
-    work = 'step, RepVGG-A0: {} / mmpretrain'
-    yield Mark(
-        'train', work.format('mmrep'), 0.95, turns.ratio('mmrep', 'mmpretrain'), str(turns)
-    )
-
-
-class OfficialUnit(nn.Module):
-    """The official block with the activation that ours has, and its weights."""
-
-    def __init__(self, block: DiverseBranchBlock) -> None:
-        super().__init__()
-        self.block = OfficialDBB(
-            block.in_channels,
-            block.out_channels,
-            block.kernel_size,
-            block.stride,
-            block.dilation,
-            block.groups,
-        )
-        self.block.load_state_dict(block.state_dict())
-        self.act = nn.Identity() if block.act is None else nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.block(x))
+    runs = {name: step(models[name].train_form, x) for name in ('mmrep', 'mmpretrain')}
+    yield Mark('step, RepVGG-A0', 1.00, milliseconds(rounds, runs))
 
 
 def with_official_blocks(model: nn.Module) -> nn.Module:
-    """The same network of the plain re-implementation of the official block."""
+    """Put the official block, with the same weights, in the place of every DBB."""
     for name, child in model.named_children():
         if isinstance(child, DiverseBranchBlock):
-            setattr(model, name, OfficialUnit(child))
+            official = OfficialDBB(
+                child.in_channels,
+                child.out_channels,
+                child.kernel_size,
+                child.stride,
+                child.dilation,
+                child.groups,
+            )
+            official.load_state_dict(child.state_dict())
+            setattr(model, name, nn.Sequential(official, child.act or nn.Identity()))
         else:
             with_official_blocks(child)
     return model
 
 
-def deploy(rounds: int) -> Iterator[Mark]:
-    """Latency of the deploy form."""
-    config = read_config(CONFIGS['RepVGG-A0'])
-    models = subjects('RepVGG-A0')
-    for batch in (1, 8):
-        x = images(batch, 224)
-        ours = models['mmrep'].deploy_form
-        turns = Turns(
-            2 * rounds,
-            mmrep=evaluation(ours, x),
-            channels_last=channels_last(copy.deepcopy(ours), x),
-            torch_compile=compiled(ours, x),
-            onnxruntime=onnxruntime(ours, x, deploy_config(config)),
-            mmpretrain=evaluation(models['mmpretrain'].deploy_form, x),
-            timm=evaluation(models['timm'].deploy_form, x),
-        )
-        peers = ('mmpretrain', 'timm')
-        forms = ('mmrep', 'channels_last', 'torch_compile', 'onnxruntime')
-        best = min(forms, key=turns.medians.get)
-        work = f'latency, RepVGG-A0 deployed, batch {batch}: {{}} / {{}}'
-        for peer in peers:
-            yield Mark(
-                'deploy',
-                work.format('mmrep', peer),
-                1.00,
-                turns.ratio('mmrep', peer),
-                str(turns) if peer == peers[0] else '',
-            )
-        yield Mark(
-            'deploy', work.format(best, 'fastest peer'), 0.85, turns.ratio(best, *peers)
-        )
+def compiled(rounds: int) -> Iterator[Mark]:
+    """Ordinary steps of ``torch.compile``, over our own without.
+
+    Inductor is kept from channels last: there, on a CPU, the weight gradient of the stem's
+    strided 1x1 conv writes beyond its memory, and the process dies
+    (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    x, options = images(8, 160), {'layout_optimization': False}
+    for name in ('RepVGG-A0', 'DBB-ResNet-18'):
+        model = subjects(name)['mmrep'].train_form
+        program = torch.compile(model, options=options)
+        runs = {'torch.compile': step(program, x), 'eager': step(model, x)}
+        yield Mark(f'step, {name}', 0.90, milliseconds(rounds, runs))
+        explained = torch._dynamo.explain(forward)(model, x)
+        breaks = {'graph breaks': explained.graph_break_count}
+        yield Mark(f'torch.compile, {name}', 0, breaks, unit='')
 
 
-def convert(rounds: int) -> Iterator[Mark]:
-    """Whole processes of the converters, mmrep's with its verification."""
+def memory(rounds: int) -> Iterator[Mark]:
+    """What a checkpointed DBB keeps for the backward pass, its output not counted.
+
+    To be kept are its input, which is one map, and the few KiB of running statistics and
+    of the random generator's state.
+    """
+    x = torch.randn(8, 64, 56, 56, requires_grad=True)
+    plain = DiverseBranchBlock(64, 64)
+    sizes = {
+        'with_cp=True': DiverseBranchBlock(64, 64, with_cp=True),
+        'torch.utils.checkpoint': partial(checkpoint, plain, use_reentrant=False),
+        'neither': plain,
+    }
+    kept = {n: kept_memory(lambda f=f: f(x.clone())) / 2**20 for n, f in sizes.items()}
+    neither = kept.pop('neither')
+    for name, size in kept.items():
+        figures = {name: size, 'input': x.nbytes / 2**20, 'neither': neither}
+        yield Mark('kept by a DBB', 1.1, figures, 'MiB')
+
+
+def reparam(rounds: int) -> Iterator[Mark]:
+    """Whole processes of the tools that fuse, mmrep's with its verification."""
     import mmpretrain
 
     theirs = Path(mmpretrain.__file__).parent / '.mim/tools/model_converters'
     with TemporaryDirectory() as folder:
         config = read_config(CONFIGS['RepVGG-B3'])
-        checkpoint = Path(folder, 'b3.pth')
+        weights = Path(folder, 'b3.pth')
         model = build_model(config)
         randomise_statistics(model)
-        write_checkpoint(checkpoint, model.state_dict(), {})
+        write_checkpoint(weights, model.state_dict(), {})
         del model
         config.model.backbone.type = 'RepVGG'
         config.dump(Path(folder, 'mmpretrain.py'))
@@ -281,38 +219,35 @@ def convert(rounds: int) -> Iterator[Mark]:
             'mmrep': [
                 ROOT / 'tools/reparam.py',
                 CONFIGS['RepVGG-B3'],
-                checkpoint,
+                weights,
                 f'{folder}/ours.pth',
                 '--overwrite',
             ],
             'mmpretrain': [
                 theirs / 'reparameterize_model.py',
                 f'{folder}/mmpretrain.py',
-                checkpoint,
+                weights,
                 f'{folder}/theirs.pth',
             ],
         }
-        figures = {name: [] for name in commands}
-        for _ in range(max(3, rounds // 3)):
-            for name, command in commands.items():
-                # The disk may still write what the one before has left.
-                os.sync()
-                figures[name].append(process(list(map(str, command))))
-    walls, peaks = (
-        {n: statistics.median(f[i] for f in runs) for n, runs in figures.items()}
-        for i in range(2)
-    )
-    for what, values, limit, unit in (
-        ('wall time', walls, 1.0, 's'),
-        ('peak RSS', peaks, 0.6, 'MiB'),
-    ):
-        yield Mark(
-            'convert',
-            f'reparam.py, RepVGG-B3, {what}: mmrep / mmpretrain',
-            limit,
-            values['mmrep'] / values['mmpretrain'],
-            ', '.join(f'{name} {value:.4g} {unit}' for name, value in values.items()),
-        )
+        seconds, peaks = processes(max(3, rounds // 3), commands)
+    yield Mark('tools/reparam.py, RepVGG-B3, wall time', 1.00, seconds, 's')
+    yield Mark('tools/reparam.py, RepVGG-B3, peak RSS', 0.70, peaks, 'MiB')
+
+
+def start(rounds: int) -> Iterator[Mark]:
+    """Importing mmrep over importing the parts of the hosts that it is made of.
+
+    ``import mmengine, mmcv`` alone, the last figure, loads no module that a model can be
+    built with.
+    """
+    imports = {
+        'import mmrep': 'import mmrep',
+        'mmengine.model, mmcv.cnn': 'import mmengine.model, mmcv.cnn',
+        'mmengine, mmcv': 'import mmengine, mmcv',
+    }
+    commands = {name: ['-c', code] for name, code in imports.items()}
+    yield Mark('start', 1.1, processes(rounds, commands)[0], 's')
 
 
 #: Runs a program and prints its seconds and its peak KiB. It stands in between because a
@@ -328,10 +263,30 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def process(command: list[str]) -> tuple[float, float]:
+def processes(
+    rounds: int, commands: dict[str, list[str | Path]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds and median peak MiB of Python processes that run in turns.
+
+    The first round, which may read from a cold disk, does not count.
+    """
+    runs = {name: [] for name in commands}
+    for _ in range(1 + rounds):
+        for name, command in commands.items():
+            # The disk may still write what the one before has left.
+            os.sync()
+            runs[name].append(process(command))
+    seconds, peaks = (
+        {name: statistics.median(run[i] for run in done[1:]) for name, done in runs.items()}
+        for i in range(2)
+    )
+    return seconds, peaks
+
+
+def process(command: list[str | Path]) -> tuple[float, float]:
     """Seconds and peak MiB of a Python process, which has to end well."""
     done = subprocess.run(
-        [sys.executable, '-c', WATCH, *command],
+        [sys.executable, '-c', WATCH, *map(str, command)],
         capture_output=True,
         text=True,
         check=False,
@@ -344,41 +299,28 @@ def process(command: list[str]) -> tuple[float, float]:
 
 @torch.no_grad()
 def error(rounds: int) -> Iterator[Mark]:
-    """How far the deploy form is from the train form.
+    """What fusing alone loses: relative L2 errors of outputs computed in float64.
 
-    In float32 that is mostly how the two forwards round. What fusing itself lost, and the
-    deploy form will not get back, is seen when both are computed in float64.
+    In float32 most of the error is how two forward passes round.
     """
-    for name in ('RepVGG-A0', 'RepVGG-B3', 'DBB-ResNet-50'):
-        models = subjects(name)
-        models = {n: m for n, m in models.items() if n in ('mmrep', 'mmpretrain')}
-        for dtype, what in (
-            (torch.float32, f'relative L2 error, {name}, float32'),
-            (torch.float64, f'relative L2 error of fusing alone, {name}'),
-        ):
-            x = images(2, 224).to(dtype)
-            errors = {n: distance(model, x) for n, model in models.items()}
-            note = ', '.join(f'{source} {value:.1e}' for source, value in errors.items())
-            yield Mark('error', what, 1e-6, errors['mmrep'], note)
-            if 'mmpretrain' in errors:
-                ratio = errors['mmrep'] / errors['mmpretrain']
-                yield Mark('error', f'{what}: mmrep / mmpretrain', 0.5, ratio)
+    models, x = subjects('RepVGG-A0'), images(2, 224).double()
+    losses = {name: loss(models[name], x) for name in ('mmrep', 'mmpretrain')}
+    yield Mark('what fusing loses, RepVGG-A0', 0.5, losses, unit='')
 
 
-def distance(subject: Subject, x: Tensor) -> float:
-    """The largest relative L2 error of the deploy form, computed in the input's dtype."""
-    train_form, deploy_form = (
-        form.to(x.dtype) for form in (subject.train_form, subject.deploy_form)
-    )
-    with branch_by_branch(train_form):
+def loss(subject: Subject, x: Tensor) -> float:
+    """The relative L2 error of the deploy form, computed in the input's dtype."""
+    with branch_by_branch(subject.train_form.to(x.dtype)) as train_form:
         reference = forward(train_form, x)
-    differences = compare_outputs(reference, forward(deploy_form, x))
-    return max(difference.rel_l2 for difference in differences.values())
+    (difference,) = compare_outputs(
+        reference, forward(subject.deploy_form.to(x.dtype), x)
+    ).values()
+    return difference.rel_l2
 
 
 GROUPS = {
     function.__name__: function
-    for function in (evaluate, norm_eval, train, deploy, convert, error)
+    for function in (evaluate, norm_eval, train, compiled, memory, reparam, start, error)
 }
 
 
@@ -414,36 +356,28 @@ def machine() -> dict[str, str | int]:
 
 def markdown(marks: list[Mark], on: dict) -> str:
     """The table as a file."""
-    rows = [
-        f'| {m.work} | {m.limit:.3g} | {m.measured:.3g} | {"yes" if m.holds else "**no**"} '
-        f'| {m.note} |'
-        for m in marks
-    ]
-    head = '| work | mark | measured | holds | medians, ms |\n|---|---|---|---|---|'
+    rows = [HEAD, ['---'] * len(HEAD), *(mark.row for mark in marks)]
+    table = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
     where = ', '.join(f'{key} {value}' for key, value in on.items())
-    return f'# Marks\n\n`make bench` on: {where}.\n\n{head}\n' + '\n'.join(rows) + '\n'
+    return f'# Marks\n\n`make bench` on: {where}.\n\n{table}\n'
 
 
 def main() -> None:
     args = parse_args()
     marks = []
-    console = Console()
     for group in args.groups:
         for mark in GROUPS[group](args.rounds):
             marks.append(mark)
-            console.print(f'{mark.work}: {mark.measured:.3g} (mark {mark.limit:g})')
-    table = Table('work', 'mark', 'measured', 'holds', 'medians, ms')
+            print(*mark.row, sep='; ', flush=True)
+    table = Table(*HEAD)
     for mark in marks:
-        holds = '[green]yes' if mark.holds else '[red]no'
-        table.add_row(
-            mark.work, f'{mark.limit:.3g}', f'{mark.measured:.3g}', holds, mark.note
-        )
-    console.print(table)
+        table.add_row(*mark.row)
+    Console().print(table)
     if args.out:
         on = machine()
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        figures = dict(machine=on, marks=[dict(asdict(m), holds=m.holds) for m in marks])
-        args.out.write_text(json.dumps(figures, indent=2) + '\n')
+        figures = [dict(asdict(mark), measured=mark.measured) for mark in marks]
+        args.out.write_text(json.dumps(dict(machine=on, marks=figures), indent=2) + '\n')
         args.out.with_suffix('.md').write_text(markdown(marks, on))
 
 

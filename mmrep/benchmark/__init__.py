@@ -1,6 +1,6 @@
 """Measure models side by side."""
 
-from .memory import peak_memory
+from .memory import kept_memory, peak_memory
 from .plane import draw_plane, published_accuracy
 from .run import WORKS, Benchmark, Timing, benchmark
 from .subjects import Subject, randomise_statistics, subjects_of
@@ -19,6 +19,7 @@ __all__ = [
     'draw_plane',
     'evaluation',
     'interleave',
+    'kept_memory',
     'onnxruntime',
     'peak_memory',
     'published_accuracy',

@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from mmrep.benchmark import peak_memory
+from mmrep.benchmark import kept_memory, peak_memory
 
 MIB = 2**20
 
@@ -50,3 +51,29 @@ def test_what_stays_counts():
     assert peak_memory(lambda: kept.append(tensor(4))) == 4 * MIB
     # Of what others let go of, nothing is taken off.
     assert peak_memory(lambda: (kept.clear(), tensor(1))) <= MIB
+
+
+def two_sigmoids(x: torch.Tensor) -> torch.Tensor:
+    """Each keeps its output; the second one's is the result."""
+    return x.sigmoid().sigmoid()
+
+
+@pytest.mark.parametrize(
+    ('function', 'maps'),
+    [
+        (lambda x: x + 1, 0),
+        (two_sigmoids, 1),
+        (lambda x: two_sigmoids(x).square(), 2),
+        # The input, and a random generator's state of 5 KiB.
+        (lambda x: checkpoint(two_sigmoids, x, use_reentrant=False), 1),
+    ],
+)
+def test_what_is_kept_for_the_backward_pass(function, maps):
+    x = torch.zeros(MIB, requires_grad=True)
+    kept = kept_memory(lambda: function(x.clone())) / (4 * MIB)
+    assert kept == pytest.approx(maps, abs=0.01)
+
+
+def test_nothing_is_kept_without_gradients():
+    x = torch.zeros(MIB)
+    assert kept_memory(lambda: two_sigmoids(x.clone())) == 0
