@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -140,7 +141,7 @@ def known_type(layer: nn.Module, known: Container[type | str]) -> type | str:
 def is_watched(layer: nn.Module) -> bool:
     """Whether calling a layer does more than the forward of its type.
 
-    By hooks, a parametrization or a forward that somebody set.
+    By hooks of its own or on all modules, a parametrization, a forward that was patched.
     """
     return bool(
         'forward' in vars(layer)
@@ -148,6 +149,10 @@ def is_watched(layer: nn.Module) -> bool:
         or layer._forward_pre_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
         or is_parametrized(layer)
     )
 

@@ -292,6 +292,16 @@ class ReparamBlock(BaseModule):
             return dict(conv=conv)
         return dict(align=PadOrCrop(rows, columns, self.padding_mode), conv=conv)
 
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether the output has the shape of the input, so that it can be added."""
+        spans = zip(self.dilation, self.kernel_size, self.padding, strict=True)
+        return (
+            self.in_channels == self.out_channels
+            and self.stride == (1, 1)
+            and all(d * (k - 1) == 2 * p for d, k, p in spans)
+        )
+
     def branches(self) -> dict[str, nn.Module]:
         """The branches by name; none in deploy form."""
         return {name: self.get_submodule(name) for name in self.branch_names}

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torch.nn.modules import module as torch_module
 
 from mmrep.reparam import NotFoldableError, computes_as_folded
 
@@ -37,8 +36,6 @@ def one_conv_kernel(block: 'ReparamBlock', x: Tensor) -> tuple[Tensor, Tensor] |
         block.stride[0] * block.stride[1]
     ):
         return None
-    if _is_anyone_watching():
-        return None
     try:
         for part in block.linear_parts():
             if not all(map(computes_as_folded, part.modules())):
@@ -46,13 +43,3 @@ def one_conv_kernel(block: 'ReparamBlock', x: Tensor) -> tuple[Tensor, Tensor] |
         return block.equivalent_kernel_bias(tuple(x.shape[2:]))
     except NotFoldableError:
         return None
-
-
-def _is_anyone_watching() -> bool:
-    """Whether there are hooks on all modules."""
-    return bool(
-        torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
-    )

@@ -62,10 +62,6 @@ class RepVGGBlock(ReparamBlock):
             'branch_3x3': self.conv_norm(self.build_conv(3)),
             'branch_1x1': self.conv_norm(**self.aligned_conv(1)),
         }
-        if (
-            self.in_channels == self.out_channels
-            and self.stride == (1, 1)
-            and self.padding == self.dilation
-        ):
+        if self.keeps_shape:
             branches['branch_norm'] = self.build_norm(self.in_channels)
         return branches

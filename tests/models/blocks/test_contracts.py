@@ -1,8 +1,12 @@
-"""What every block promises, whatever its branches are."""
+"""What every block promises, whatever its branches are.
+
+A new type of block gets all of it for one line in ``BLOCKS``.
+"""
 
 import copy
 import itertools
 import math
+import operator
 import pickle
 import warnings
 
@@ -23,8 +27,17 @@ from laws import (
     step,
 )
 from mmcv import ops
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
+from mmcv.cnn.bricks.conv_ws import ConvWS2d
+from sketches import (
+    AsymmetricBlock,
+    DilatedReparamBlock,
+    MobileOneBlock,
+    QARepVGGBlock,
+)
 from torch import distributed, nn
-from torch.nn.utils import prune
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 from mmrep.models.blocks import ConvNormBlock, DiverseBranchBlock, RepVGGBlock
@@ -42,6 +55,12 @@ BLOCKS = {
     'dbb': lambda **options: DiverseBranchBlock(4, 4, 3, **options),
     'dbb depthwise': lambda **options: DiverseBranchBlock(4, 4, 3, groups=4, **options),
     'conv and norm': lambda **options: ConvNormBlock(4, 4, 3, **options),
+    'asymmetric': lambda **options: AsymmetricBlock(4, 4, 3, **options),
+    'mobileone': lambda **options: MobileOneBlock(4, 4, 3, **options),
+    'norm after the sum': lambda **options: QARepVGGBlock(4, 4, 3, **options),
+    'dilated depthwise': lambda **options: DilatedReparamBlock(
+        4, 4, 5, groups=4, **options
+    ),
 }
 FORMS = ('train', 'eval', 'deploy')
 
@@ -262,12 +281,15 @@ class TestEquivalentKernelBias:
         x = image(2, 4, 6, 7)
         with branch_by_branch(block):
             expected = sum(branch(x) for branch in block.branches().values())
+        if block.post_norm is not None:
+            expected = block.post_norm(expected)
         if form == 'deploy':
             block.switch_to_deploy()
         weight, bias = block.equivalent_kernel_bias()
-        groups = 4 if name == 'dbb depthwise' else 1
-        assert weight.shape == (4, 4 // groups, 3, 3)
-        y = torch.nn.functional.conv2d(x, weight, bias, padding=1, groups=groups)
+        kernel_size, groups = block.kernel_size, block.groups
+        assert weight.shape == (4, 4 // groups, *kernel_size)
+        padding = kernel_size[0] // 2
+        y = torch.nn.functional.conv2d(x, weight, bias, padding=padding, groups=groups)
         assert_same(expected, y)
 
     @every_form
@@ -301,7 +323,7 @@ class TestSwitch:
         assert conv.stride == (1, 2)
         assert conv.padding == (2, 3)
         assert conv.dilation == (2, 2)
-        assert conv.groups == (4 if name == 'dbb depthwise' else 1)
+        assert conv.groups == (4 if 'depthwise' in name else 1)
         assert conv.bias is not None
 
     @pytest.mark.parametrize('training', [True, False])
@@ -309,6 +331,9 @@ class TestSwitch:
     def test_keeps_mode_and_requires_grad(self, name, training, requires_grad):
         block = build(name).train(training).requires_grad_(requires_grad)
         block.switch_to_deploy()
+        before = list(block.parameters())
+        block.switch_to_deploy()
+        assert all(map(operator.is_, before, block.parameters()))
         assert {m.training for m in block.modules()} == {training}
         assert {p.requires_grad for p in block.parameters()} == {requires_grad}
         assert all(p.is_leaf for p in block.parameters())
@@ -335,7 +360,7 @@ class TestSwitch:
         block = BLOCKS[name](norm_cfg=dict(type='GN', num_groups=2))
         before = parts(block)
         with pytest.raises(
-            NotFoldableError, match=r'^branch_\w+: GroupNorm without running'
+            NotFoldableError, match=r'^branch_[\w.]+: GroupNorm without running'
         ):
             block.switch_to_deploy()
         assert parts(block) == before
@@ -698,6 +723,312 @@ def test_a_new_block_costs_its_branches(names):
         'branch_reparam.bias',
     }
     assert_one_conv_exact(Cross(4, 4, 3).double(), image(2, 4, 7, 7))
+
+
+def layers_of(block: ReparamBlock) -> dict[str, nn.Module]:
+    """The layers in the branches and after them that have weights, by name."""
+    names = {id(module): name for name, module in block.named_modules()}
+    modules = (m for part in block.linear_parts() for m in part.modules())
+    return {names[id(m)]: m for m in modules if getattr(m, 'weight', None) is not None}
+
+
+class Doubled(nn.Module):
+    """A layer that was put in another's place, and is another function."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return 2 * self.layer(x)
+
+
+def double_by_subclass(block: ReparamBlock, name: str) -> None:
+    layer = block.get_submodule(name)
+    kind = type(layer)
+    own = {'forward': lambda self, x: 2 * kind.forward(self, x)}
+    layer.__class__ = type('Own', (kind,), own)
+
+
+def double_by_patch(layer: nn.Module) -> None:
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)
+
+
+#: Ways in which somebody changes what a layer in a block computes, afterwards.
+INTERVENTIONS = {
+    'hook': lambda block, name: block.get_submodule(name).register_forward_hook(
+        lambda layer, args, output: 2 * output
+    ),
+    'hook before': lambda block, name: block.get_submodule(name).register_forward_pre_hook(
+        lambda layer, args: (2 * args[0],)
+    ),
+    'replaced': lambda block, name: block.set_submodule(
+        name, Doubled(block.get_submodule(name))
+    ),
+    'subclass': double_by_subclass,
+    'patched': lambda block, name: double_by_patch(block.get_submodule(name)),
+}
+
+
+@every_block
+class TestInterventions:
+    """What somebody does to a layer inside is never passed over, nor an error."""
+
+    x = image(2, 4, 8, 9)
+
+    @pytest.mark.parametrize('kind', INTERVENTIONS)
+    def test_changes_what_is_computed(self, name, kind):
+        plain = build(name, 'eval', one_conv=True)
+        for layer in layers_of(plain):
+            block, twin = copy.deepcopy(plain), copy.deepcopy(plain)
+            twin.one_conv = False
+            for each in (block, twin):
+                INTERVENTIONS[kind](each, layer)
+            assert_same(twin(self.x), block(self.x))
+            assert_differ(plain(self.x), block(self.x))
+            before = block.state_dict().keys()
+            with pytest.raises(NotFoldableError):
+                block.switch_to_deploy()
+            assert block.state_dict().keys() == before
+
+    @pytest.mark.parametrize('kind', ['branch', 'identity'])
+    def test_containers_with_a_forward_of_their_own(self, name, kind):
+        block = build(name, 'eval', one_conv=True)
+        for module in block.modules():
+            if type(module).__name__ in ('Sequential', 'Identity', 'PointwiseSpatial'):
+                own = type(module).forward
+                forward = {'forward': lambda self, x, own=own: 2 * own(self, x)}
+                module.__class__ = type('Own', (type(module),), forward)
+        with branch_by_branch(block):
+            expected = block(self.x)
+        assert_same(expected, block(self.x))
+        with pytest.raises(NotFoldableError, match='Own has a forward of its own'):
+            block.switch_to_deploy()
+
+    @pytest.mark.parametrize('one_conv', [True, False])
+    def test_every_hook_fires(self, name, one_conv):
+        block = build(name, 'eval', one_conv=one_conv, act_cfg=None)
+        fired = []
+        for key, layer in layers_of(block).items():
+            layer.register_forward_hook(lambda *_, k=key: fired.append(f'forward {k}'))
+            layer.register_full_backward_hook(
+                lambda *_, k=key: fired.append(f'backward {k}')
+            )
+        block(self.x.clone().requires_grad_()).sum().backward()
+        ways = ('forward', 'backward')
+        assert sorted(fired) == sorted(f'{w} {k}' for w in ways for k in layers_of(block))
+
+    def test_backward_hooks_alone_fire(self, name):
+        block = build(name, 'eval', one_conv=True, act_cfg=None)
+        fired = []
+        for layer in layers_of(block).values():
+            layer.register_full_backward_hook(lambda *_: fired.append(1))
+        block(self.x.clone().requires_grad_()).sum().backward()
+        assert len(fired) == len(layers_of(block))
+
+    def test_hooks_on_all_modules_fire(self, name):
+        block, seen = build(name, 'eval', one_conv=True), []
+        handle = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, *_: seen.append(module)
+        )
+        with handle:
+            block(self.x)
+        assert all(layer in seen for layer in layers_of(block).values())
+
+    def test_statistics_that_are_lost(self, name):
+        """As test-time adaptation sets them to None, to use those of the batch."""
+        block = build(name, 'eval', one_conv=True)
+        for layer in layers_of(block).values():
+            if hasattr(layer, 'running_mean'):
+                layer.running_mean = layer.running_var = None
+        with branch_by_branch(block):
+            expected = block(self.x)
+        assert_same(expected, block(self.x))
+        with pytest.raises(NotFoldableError, match='without running statistics'):
+            block.switch_to_deploy()
+
+    def test_a_weight_that_changes_before_the_backward_pass(self, name):
+        """torch says so, where a gradient would be wrong."""
+        expected, block = step(build(name), self.x)['gradients'], build(name)
+        raised = 0
+        for layer in layers_of(block).values():
+            x = self.x.clone().requires_grad_()
+            output = randomise(block)(x)
+            with torch.no_grad():
+                layer.weight.mul_(2)
+            try:
+                (output * image(*output.shape, seed=2)).sum().backward()
+            except RuntimeError as error:
+                assert 'modified by an inplace operation' in str(error)
+                raised += 1
+            else:
+                assert_same(expected['input'], x.grad)
+        assert raised
+
+    def test_a_spectral_norm_iterates_with_norm_eval(self, name):
+        block = build(name, one_conv=True)
+        for module in block.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        conv = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
+        parametrizations.spectral_norm(conv)
+        vector = conv.parametrizations.weight[0]._u
+        before = vector.clone()
+        block(self.x)
+        assert not torch.equal(before, vector)
+
+
+@every_block
+@pytest.mark.parametrize('one_conv', [True, False])
+class TestTransforms:
+    """Of torch.func, and wrappers of training."""
+
+    x = image(2, 4, 8, 9)
+
+    def test_func(self, name, one_conv):
+        block = build(name, 'eval', one_conv=one_conv)
+        other = randomise(copy.deepcopy(block), seed=6)
+        weights = dict(other.named_parameters())
+        buffers = dict(other.named_buffers())
+
+        def call(weights, x):
+            return torch.func.functional_call(block, (weights, buffers), (x,))
+
+        assert_same(other(self.x), call(weights, self.x))
+        tangent = image(2, 4, 8, 9, seed=8)
+        _, derivative = torch.func.jvp(lambda x: call(weights, x), (self.x,), (tangent,))
+        _, expected = torch.autograd.functional.jvp(other, self.x, tangent)
+        assert_same(expected, derivative)
+        batch = torch.stack([self.x, tangent])
+        assert_same(torch.stack([*map(other, batch)]), torch.func.vmap(other)(batch))
+        stacked = {key: torch.stack([w, w + 1]) for key, w in weights.items()}
+        ensemble = torch.func.vmap(call, in_dims=(0, None))(stacked, self.x)
+        assert_same(other(self.x), ensemble[0])
+        gradients = torch.func.grad(lambda w: call(w, self.x).square().sum())(weights)
+        loss = other(self.x).square().sum()
+        assert_same(torch.autograd.grad(loss, [*weights.values()]), [*gradients.values()])
+
+    @pytest.mark.parametrize('training', [True, False])
+    @pytest.mark.parametrize('with_cp', [True, False])
+    def test_distributed(self, process_group, name, one_conv, training, with_cp):
+        plain, block = (
+            build(name, one_conv=one_conv, with_cp=cp).train(training)
+            for cp in (False, with_cp)
+        )
+        wrapped = step(DistributedDataParallel(block), self.x)
+        for part in ('gradients', 'statistics'):
+            wrapped[part] = {k.removeprefix('module.'): v for k, v in wrapped[part].items()}
+        assert_same_step(step(plain, self.x), wrapped)
+
+    @pytest.mark.skipif(old_torch, reason='the compiler of torch 2.1 breaks the graph')
+    @pytest.mark.parametrize('training', [True, False])
+    @pytest.mark.parametrize('with_cp', [True, False])
+    def test_compiled_step(self, name, one_conv, training, with_cp):
+        torch._dynamo.reset()
+        block = build(name, one_conv=one_conv, with_cp=with_cp).train(training)
+        compiled = torch.compile(copy.deepcopy(block), fullgraph=True, backend='aot_eager')
+        assert_same_step(step(block, self.x), step_of_compiled(compiled, self.x))
+
+    def test_backward_on_the_meta_device(self, name, one_conv):
+        block = build(name, one_conv=one_conv).to('meta')
+        for training in (True, False):
+            x = self.x.to('meta').requires_grad_()
+            block.train(training)(x).sum().backward()
+            assert x.grad.shape == x.shape
+
+
+@every_block
+class TestFromConv:
+    """A block in the place of a conv and its norm, at the same function."""
+
+    def make(self, name: str, **options) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        block = BLOCKS[name]()
+        geometry = dict(padding=block.padding, groups=block.groups, bias=False)
+        conv = nn.Conv2d(4, 4, block.kernel_size, **{**geometry, **options})
+        norm = nn.BatchNorm2d(4, eps=0.01, momentum=0.3)
+        randomise(nn.Sequential(conv, norm).double())
+        return conv, norm
+
+    @pytest.mark.parametrize(
+        'options',
+        [
+            {},
+            dict(stride=2),
+            dict(bias=True),
+            dict(padding_mode='reflect'),
+            dict(padding='same'),
+            dict(dilation=2, stride=(1, 2)),
+        ],
+        ids=str,
+    )
+    def test_is_the_same_function(self, name, options):
+        if name == 'norm after the sum':
+            options = dict(stride=2) | options
+            options['stride'] = 2
+            if options.get('padding') == 'same':
+                pytest.skip('has no stride')
+        conv, norm = self.make(name, **options)
+        unit = nn.Sequential(conv, norm).eval()
+        block = type(BLOCKS[name]()).from_conv(conv, norm, one_conv=False).eval()
+        x = image(2, 4, 11, 12)
+        assert_same(unit(x), block(x), tolerance=1e-6)
+        assert_same(copy.deepcopy(unit).train()(x), block.train()(x), tolerance=1e-6)
+        own = {id(parameter) for parameter in block.parameters()}
+        assert {id(parameter) for parameter in unit.parameters()} <= own
+        if block.post_norm is None:
+            assert norm.running_mean is block.last_norms()[0].running_mean
+        others = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert {(m.eps, m.momentum) for m in others} == {(0.01, 0.3)}
+
+    def test_every_branch_learns_and_the_block_can_be_fused(self, name):
+        conv, norm = self.make(name, stride=2)
+        block = type(BLOCKS[name]()).from_conv(conv, norm)
+        x = image(2, 4, 11, 12)
+        optimizer = torch.optim.SGD(block.parameters(), 0.1)
+        for _ in range(2):
+            gradients = step(block, x)['gradients']
+            optimizer.step()
+        for branch in block.branches():
+            assert any(g.norm() > 0 for k, g in gradients.items() if k.startswith(branch))
+        expected = block.eval()(x)
+        block.switch_to_deploy()
+        assert_same(expected, block(x))
+
+    def test_keeps_dtype_mode_and_what_is_frozen(self, name):
+        conv, norm = self.make(name, stride=2)
+        conv.requires_grad_(False)
+        conv.bfloat16(), norm.bfloat16().eval()
+        block = type(BLOCKS[name]()).from_conv(conv, norm)
+        assert {p.dtype for p in block.parameters()} == {torch.bfloat16}
+        assert not conv.weight.requires_grad
+        assert not norm.training
+        assert block.training
+
+    def test_without_a_norm(self, name):
+        conv, _ = self.make(name, bias=True, stride=2)
+        kind = type(BLOCKS[name]())
+        if name == 'norm after the sum':
+            with pytest.raises(ValueError, match='ends with a norm: give one'):
+                kind.from_conv(conv)
+            return
+        x = image(2, 4, 11, 12)
+        assert_same(conv(x), kind.from_conv(conv)(x), tolerance=1e-6)
+
+
+def test_from_conv_of_other_types():
+    conv = Conv2dAdaptivePadding(4, 6, 3, stride=2).double()
+    norm = nn.SyncBatchNorm(6)
+    block = DiverseBranchBlock.from_conv(conv, norm.double()).eval()
+    x = image(1, 4, 8, 8)
+    with branch_by_branch(block):
+        assert_same(norm(conv(x)), block(x))
+    assert type(block.branch_1x1.conv) is Conv2dAdaptivePadding
+    assert type(block.branch_1x1.norm) is nn.SyncBatchNorm
+    with pytest.raises(NotFoldableError, match='ConvWS2d has a forward of its own'):
+        DiverseBranchBlock.from_conv(ConvWS2d(4, 4, 3))
+    with pytest.raises(ValueError, match='branch_identity of QARepVGGBlock has no scale'):
+        QARepVGGBlock.from_conv(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
 
 
 @pytest.mark.parametrize('name', ['repvgg', 'dbb'])
