@@ -62,8 +62,8 @@ ROOMS = {
     'mmrep.models.backbones': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
     'mmrep.models.heads': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
     'mmrep.models': (),
-    'mmrep.checkpoints': ('mmrep.errors', 'mmrep.reparam'),
-    'mmrep.checkpoints.convert': (
+    'mmrep.checkpoints': ('mmrep.errors',),
+    'mmrep.importers': (
         'mmrep.checkpoints',
         'mmrep.errors',
         'mmrep.models',

@@ -1,4 +1,4 @@
-"""The classification heads that go with converted weights."""
+"""The classification heads that go with imported weights."""
 
 from collections.abc import Mapping, Sequence
 

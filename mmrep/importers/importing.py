@@ -7,13 +7,19 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mmrep.checkpoints import (
+    is_deploy_form,
+    load_strictly,
+    read_checkpoint,
+    refuse_existing,
+    sha256_of,
+    state_dict_of,
+    write_checkpoint,
+)
 from mmrep.errors import CheckpointError, UserError
 from mmrep.registry import MODELS
 from mmrep.version import __version__
 
-from ..loading import is_deploy_form, load_strictly, state_dict_of
-from ..reading import read_checkpoint
-from ..writing import refuse_existing, sha256_of, write_checkpoint
 from .dbb import DBB
 from .fitting import feature_channels, misfits
 from .heads import count_auxiliary, describe_head
@@ -32,13 +38,13 @@ LAYOUTS = {
 
 _BACKBONE = 'backbone.'
 
-#: What a converted checkpoint keeps of its source's meta: what the classes are.
+#: What an imported checkpoint keeps of its source's meta: what the classes are.
 _KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE')
 
 
 @dataclass(frozen=True)
-class Converted:
-    """What :func:`convert_checkpoint` did.
+class Imported:
+    """What :func:`import_checkpoint` did.
 
     Args:
         layout: Name of the source's layout.
@@ -59,14 +65,14 @@ class Converted:
     out: Path
 
 
-def convert_checkpoint(
+def import_checkpoint(
     source: str | Path,
     out: str | Path,
     layout: str = 'auto',
     arch: str | None = None,
     overwrite: bool = False,
-) -> Converted:
-    """Convert a checkpoint, prove that it fits its backbone, and write it.
+) -> Imported:
+    """Import a checkpoint: rename its weights, prove that they fit, and write them.
 
     The result has mmpretrain's shape: ``state_dict`` with ``backbone.`` and ``head.``
     keys. Its ``meta['backbone']`` and ``meta['head']`` are the configs that go with it.
@@ -103,7 +109,7 @@ def convert_checkpoint(
             if arch is None
             else f'leave --arch {arch} out to have it found'
         )
-        raise CheckpointError(f'{source} cannot be converted: {remedy} ({error})') from None
+        raise CheckpointError(f'{source} cannot be imported: {remedy} ({error})') from None
     made = dict(
         version=__version__,
         source=Path(source).name,
@@ -113,7 +119,7 @@ def convert_checkpoint(
     kept = {key: source_meta[key] for key in _KEPT_META if key in source_meta}
     write_checkpoint(out, state, dict(backbone=backbone, head=head, mmrep=made, **kept))
     note = chosen.deploy_note if is_deploy_form(state) else ''
-    return Converted(
+    return Imported(
         chosen.name, backbone, head, len(renamed.origin), renamed.left_out, note, out
     )
 
@@ -185,5 +191,5 @@ def _prove(renamed: Renamed, layout: Layout, arch: str | None) -> tuple[dict, di
     problems = misfits(shapes, state, renamed.origin)
     if problems:
         raise CheckpointError(problems)
-    load_strictly(model, own_state, 'the converted checkpoint')
+    load_strictly(model, own_state, 'the imported checkpoint')
     return backbone, head

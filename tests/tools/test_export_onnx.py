@@ -18,7 +18,7 @@ from mmrep.reparam import reparam_blocks
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 #: Blocks of the networks in tiny_projects.
 BLOCKS, IDENTITIES = 6, 3
 

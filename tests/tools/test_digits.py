@@ -14,7 +14,7 @@ from mmrep.errors import UserError
 
 pytest.importorskip('sklearn')
 
-SCRIPT = Path(__file__).parents[1] / 'tools/dataset_converters/digits.py'
+SCRIPT = Path(__file__).parents[2] / 'tools/dataset_converters/digits.py'
 
 
 @pytest.fixture(scope='module')

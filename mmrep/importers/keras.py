@@ -66,7 +66,7 @@ KERAS = Layout(
     left_out={r'optimizer/.+': 'state of the optimizer'},
     deploy_note='the TensorFlow code fuses a 1x1 kernel into the middle of the 3x3 one, '
     "which under 'SAME' padding with stride 2 is right for odd input sizes only; if you "
-    'have the train form, convert that and fuse it with tools/reparam.py',
+    'have the train form, import that and fuse it with tools/reparam.py',
 )
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrep.checkpoints.convert import Converted
+from mmrep.importers import Imported
 
 timm = pytest.importorskip('timm')
 
-TOOL = Path(__file__).parents[1] / 'tools/convert_checkpoint.py'
+TOOL = Path(__file__).parents[2] / 'tools/convert_checkpoint.py'
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +76,7 @@ def test_options(source, tmp_path, run_here, capsys):
 def test_all_but_the_configs_is_in_comments(capsys):
     backbone = dict(type='mmrep.RepVGG', arch=dict(group_layer_map={2: 4}))
     left_out = {'state of the optimizer': 3}
-    done = Converted('keras', backbone, None, 7, left_out, 'take care', Path('a.pth'))
+    done = Imported('keras', backbone, None, 7, left_out, 'take care', Path('a.pth'))
     runpy.run_path(str(TOOL))['show'](done)
     printed = capsys.readouterr().out
     assert '# left out: 3 keys, state of the optimizer\n# note: take care\n' in printed
