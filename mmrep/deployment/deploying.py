@@ -1,8 +1,7 @@
 """From a train-form checkpoint to a verified deploy checkpoint and its config."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +10,12 @@ from mmengine.config import Config
 from torch import nn
 
 from mmrep.checkpoints import (
-    MappedFile,
     atomic_write,
     is_deploy_form,
     load_strictly,
     plain,
     read_checkpoint,
     refuse_existing,
-    release_free_memory,
     sha256_of,
     state_dict_of,
     write_checkpoint,
@@ -30,7 +27,6 @@ from mmrep.reparam import (
     NotFoldableError,
     branch_by_branch,
     compare_outputs,
-    reparam_blocks,
     switch_to_deploy,
 )
 from mmrep.version import __version__
@@ -41,8 +37,8 @@ from .running import VerificationError, run_form, seeded_input
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """What :func:`convert` did.
+class Deployed:
+    """What :func:`deploy_checkpoint` did.
 
     Args:
         report: Blocks and parameters.
@@ -79,7 +75,7 @@ def check_differences(differences: Mapping[str, Difference], rtol: float) -> Non
             )
 
 
-def convert(
+def deploy_checkpoint(
     config: Config,
     checkpoint: str | Path,
     out: str | Path,
@@ -88,7 +84,7 @@ def convert(
     seed: int = 0,
     overwrite: bool = False,
     source_config: str | Path = '',
-) -> Conversion:
+) -> Deployed:
     """Fuse a checkpoint, verify the result and write it with its config.
 
     The train form computes branch by branch on a seeded input; the deploy form is a model
@@ -146,7 +142,7 @@ def convert(
     with atomic_write(out_config) as temporary:
         temporary.write_text(f'# The deploy form of {Path(source_config).name}.\n{text}')
         write_checkpoint(out, fused.model.state_dict(), meta)
-    return Conversion(
+    return Deployed(
         report,
         fused.differences,
         fused.shape,
@@ -172,10 +168,9 @@ def _fuse(
 ) -> _Fused:
     """Load a checkpoint, run it, fuse it and run what became of it.
 
-    No weights are copied but by fusing, and those of a block are let go of as soon as
-    they are not needed: at no time are there two models in memory.
+    The weights stay in the mapped file and are copied by fusing alone.
     """
-    source = read_checkpoint(checkpoint)
+    source = read_checkpoint(checkpoint, mmap=False)
     state_dict = state_dict_of(source, checkpoint)
     if is_deploy_form(state_dict):
         raise CheckpointError(
@@ -186,15 +181,12 @@ def _fuse(
     kept_meta = _kept_meta(source)
     # The model alone holds the weights from here on.
     del source, state_dict
-    mapped = MappedFile(checkpoint)
     x = seeded_input((1, *shape), seed)
-    with branch_by_branch(model), _released(model, mapped):
+    with branch_by_branch(model):
         reference = run_form(model, x, 'train')
-    # Maps, then kernels in float64: tens of megabytes, which nothing would use again.
-    release_free_memory()
     trained = set(model.state_dict())
     try:
-        report = switch_to_deploy(model, release=mapped.release)
+        report = switch_to_deploy(model)
     except NotFoldableError as error:
         raise UserError(f'this model cannot be fused: {error}') from None
     # A plain network has no blocks, but its norms can be fused.
@@ -203,7 +195,6 @@ def _fuse(
             'the model of this config has no train form: give the config that it was '
             'trained with, without deploy=True'
         )
-    release_free_memory()
     deployed = build_model(deployed_config, unset=True)
     load_strictly(deployed, model.state_dict(), 'the fused model', assign=True)
     try:
@@ -216,20 +207,6 @@ def _fuse(
 def _digest(checkpoint: str | Path) -> str | None:
     """The SHA-256 of a file; that there is none is for who reads it to say."""
     return sha256_of(checkpoint) if Path(checkpoint).is_file() else None
-
-
-@contextmanager
-def _released(model: nn.Module, mapped: MappedFile) -> Iterator[None]:
-    """Give back the memory of each block's weights once the block has computed."""
-    handles = [
-        block.register_forward_hook(lambda block, *_: mapped.release(block.parameters()))
-        for block in reparam_blocks(model).values()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _kept_meta(source: Any) -> dict:
