@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mmengine.config import Config
 from torch import nn
@@ -12,8 +12,8 @@ from torch import nn
 from mmrep.checkpoints import (
     atomic_write,
     is_deploy_form,
+    kept_meta,
     load_strictly,
-    plain,
     read_checkpoint,
     refuse_existing,
     sha256_of,
@@ -33,7 +33,7 @@ from mmrep.version import __version__
 
 from .building import build_model
 from .config import Shape, deploy_config, input_shape
-from .running import VerificationError, run_form, seeded_input
+from .running import VerificationError, check_differences, run_form, seeded_input
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,6 @@ class Deployed:
     out_config: Path
     bytes_before: int
     bytes_after: int
-
-
-def check_differences(differences: Mapping[str, Difference], rtol: float) -> None:
-    """Raise unless every relative L2 error is at most ``rtol``.
-
-    Raises:
-        VerificationError: If one is larger, or not a number.
-    """
-    for name, difference in differences.items():
-        if not difference.rel_l2 <= rtol:
-            raise VerificationError(
-                f'{name} of the deploy form is {difference.rel_l2:.3g} (relative L2) from '
-                f'the train form, which is more than {rtol:g}: nothing was written; look '
-                'for an infinite or very large output of the train form, or report the '
-                'config'
-            )
 
 
 def deploy_checkpoint(
@@ -120,7 +104,12 @@ def deploy_checkpoint(
         # It takes a second for half a gigabyte, of which Python waits for none.
         digest = beside.submit(_digest, checkpoint)
         fused = _fuse(config, deployed_config, checkpoint, shape, seed)
-    check_differences(fused.differences, rtol)
+    check_differences(
+        fused.differences,
+        rtol,
+        'from the train form',
+        'look for an infinite or very large output of the train form, or report the config',
+    )
     report, errors = fused.report, fused.differences.values()
     meta = {
         **fused.kept_meta,
@@ -178,7 +167,7 @@ def _fuse(
         )
     model = build_model(config, unset=True)
     load_strictly(model, state_dict, checkpoint, assign=True)
-    kept_meta = _kept_meta(source)
+    meta = kept_meta(source)
     # The model alone holds the weights from here on.
     del source, state_dict
     x = seeded_input((1, *shape), seed)
@@ -201,18 +190,9 @@ def _fuse(
         differences = compare_outputs(reference, run_form(deployed, x, 'deploy'))
     except ValueError as error:
         raise VerificationError(f'the two forms cannot be verified: {error}') from error
-    return _Fused(deployed, report, differences, tuple(x.shape), kept_meta)
+    return _Fused(deployed, report, differences, tuple(x.shape), meta)
 
 
 def _digest(checkpoint: str | Path) -> str | None:
     """The SHA-256 of a file; that there is none is for who reads it to say."""
     return sha256_of(checkpoint) if Path(checkpoint).is_file() else None
-
-
-def _kept_meta(source: Any) -> dict:
-    """What a deploy checkpoint keeps of the source's meta: what the weights mean."""
-    meta = source.get('meta') if isinstance(source, Mapping) else None
-    kept = ('dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter', 'experiment_name')
-    if not isinstance(meta, Mapping):
-        return {}
-    return {key: plain(meta[key]) for key in kept if key in meta}

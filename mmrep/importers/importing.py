@@ -9,7 +9,10 @@ from torch import Tensor
 
 from mmrep.checkpoints import (
     is_deploy_form,
+    kept_meta,
+    listed,
     load_strictly,
+    misfits,
     read_checkpoint,
     refuse_existing,
     sha256_of,
@@ -21,12 +24,11 @@ from mmrep.registry import MODELS
 from mmrep.version import __version__
 
 from .dbb import DBB
-from .fitting import feature_channels, misfits
-from .heads import count_auxiliary, describe_head
+from .heads import count_auxiliary, describe_head, feature_channels
 from .keras import KERAS, is_hdf5, read_keras
 from .layout import Layout
 from .mmpretrain import MMPRETRAIN
-from .renaming import Renamed, listed, missing_counters, rename
+from .renaming import Renamed, missing_counters, rename
 from .repvgg import REPVGG
 from .repvggplus import REPVGGPLUS
 from .timm import TIMM
@@ -37,9 +39,6 @@ LAYOUTS = {
 }
 
 _BACKBONE = 'backbone.'
-
-#: What an imported checkpoint keeps of its source's meta: what the classes are.
-_KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE')
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def import_checkpoint(
     if Path(source).resolve() == out.resolve():
         raise UserError(f'{out} would replace its source: give another name')
     refuse_existing(out, overwrite=overwrite)
-    weights, source_meta = _read(source)
+    weights, meta = _read(source)
     chosen = _find_layout(weights, layout, source)
     renamed = rename(
         weights,
@@ -116,21 +115,19 @@ def import_checkpoint(
         source_sha256=sha256_of(Path(source).expanduser()),
         source_layout=chosen.name,
     )
-    kept = {key: source_meta[key] for key in _KEPT_META if key in source_meta}
-    write_checkpoint(out, state, dict(backbone=backbone, head=head, mmrep=made, **kept))
+    write_checkpoint(out, state, dict(backbone=backbone, head=head, mmrep=made, **meta))
     note = chosen.deploy_note if is_deploy_form(state) else ''
     return Imported(
         chosen.name, backbone, head, len(renamed.origin), renamed.left_out, note, out
     )
 
 
-def _read(source: str | Path) -> tuple[dict[str, Tensor], Mapping]:
-    """The weights of a file, and its meta."""
+def _read(source: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """The weights of a file, and what to keep of its meta."""
     if is_hdf5(source):
         return read_keras(source), {}
     checkpoint = read_checkpoint(source)
-    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
-    return state_dict_of(checkpoint, source), meta if isinstance(meta, Mapping) else {}
+    return state_dict_of(checkpoint, source), kept_meta(checkpoint)
 
 
 def _find_layout(keys: Iterable[str], name: str, source: str | Path) -> Layout:

@@ -49,7 +49,8 @@ def test_mmpretrain(options, found, deploy, tmp_path):
     done = assert_imports(model, weights, x(), tmp_path, 'mmpretrain')
     assert done.backbone == dict(type='mmrep.RepVGG', out_indices=(3,), **found)
     kept = torch.load(done.out, weights_only=True)['meta']
-    assert kept['dataset_meta'] == meta['dataset_meta'] and 'cfg' not in kept
+    assert kept['dataset_meta'] == meta['dataset_meta'] and kept['epoch'] == 3
+    assert 'cfg' not in kept
 
 
 def test_strides_that_identity_branches_tell(tmp_path):

@@ -75,7 +75,7 @@ def test_a_missing_key_is_named(key, weights, tmp_path):
     del weights[key]
     number, leaf = re.search(r'stage(\d\.\d).*\.(\w+)$', key).groups()
     assert re.search(
-        rf'give a whole .* \(1 missing, in the names of mmrep: backbone\.stage_{number}\.'
+        rf'give a whole .* \(1 missing: backbone\.stage_{number}\.'
         rf'branch_\w+(\.norm)?\.{leaf}\)',
         refusal(weights, tmp_path),
     )
@@ -95,7 +95,7 @@ def test_a_stem_is_no_network(weights, tmp_path):
 def test_half_a_head_is_refused(key, weights, tmp_path):
     del weights[key]
     expected = {
-        'linear.bias': '1 missing, in the names of mmrep: head.fc.bias',
+        'linear.bias': '1 missing: head.fc.bias',
         'linear.weight': '1 unexpected: linear.bias',
     }
     assert expected[key] in refusal(weights, tmp_path)
@@ -129,7 +129,9 @@ def test_a_key_that_the_network_lacks_is_named(weights, tmp_path):
 def test_another_shape_is_named(key, shape, right, weights, tmp_path):
     weights[key] = torch.zeros(shape)
     sentence = refusal(weights, tmp_path)
-    assert f'1 of another shape: {key} ({shape}, not {right})' in sentence
+    assert (
+        f'1 of another shape: {key} ({shape} in the file, {right} in the model)' in sentence
+    )
 
 
 def test_a_list_of_keys_ends(weights, tmp_path):
