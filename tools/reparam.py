@@ -5,12 +5,12 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from mmrep.cli import add_config_options, run_tool, shape_argument
+from mmrep.cli import ToolParser, add_config_options, run_tool, shape_argument
 from mmrep.deployment import Deployed, deploy_checkpoint, read_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description='Load a checkpoint, fuse every block, verify that the outputs are '
         'the same, and write OUT.pth and its config OUT.py.'
     )
@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--shape',
         type=shape_argument,
-        help='shape C,H,W of the verified input (default: from the config)',
+        help='shape C,H,W or C H W of the verified input (default: from the config)',
     )
     parser.add_argument(
         '--rtol',
