@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,11 +88,13 @@ def deploy_checkpoint(
     Raises:
         UserError: With one sentence, if anything is wrong; then nothing is written.
     """
-    out = Path(out)
+    # As text: a path would take a slash from an address.
+    checkpoint = expanduser(checkpoint)
+    out, source_config = Path(expanduser(out)), Path(expanduser(source_config))
     out_config = out.with_suffix('.py')
     if out.suffix != '.pth':
         raise UserError(f'{out} must end in .pth: the config goes beside it as .py')
-    for source in filter(None, (checkpoint, source_config)):
+    for source in (checkpoint, source_config):
         if Path(source).resolve() in (out.resolve(), out_config.resolve()):
             raise UserError(f'{out} would replace {source}: give another name')
     refuse_existing(out, out_config, overwrite=overwrite)
@@ -117,7 +120,7 @@ def deploy_checkpoint(
             'version': __version__,
             'source': Path(checkpoint).name,
             'source_sha256': digest.result(),
-            'source_config': Path(source_config).name,
+            'source_config': source_config.name,
             'input_shape': list(fused.shape),
             'seed': seed,
             'rel_l2': max(d.rel_l2 for d in errors),
@@ -129,7 +132,7 @@ def deploy_checkpoint(
         },
     }
     with atomic_write(out_config) as temporary:
-        temporary.write_text(f'# The deploy form of {Path(source_config).name}.\n{text}')
+        temporary.write_text(f'# The deploy form of {source_config.name}.\n{text}')
         write_checkpoint(out, fused.model.state_dict(), meta)
     return Deployed(
         report,
@@ -153,7 +156,7 @@ class _Fused(NamedTuple):
 
 
 def _fuse(
-    config: Config, deployed_config: Config, checkpoint: str | Path, shape: Shape, seed: int
+    config: Config, deployed_config: Config, checkpoint: str, shape: Shape, seed: int
 ) -> _Fused:
     """Load a checkpoint, run it, fuse it and run what became of it.
 
@@ -193,6 +196,6 @@ def _fuse(
     return _Fused(deployed, report, differences, tuple(x.shape), meta)
 
 
-def _digest(checkpoint: str | Path) -> str | None:
+def _digest(checkpoint: str) -> str | None:
     """The SHA-256 of a file; that there is none is for who reads it to say."""
     return sha256_of(checkpoint) if Path(checkpoint).is_file() else None

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 
 from torch import Tensor
@@ -86,7 +87,8 @@ def import_checkpoint(
     Raises:
         UserError: With one sentence, if anything is wrong; then nothing is written.
     """
-    out = Path(out)
+    # As text: a path would take a slash from an address.
+    source, out = expanduser(source), Path(expanduser(out))
     if Path(source).resolve() == out.resolve():
         raise UserError(f'{out} would replace its source: give another name')
     refuse_existing(out, overwrite=overwrite)
@@ -112,7 +114,7 @@ def import_checkpoint(
     made = dict(
         version=__version__,
         source=Path(source).name,
-        source_sha256=sha256_of(Path(source).expanduser()),
+        source_sha256=sha256_of(source),
         source_layout=chosen.name,
     )
     write_checkpoint(out, state, dict(backbone=backbone, head=head, mmrep=made, **meta))
@@ -122,7 +124,7 @@ def import_checkpoint(
     )
 
 
-def _read(source: str | Path) -> tuple[dict[str, Tensor], dict]:
+def _read(source: str) -> tuple[dict[str, Tensor], dict]:
     """The weights of a file, and what to keep of its meta."""
     if is_hdf5(source):
         return read_keras(source), {}
@@ -130,7 +132,7 @@ def _read(source: str | Path) -> tuple[dict[str, Tensor], dict]:
     return state_dict_of(checkpoint, source), kept_meta(checkpoint)
 
 
-def _find_layout(keys: Iterable[str], name: str, source: str | Path) -> Layout:
+def _find_layout(keys: Iterable[str], name: str, source: str) -> Layout:
     """The layout of a name, or the only one that keys are of."""
     if name != 'auto':
         return LAYOUTS[name]

@@ -72,8 +72,7 @@ KERAS = Layout(
 
 def is_hdf5(path: str | Path) -> bool:
     """Whether a file is HDF5, which Keras' weights are."""
-    path = Path(path).expanduser()
-    if not path.is_file():
+    if not Path(path).is_file():
         return False
     with open(path, 'rb') as file:
         return file.read(len(_SIGNATURE)) == _SIGNATURE
@@ -101,7 +100,7 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
             variables[name] = _in_torch_order(torch.from_numpy(np.asarray(item[()])))
 
     try:
-        with h5py.File(Path(path).expanduser(), 'r') as file:
+        with h5py.File(path, 'r') as file:
             file.visititems(add)
     except Exception as error:
         # h5py raises a dozen types for a damaged file.

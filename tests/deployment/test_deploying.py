@@ -81,7 +81,7 @@ class Project:
         return deploy_checkpoint(self.config, self.checkpoint, self.out, **options)
 
     def written(self) -> list[str]:
-        return sorted(set(os.listdir(self.folder)) - {self.checkpoint.name})
+        return sorted(set(os.listdir(self.folder)) - {Path(self.checkpoint).name})
 
 
 class OtherBlock(nn.Conv2d):
@@ -189,6 +189,20 @@ class TestDeployFiles:
         project.save(change(project.model.state_dict()))
         assert project.deploy().report.switched
 
+    def test_home(self, project, monkeypatch):
+        monkeypatch.setenv('HOME', str(project.folder))
+        digest = hashlib.sha256(project.checkpoint.read_bytes()).hexdigest()
+        project.checkpoint, project.out = '~/epoch_3.pth', '~/deploy.pth'
+        done = project.deploy()
+        assert done.out == project.folder / 'deploy.pth'
+        assert sorted(os.listdir(project.folder)) == [
+            'deploy.pth',
+            'deploy.py',
+            'epoch_3.pth',
+        ]
+        meta = torch.load(done.out, weights_only=True)['meta']
+        assert meta['mmrep']['source_sha256'] == digest
+
     @pytest.mark.parametrize('meta', [None, 'text', dict()])
     def test_no_meta(self, project, meta):
         project.meta = meta
@@ -293,6 +307,8 @@ class TestRefusals:
         self.refused(project, CheckpointError, 'it may be cut short')
         project.checkpoint.unlink()
         self.refused(project, CheckpointError, 'does not exist')
+        project.checkpoint = 'https://host/a.pth'
+        self.refused(project, CheckpointError, 'https://host/a.pth is an address')
 
     def test_existing_files(self, project):
         for path in (project.out, project.out.with_suffix('.py')):
@@ -309,13 +325,16 @@ class TestRefusals:
         project.out = project.folder / name
         self.refused(project, UserError, r'must end in \.pth')
 
-    def test_sources_are_not_replaced(self, project):
+    def test_sources_are_not_replaced(self, project, monkeypatch):
         project.out = project.folder / '.' / 'epoch_3.pth'
         self.refused(project, UserError, 'would replace', overwrite=True)
         config = project.folder / 'deploy.py'
         config.write_text('precious')
         project.out = project.folder / 'deploy.pth'
         options = dict(overwrite=True, source_config=str(config))
+        self.refused(project, UserError, 'would replace', **options)
+        monkeypatch.setenv('HOME', str(project.folder))
+        options['source_config'] = '~/deploy.py'
         self.refused(project, UserError, 'would replace', **options)
         assert config.read_text() == 'precious'
 

@@ -233,3 +233,12 @@ def test_files_are_not_replaced(weights, tmp_path):
     import_checkpoint(source, out, overwrite=True)
     assert torch.load(out, weights_only=True)['meta']['backbone']
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out.pth', 'source.pth']
+
+
+def test_home(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save(weights, tmp_path / 'source.pth')
+    assert import_checkpoint('~/source.pth', '~/out.pth').out == tmp_path / 'out.pth'
+    assert torch.load(tmp_path / 'out.pth', weights_only=True)
+    with pytest.raises(UserError, match='would replace its source'):
+        import_checkpoint('~/out.pth', tmp_path / 'out.pth', overwrite=True)

@@ -50,6 +50,12 @@ def test_same_seed_same_bytes(write, tmp_path):
     assert first[scene] != other[scene]
 
 
+def test_home(write, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write('~/digits')
+    assert (tmp_path / 'digits/digits.json').is_file()
+
+
 def test_all_digits_are_used_once(digits):
     labels = digits.load_digits().target
     splits = digits.split_digits(labels, None, np.random.default_rng(0))
