@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from mmrep.cli import ToolParser, shape_argument
+
 TOOL = """
 from torch import distributed
 from mmrep.cli import run_tool
@@ -45,3 +47,103 @@ def test_a_tool_that_failed_waits_for_nobody():
     assert done.stderr.splitlines()[-1] == 'error: mend this'
     assert 'Traceback' not in done.stderr
     assert done.stdout == ''
+
+
+@pytest.mark.parametrize(
+    ('then', 'sentence'),
+    [
+        ('raise OSError(28, "No space left on device")', 'No space left on device'),
+        ('raise ConnectionResetError("the peer is gone")', 'the peer is gone'),
+        (
+            'raise OSError(28, "No space left on device", "a.pth")',
+            'No space left on device',
+        ),
+        # As a worker of a data loader hands it over.
+        ('raise FileNotFoundError("Caught it in worker 0.\\na[i] for i")', 'Caught it in'),
+        ('raise OSError', 'OSError'),
+    ],
+)
+def test_an_error_inside_the_work_keeps_its_traceback(then, sentence):
+    done = run(grouped=False, then=then)
+    assert done.returncode == 1
+    *before, last = done.stderr.splitlines()
+    assert 'Traceback (most recent call last):' in before
+    assert any(line.endswith('in main') for line in before)
+    assert last.startswith('error: ') and sentence in last
+
+
+@pytest.mark.parametrize(
+    ('then', 'sentence'),
+    [
+        ('open("no/such.png")', 'no/such.png does not exist: check the path'),
+        ('open("/")', "Is a directory: '/'"),
+        ('raise PermissionError(13, "Permission denied", "a.pth")', 'Permission denied'),
+    ],
+)
+def test_a_path_is_the_users_to_mend(then, sentence):
+    done = run(grouped=False, then=then)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith('error: ')
+    assert sentence in done.stderr.splitlines()[-1]
+    assert 'Traceback' not in done.stderr
+
+
+class TestShape:
+    """``--shape`` beside positionals and other options."""
+
+    @pytest.fixture
+    def parse(self):
+        parser = ToolParser()
+        parser.add_argument('config')
+        parser.add_argument('out')
+        parser.add_argument('--shape', type=shape_argument)
+        parser.add_argument('--seed')
+        return lambda *args: parser.parse_args(list(args))
+
+    @pytest.mark.parametrize(
+        ('numbers', 'shape'),
+        [
+            (['64'], (3, 64, 64)),
+            (['64', '48'], (3, 64, 48)),
+            (['1', '64', '48'], (1, 64, 48)),
+            (['64,48'], (3, 64, 48)),
+            (['1,64,48'], (1, 64, 48)),
+            (['1x64x48'], (1, 64, 48)),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize(
+        ('before', 'after'),
+        [
+            ([], ['net.py', 'out.pth']),
+            (['net.py'], ['out.pth']),
+            (['net.py', 'out.pth'], []),
+            ([], ['--seed', '7', 'net.py', 'out.pth']),
+            (['--seed', '7', 'net.py', 'out.pth'], []),
+        ],
+        ids=str,
+    )
+    def test_numbers(self, parse, numbers, shape, before, after):
+        args = parse(*before, '--shape', *numbers, *after)
+        assert args.shape == shape
+        assert (args.config, args.out) == ('net.py', 'out.pth')
+
+    def test_equals_sign(self, parse):
+        assert parse('--shape=64,48', 'net.py', 'out.pth').shape == (3, 64, 48)
+
+    def test_none(self, parse):
+        assert parse('net.py', 'out.pth', '--seed', '7').shape is None
+
+    @pytest.mark.parametrize(
+        'numbers',
+        [
+            *(['0'], ['64', '0'], ['64', '-1'], ['-8', '8'], ['a'], ['64,a'], ['64.5']),
+            *(['64', '48.5'], ['1', '3', '64', '64'], ['1,3', '64', '64']),
+        ],
+        ids=str,
+    )
+    def test_no_shape(self, parse, numbers, capsys):
+        with pytest.raises(SystemExit, match='2'):
+            parse('net.py', 'out.pth', '--shape', *numbers)
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert f'{",".join(numbers)!r} is no shape: give' in last

@@ -20,7 +20,7 @@ from mmseg.structures import SegDataSample
 from tiny_projects import CLASSES, HEIGHT, WIDTH, write_classification, write_segmentation
 from torch import Tensor, nn
 
-from mmrep.deployment import build_model, convert, read_config
+from mmrep.deployment import build_model, deploy_checkpoint, read_config
 from mmrep.reparam import branch_by_branch, reparam_blocks, switch_to_deploy
 
 PALETTE = [[0, 0, 0], [200, 0, 0]]
@@ -44,7 +44,7 @@ def written(config: Path, **entries) -> SimpleNamespace:
     checkpoint, out = config.with_suffix('.pth'), config.parent / 'deploy.pth'
     meta = dict(dataset_meta=dict(classes=CLASSES, palette=PALETTE))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), checkpoint)
-    convert(cfg, checkpoint, out)
+    deploy_checkpoint(cfg, checkpoint, out)
     return SimpleNamespace(
         train=(str(config), str(checkpoint)),
         deploy=(str(out.with_suffix('.py')), str(out)),

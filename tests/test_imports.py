@@ -1,6 +1,7 @@
 """What imports what: the dependencies point one way."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +63,8 @@ ROOMS = {
     'mmrep.models.backbones': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
     'mmrep.models.heads': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
     'mmrep.models': (),
-    'mmrep.checkpoints': ('mmrep.errors', 'mmrep.reparam'),
-    'mmrep.checkpoints.convert': (
+    'mmrep.checkpoints': ('mmrep.errors',),
+    'mmrep.importers': (
         'mmrep.checkpoints',
         'mmrep.errors',
         'mmrep.models',
@@ -159,3 +160,23 @@ def test_works_without_hosts_and_with_mmcv_lite():
         [sys.executable, '-c', WITHOUT_HOSTS], capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
+
+
+def test_what_is_imported_is_declared():
+    """mmcv, or mmcv-lite, comes on top; functions may ask for the extras."""
+    texts = [
+        (PACKAGE.parent / f'requirements/{name}.txt').read_text()
+        for name in ('runtime', 'onnx')
+    ]
+    declared = set(re.findall(r'^[\w-]+', '\n'.join(texts), re.MULTILINE))
+    used = {name.split('.')[0] for file in FILES for name in imports(file)}
+    used -= {*sys.stdlib_module_names, 'mmrep', 'mmcv'}
+    assert used and {'pyyaml' if name == 'yaml' else name for name in used} <= declared
+
+
+def test_import_loads_no_deployment():
+    code = 'import sys, mmrep; print(*sys.modules)'
+    loaded = subprocess.check_output([sys.executable, '-c', code], text=True).split()
+    assert 'mmrep.engine' in loaded
+    tools = ('mmrep.deployment', 'mmrep.importers', 'mmrep.benchmark', 'mmrep.checkpoints')
+    assert not [name for name in loaded if within(name, *tools)]

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from pathlib import Path
 
 # Before torch comes: its profiler would report on standard error what it does not find.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
@@ -14,7 +13,13 @@ from rich.table import Table
 
 from mmrep.benchmark import WORKS, Benchmark, benchmark, draw_plane, published_accuracy
 from mmrep.checkpoints import refuse_existing
-from mmrep.cli import add_config_options, run_tool, shape_argument
+from mmrep.cli import (
+    ToolParser,
+    add_config_options,
+    path_argument,
+    run_tool,
+    shape_argument,
+)
 from mmrep.deployment import read_config
 from mmrep.errors import UserError
 
@@ -27,14 +32,18 @@ _TITLES = {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description='Time training and inference of the models of configs, in turns with '
         "mmpretrain's and timm's RepVGG and with the plain ResNet, where installed."
     )
-    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config file')
+    parser.add_argument(
+        'configs', nargs='+', type=path_argument, metavar='CONFIG', help='config file'
+    )
     parser.add_argument('--batch-size', type=int, default=8, help='default: 8')
     parser.add_argument(
-        '--shape', type=shape_argument, help='shape C,H,W (default: from the config)'
+        '--shape',
+        type=shape_argument,
+        help='shape C,H,W or C H W (default: from the config)',
     )
     parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
     parser.add_argument(
@@ -47,9 +56,9 @@ def parse_args() -> argparse.Namespace:
         '--rounds', type=int, default=15, help='how often each is timed (default: 15)'
     )
     parser.add_argument('--no-compile', action='store_true', help='leave torch.compile out')
-    parser.add_argument('--out', type=Path, help='write the figures to this .json')
+    parser.add_argument('--out', type=path_argument, help='write the figures to this .json')
     parser.add_argument(
-        '--plane', type=Path, help='draw the speed-accuracy plane into this .png'
+        '--plane', type=path_argument, help='draw the speed-accuracy plane into this .png'
     )
     add_config_options(parser)
     return parser.parse_args()
@@ -108,7 +117,7 @@ def main() -> None:
         done.append(
             benchmark(
                 config,
-                Path(path).stem,
+                path.stem,
                 args.batch_size,
                 args.shape,
                 args.device,

@@ -4,8 +4,8 @@ import argparse
 
 from mmengine.config import Config
 
-from mmrep.checkpoints.convert import LAYOUTS, Converted, convert_checkpoint
 from mmrep.cli import run_tool
+from mmrep.importers import LAYOUTS, Imported, import_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show(done: Converted) -> None:
+def show(done: Imported) -> None:
     """Print what was done, and the configs as Python to paste."""
     print(f'# {done.out}: {done.used} weights of {done.layout}')
     for kind, count in done.left_out.items():
@@ -48,7 +48,7 @@ def show(done: Converted) -> None:
 def main() -> None:
     args = parse_args()
     show(
-        convert_checkpoint(
+        import_checkpoint(
             args.source, args.out, args.layout, args.arch, overwrite=args.overwrite
         )
     )

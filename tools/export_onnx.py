@@ -5,12 +5,12 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from mmrep.cli import add_config_options, run_tool, shape_argument
+from mmrep.cli import ToolParser, add_config_options, run_tool, shape_argument
 from mmrep.deployment import OnnxExport, export_onnx, read_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description='Load a checkpoint, write the raw outputs of its model as an ONNX '
         'graph, and verify that ONNX Runtime computes the same as PyTorch.'
     )
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     )
     add('--dynamic', action='store_true', help='take every batch size, height and width')
     add('--opset', type=int, default=17, help="of ONNX's operators (default: 17)")
-    shape_help = 'shape C,H,W of an image (default: from the config)'
+    shape_help = 'shape C,H,W or C H W of an image (default: from the config)'
     add('--shape', type=shape_argument, help=shape_help)
     rtol_help = 'largest relative L2 error of an output (default: 1e-4)'
     add('--rtol', type=float, default=1e-4, help=rtol_help)

@@ -5,12 +5,12 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from mmrep.cli import add_config_options, run_tool, shape_argument
-from mmrep.deployment import Conversion, convert, read_config
+from mmrep.cli import ToolParser, add_config_options, run_tool, shape_argument
+from mmrep.deployment import Deployed, deploy_checkpoint, read_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description='Load a checkpoint, fuse every block, verify that the outputs are '
         'the same, and write OUT.pth and its config OUT.py.'
     )
@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--shape',
         type=shape_argument,
-        help='shape C,H,W of the verified input (default: from the config)',
+        help='shape C,H,W or C H W of the verified input (default: from the config)',
     )
     parser.add_argument(
         '--rtol',
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show(done: Conversion) -> None:
+def show(done: Deployed) -> None:
     """Print what was done."""
     console = Console()
     outputs = Table('output', 'relative L2', 'max abs', 'argmax agreement')
@@ -67,7 +67,7 @@ def main() -> None:
     args = parse_args()
     config = read_config(args.config, args.cfg_options)
     show(
-        convert(
+        deploy_checkpoint(
             config,
             args.checkpoint,
             args.out,

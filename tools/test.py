@@ -1,6 +1,7 @@
 """Test a checkpoint with a config."""
 
 import argparse
+from os.path import expanduser
 from pathlib import Path
 
 import mmengine
@@ -30,7 +31,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--deploy', action='store_true', help='fuse every block before testing'
     )
-    parser.add_argument('--out', help='file for the results: .json, .yaml or .pkl')
+    parser.add_argument(
+        '--out', type=expanduser, help='file for the results: .json, .yaml or .pkl'
+    )
     parser.add_argument(
         '--out-item',
         choices=['metrics', 'pred'],
@@ -38,7 +41,9 @@ def parse_args() -> argparse.Namespace:
         help='what goes into --out (default: metrics; pred needs .pkl)',
     )
     parser.add_argument('--show', action='store_true', help='show the predictions')
-    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument(
+        '--show-dir', type=expanduser, help='folder for pictures of the predictions'
+    )
     parser.add_argument(
         '--interval',
         type=int,

@@ -1,19 +1,26 @@
 """Checkpoints: read without running code, load strictly, write atomically."""
 
-from .loading import is_deploy_form, load_strictly, state_dict_of
-from .mapping import MappedFile, release_free_memory
+from .loading import (
+    is_deploy_form,
+    kept_meta,
+    listed,
+    load_strictly,
+    misfits,
+    state_dict_of,
+)
 from .reading import read_checkpoint, use_safe_reading
 from .writing import atomic_write, plain, refuse_existing, sha256_of, write_checkpoint
 
 __all__ = [
-    'MappedFile',
     'atomic_write',
     'is_deploy_form',
+    'kept_meta',
+    'listed',
     'load_strictly',
+    'misfits',
     'plain',
     'read_checkpoint',
     'refuse_existing',
-    'release_free_memory',
     'sha256_of',
     'state_dict_of',
     'use_safe_reading',

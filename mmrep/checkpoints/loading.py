@@ -1,6 +1,6 @@
 """Put the weights of a checkpoint into a model, strictly."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from mmrep.errors import CheckpointError
 
 #: How many keys of each kind an error lists.
 _LISTED = 8
+
+#: What the classes are, and how far the training went.
+_KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter', 'experiment_name')
 
 
 def state_dict_of(checkpoint: Any, source: str | Path) -> dict[str, Tensor]:
@@ -69,32 +72,10 @@ def load_strictly(
     if is_model_wrapper(model):
         model = model.module
     own = model.state_dict()
-    # Weights from before torch 1.0 lack this counter; its value matters to no output.
-    missing = [
-        key
-        for key in own
-        if key not in state_dict and not key.endswith('num_batches_tracked')
-    ]
-    unexpected = [key for key in state_dict if key not in own]
-    misshapen = [
-        f'{key} ({tuple(state_dict[key].shape)} in the file, {tuple(own[key].shape)} in '
-        'the model)'
-        for key in own
-        if key in state_dict and own[key].shape != state_dict[key].shape
-    ]
-    problems = [
-        f'{len(keys)} {kind}: {_shorten(keys)}'
-        for kind, keys in (
-            ('missing', missing),
-            ('unexpected', unexpected),
-            ('of another shape', misshapen),
-        )
-        if keys
-    ]
+    problems = misfits({key: value.shape for key, value in own.items()}, state_dict)
     if problems:
         raise CheckpointError(
-            f'{source} does not fit the config: {_advice(state_dict, own)} '
-            f'({"; ".join(problems)})'
+            f'{source} does not fit the config: {_advice(state_dict, own)} ({problems})'
         )
     if assign:
         state_dict = {key: value.to(own[key]) for key, value in state_dict.items()}
@@ -103,6 +84,54 @@ def load_strictly(
     for name, parameter in model.named_parameters():
         # torch 2.1 forgets it of what is assigned.
         parameter.requires_grad_(trainable[name])
+
+
+def misfits(
+    shapes: Mapping[str, Sequence[int]],
+    state_dict: Mapping[str, Tensor],
+    origin: Mapping[str, str] | None = None,
+) -> str:
+    """What keeps weights from being a model's, in words; '' if nothing does.
+
+    Args:
+        shapes: The shapes of the model's weights.
+        state_dict: The weights.
+        origin: What the source calls them. Default: None, the same as the model.
+    """
+    origin = origin or {}
+    # Weights from before torch 1.0 lack this counter; its value matters to no output.
+    missing = [
+        key
+        for key in shapes
+        if key not in state_dict and not key.endswith('num_batches_tracked')
+    ]
+    unexpected = [origin.get(key, key) for key in state_dict if key not in shapes]
+    misshapen = [
+        f'{origin.get(key, key)} ({tuple(state_dict[key].shape)} in the file, '
+        f'{tuple(shape)} in the model)'
+        for key, shape in shapes.items()
+        if key in state_dict and tuple(state_dict[key].shape) != tuple(shape)
+    ]
+    found = (
+        ('missing', missing),
+        ('unexpected', unexpected),
+        ('of another shape', misshapen),
+    )
+    return '; '.join(f'{len(keys)} {kind}: {listed(keys)}' for kind, keys in found if keys)
+
+
+def listed(keys: Iterable[str]) -> str:
+    """The first keys, and how many more there are."""
+    keys = list(keys)
+    rest = len(keys) - _LISTED
+    return ', '.join(keys[:_LISTED]) + (f', and {rest} more' if rest > 0 else '')
+
+
+def kept_meta(checkpoint: Any) -> dict:
+    """What a file made of a checkpoint keeps of its meta: what the weights mean."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    meta = meta if isinstance(meta, Mapping) else {}
+    return {key: meta[key] for key in _KEPT_META if key in meta}
 
 
 def _advice(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
@@ -118,9 +147,3 @@ def _advice(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
             'trained with'
         )
     return 'give the config that it was trained with'
-
-
-def _shorten(keys: list[str]) -> str:
-    rest = len(keys) - _LISTED
-    more = f', and {rest} more' if rest > 0 else ''
-    return ', '.join(keys[:_LISTED]) + more

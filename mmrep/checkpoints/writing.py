@@ -32,7 +32,8 @@ def refuse_existing(*paths: str | Path, overwrite: bool = False) -> None:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary file that becomes ``path`` if the block ends well, and else goes.
 
-    The folder of ``path`` is made.
+    The folder of ``path`` is made. The contents are on the disk before they take the name,
+    so that a machine that stops leaves the old file or the new one, whole.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,9 +48,21 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         # A temporary file is its owner's alone; the result is like any other file.
         temporary.chmod(0o666 & ~umask)
+        _sync(temporary, os.O_RDWR)
         temporary.replace(path)
+        if hasattr(os, 'O_DIRECTORY'):
+            # The name is the folder's contents. Windows opens no folder.
+            _sync(path.parent, os.O_RDONLY)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_checkpoint(

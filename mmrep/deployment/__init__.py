@@ -12,18 +12,17 @@ from .config import (
     takes_deploy,
     without_pretrained,
 )
-from .convert import Conversion, check_differences, convert
+from .deploying import Deployed, deploy_checkpoint
 from .export import OnnxExport, export_onnx
 from .running import VerificationError, forward
 
 __all__ = [
-    'Conversion',
+    'Deployed',
     'OnnxExport',
     'Shape',
     'VerificationError',
     'build_model',
-    'check_differences',
-    'convert',
+    'deploy_checkpoint',
     'deploy_config',
     'enter_scope',
     'export_onnx',

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 
 from mmengine.config import Config
@@ -101,7 +102,8 @@ def export_onnx(
     Raises:
         UserError: With one sentence, if anything is wrong; then nothing is written.
     """
-    out = Path(out)
+    # As text: a path would take a slash from an address.
+    checkpoint, out = expanduser(checkpoint), Path(expanduser(out))
     if out.suffix != '.onnx':
         raise UserError(f'{out} must end in .onnx')
     refuse_existing(out, overwrite=overwrite)
@@ -147,7 +149,7 @@ def export_onnx(
     )
 
 
-def _load(config: Config, checkpoint: str | Path, form: str) -> tuple[nn.Module, str]:
+def _load(config: Config, checkpoint: str, form: str) -> tuple[nn.Module, str]:
     """The model of a checkpoint and the form that it is in."""
     state_dict = state_dict_of(read_checkpoint(checkpoint), checkpoint)
     given = 'deploy' if is_deploy_form(state_dict) else 'train'

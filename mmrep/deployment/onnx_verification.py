@@ -9,7 +9,7 @@ from torch import Tensor
 from mmrep.errors import reason
 from mmrep.reparam import Difference, compare_tensors
 
-from .running import VerificationError
+from .running import VerificationError, check_differences
 
 
 class Reference(NamedTuple):
@@ -62,12 +62,11 @@ def verify(
                 f'the exported graph fails on an input of shape {shape} '
                 f'({reason(error)}): nothing was written; {remedy}'
             ) from error
-        for name, difference in differences.items():
-            if not difference.rel_l2 <= rtol:
-                raise VerificationError(
-                    f'{name} of the exported graph is {difference.rel_l2:.3g} (relative '
-                    f"L2) from the checkpoint's on an input of shape {shape}, which is "
-                    f'more than {rtol:g}: nothing was written; {remedy}'
-                )
+        check_differences(
+            differences,
+            rtol,
+            f"in the exported graph from the checkpoint's on an input of shape {shape}",
+            remedy,
+        )
         comparisons.append((shape, differences))
     return comparisons

@@ -1,5 +1,6 @@
 """Run a model as its checkpoint is verified: on a seeded input, for its raw outputs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmrep.errors import UserError, reason
+from mmrep.reparam import Difference
 
 
 class VerificationError(UserError):
@@ -39,3 +41,25 @@ def run_form(model: nn.Module, x: Tensor, form: str) -> Any:
             f'the {form} form cannot process an input of shape {tuple(x.shape)} '
             f'({reason(error)}): give a fitting --shape'
         ) from error
+
+
+def check_differences(
+    differences: Mapping[str, Difference], rtol: float, reference: str, remedy: str
+) -> None:
+    """Raise unless every relative L2 error is at most ``rtol``.
+
+    Args:
+        differences: How far each output is from its reference.
+        rtol: The largest relative L2 error allowed.
+        reference: From what, for the error.
+        remedy: What to do then, for the error.
+
+    Raises:
+        VerificationError: If one is larger, or not a number.
+    """
+    for name, difference in differences.items():
+        if not difference.rel_l2 <= rtol:
+            raise VerificationError(
+                f'{name} is {difference.rel_l2:.3g} (relative L2) {reference}, which is '
+                f'more than {rtol:g}: nothing was written; {remedy}'
+            )

@@ -1,13 +1,13 @@
 """Fuse the blocks before a test loop."""
 
 import torch
+from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmrep.deployment import Shape, forward, input_shape
 from mmrep.errors import reason
 from mmrep.models.blocks import ReparamBlock
 from mmrep.registry import HOOKS
@@ -31,7 +31,7 @@ class SwitchToDeployHook(Hook):
 
     priority = 'LOW'
 
-    def __init__(self, shape: Shape | None = None) -> None:
+    def __init__(self, shape: tuple[int, int, int] | None = None) -> None:
         self.shape = shape
 
     def before_test(self, runner: Runner) -> None:
@@ -40,7 +40,7 @@ class SwitchToDeployHook(Hook):
         averaged = [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
         for each in (model, *averaged):
             if _lacks_size(each):
-                _show(each, self.shape or input_shape(runner.cfg))
+                _show(each, self.shape, runner.cfg)
         report = switch_to_deploy(model)
         for each in averaged:
             switch_to_deploy(each)
@@ -60,11 +60,14 @@ def _lacks_size(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _show(model: nn.Module, shape: Shape) -> None:
+def _show(model: nn.Module, shape: tuple[int, int, int] | None, cfg: Config) -> None:
     """Send an input through a model, in eval mode."""
+    # Here, because training needs none of it.
+    from mmrep.deployment import forward, input_shape
+
     model = model.module if isinstance(model, BaseTTAModel) else model
     training = model.training
-    x = torch.zeros(1, *shape, device=next(model.parameters()).device)
+    x = torch.zeros(1, *(shape or input_shape(cfg)), device=next(model.parameters()).device)
     try:
         forward(model.eval(), x)
     except Exception as error:

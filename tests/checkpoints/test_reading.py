@@ -238,6 +238,11 @@ OPCODES = {
         name('builtins', 'getattr'),
         *(HISTORY, '__globals__', pickle.TUPLE2, pickle.REDUCE),
     ],
+    # On the way to eval and to the globals of what may be called.
+    "getattr of '__self__'": [
+        *(name('builtins', 'getattr'), name('builtins', 'getattr')),
+        *('__self__', pickle.TUPLE2, pickle.REDUCE),
+    ],
     "encode to 'rot13'": [ENCODE, ('text', 'rot13'), pickle.REDUCE],
     "numpy.dtype('O')": [name('numpy', 'dtype'), ('O', False, True), pickle.REDUCE],
     "numpy.dtype('f8,O')": [name('numpy', 'dtype'), ('f8,O',), pickle.REDUCE],

@@ -63,6 +63,19 @@ class TestAtomicWrite:
         assert done.returncode == -signal.SIGKILL
         assert path.read_text() == 'old'
 
+    def test_it_is_on_the_disk_before_it_takes_its_name(self, tmp_path, monkeypatch):
+        path = tmp_path / 'a.txt'
+        synced = []
+
+        def fsync(handle: int) -> None:
+            synced.append((os.fstat(handle).st_ino, path.exists()))
+
+        monkeypatch.setattr(os, 'fsync', fsync)
+        with atomic_write(path) as temporary:
+            temporary.write_text('new')
+        # The file while it has no name yet, and then the folder that holds the name.
+        assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
     @pytest.mark.parametrize('umask', [0o022, 0o077])
     def test_mode_is_that_of_any_file(self, tmp_path, umask):
         before = os.umask(umask)

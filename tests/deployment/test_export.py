@@ -22,7 +22,7 @@ from mmrep.deployment import (
     OnnxExport,
     VerificationError,
     build_model,
-    convert,
+    deploy_checkpoint,
     enter_scope,
     export,
     export_onnx,
@@ -314,7 +314,9 @@ class TestForms:
     def deployed(self, tmp_path) -> Project:
         """A project whose checkpoint is in deploy form, and its deploy config."""
         project = Project(tmp_path, REPVGG)
-        done = convert(project.config, project.checkpoint, tmp_path / 'd.pth', SHAPE)
+        done = deploy_checkpoint(
+            project.config, project.checkpoint, tmp_path / 'd.pth', SHAPE
+        )
         project.checkpoint = done.out
         project.deploy_config = Config.fromfile(done.out_config)
         return project

@@ -28,7 +28,11 @@ def test_figures_table_and_plane(config, tmp_path):
     out, plane = tmp_path / 'new' / 'figures.json', tmp_path / 'plane.png'
     works = ['--works', 'train', 'eval']
     printed = succeed(
-        tool('benchmark', config, *QUICK, *works, '--out', out, '--plane', plane)
+        tool(
+            *('benchmark', '~/tiny.py', *QUICK, *works),
+            *('--out=~/new/figures.json', '--plane=~/plane.png'),
+            HOME=str(tmp_path),
+        )
     )
     (done,) = json.loads(out.read_text())
     assert done['config'] == 'tiny'

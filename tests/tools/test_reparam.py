@@ -89,6 +89,22 @@ class TestOptions:
         call('reparam', classifier.config, classifier.checkpoint, out, '--shape', text)
         assert read(out)['meta']['mmrep']['input_shape'] == [1, 3, 8, 8]
 
+    @pytest.mark.parametrize('numbers', [['8', '20'], ['3', '8', '20']])
+    def test_shape_as_the_hosts_take_it(self, classifier, tmp_path, call, numbers):
+        out = tmp_path / 'out.pth'
+        files = [classifier.config, classifier.checkpoint, out]
+        call('reparam', *files, '--shape', *numbers)
+        call('reparam', '--overwrite', '--shape', *numbers, *files)
+        assert read(out)['meta']['mmrep']['input_shape'] == [1, 3, 8, 20]
+
+    def test_home(self, classifier, tmp_path, call, monkeypatch):
+        monkeypatch.setenv('HOME', str(tmp_path))
+        shutil.copy(classifier.config, tmp_path / 'net.py')
+        shutil.copy(classifier.checkpoint, tmp_path / 'net.pth')
+        call('reparam', '~/net.py', '~/net.pth', '~/out.pth')
+        assert read(tmp_path / 'out.pth')['meta']['mmrep']['source_sha256']
+        assert (tmp_path / 'out.py').exists()
+
     def test_overwrite(self, classifier, tmp_path, call):
         out = tmp_path / 'out.pth'
         out.write_text('old')

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import mmengine
 import pytest
@@ -116,6 +117,15 @@ class TestOptions:
         out = tmp_path / 'new' / f'metrics.{suffix}'
         call('test', *arguments(classifier, tmp_path, '--out', out))
         assert mmengine.load(out).keys() == {'accuracy/top1'}
+
+    def test_home(self, classifier, tmp_path, call, monkeypatch):
+        monkeypatch.setenv('HOME', str(tmp_path))
+        shutil.copy(classifier.checkpoint, tmp_path / 'net.pth')
+        config = variant(classifier.config, tmp_path)
+        options = ['--work-dir=~/work', '--out=~/a.json', '--show-dir=~/show']
+        call('test', f'~/{config.name}', '~/net.pth', *options)
+        assert (tmp_path / 'work').is_dir() and (tmp_path / 'a.json').is_file()
+        assert list((tmp_path / 'show').rglob('*.png'))
 
     def test_config_options(self, classifier, tmp_path, call):
         """And no work dir: it is where training puts it."""

@@ -109,6 +109,14 @@ class TestResume:
         assert 'Iter(train) [3/3]' in log
         assert 'Iter(train) [1/3]' not in log
 
+    def test_home(self, segmentor, tmp_path, call, monkeypatch):
+        monkeypatch.setenv('HOME', str(tmp_path))
+        shutil.copy(segmentor.checkpoint, tmp_path / 'net.pth')
+        config = variant(segmentor.config, tmp_path, **{'train_cfg.max_iters': 3})
+        files = [f'~/{config.name}', '--work-dir', '~/work', '--resume', '~/net.pth']
+        call('train', *files, '--no-validate')
+        assert 'Iter(train) [3/3]' in log_of(tmp_path / 'work')
+
     def test_it_is_the_run_that_it_would_have_been(self, segmentor, tmp_path, call):
         """Weights, momentum and learning rate go on; the data are the same every time."""
         entries = {

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mmrep.cli import run_tool
+from mmrep.cli import path_argument, run_tool
 from mmrep.errors import UserError
 
 VAL_SHARE = 0.2
@@ -117,7 +117,7 @@ def write_digits(out: Path, args: argparse.Namespace) -> dict:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('out', type=Path, help='folder to write')
+    parser.add_argument('out', type=path_argument, help='folder to write')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
         '--scenes', type=int, nargs=2, metavar=('TRAIN', 'VAL'), default=(2000, 400)

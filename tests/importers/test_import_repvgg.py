@@ -1,13 +1,13 @@
 import pytest
 import torch
-from convert_laws import assert_converts, backbone_of, convert_weights, features_of, without
+from import_laws import assert_imports, backbone_of, features_of, import_weights, without
 from laws import assert_same, image, randomise
 from official_repvgg import RepVGG, RepVGGplus
 
-from mmrep.checkpoints.convert.mmpretrain import MMPRETRAIN
-from mmrep.checkpoints.convert.repvgg import REPVGG
-from mmrep.checkpoints.convert.repvgg_config import repvgg_config
-from mmrep.checkpoints.convert.repvggplus import REPVGGPLUS
+from mmrep.importers.mmpretrain import MMPRETRAIN
+from mmrep.importers.repvgg import REPVGG
+from mmrep.importers.repvgg_config import repvgg_config
+from mmrep.importers.repvggplus import REPVGGPLUS
 from mmrep.models import backbones
 from mmrep.registry import MODELS
 
@@ -40,7 +40,7 @@ def test_official_repvgg(architecture, arch, deploy, tmp_path):
     # As its training script saves it.
     weights = {f'module.{key}': value for key, value in model.state_dict().items()}
     weights = dict(state_dict=weights, epoch=3)
-    done = assert_converts(model, weights, x(), tmp_path, 'repvgg')
+    done = assert_imports(model, weights, x(), tmp_path, 'repvgg')
     assert done.backbone == dict(
         type='mmrep.RepVGG',
         arch=arch,
@@ -55,7 +55,7 @@ def test_official_repvggplus(deploy, tmp_path):
     pytest.importorskip('mmpretrain.models')
     model = RepVGGplus((1, 2, 4, 1), (16, 24, 32, 64), deploy=deploy)
     randomise(model).eval()
-    done = convert_weights(dict(model=model.state_dict()), tmp_path)
+    done = import_weights(dict(model=model.state_dict()), tmp_path)
     assert done.layout == 'repvggplus'
     assert done.backbone['arch'] == dict(
         num_blocks=(1, 2, 2, 2, 1),
@@ -144,7 +144,7 @@ def test_a_stem_and_an_image_of_another_width(tmp_path):
     arch = dict(num_blocks=(1, 1), width_factor=(0.25, 0.25), stem_channels=8)
     model = randomise(backbones.RepVGG(arch, in_channels=4, out_indices=(1,)))
     weights = {f'backbone.{key}': value for key, value in model.state_dict().items()}
-    done = convert_weights(weights, tmp_path)
+    done = import_weights(weights, tmp_path)
     assert done.backbone == dict(
         type='mmrep.RepVGG', arch=arch, out_indices=(1,), in_channels=4
     )

@@ -4,13 +4,13 @@ import re
 
 import pytest
 import torch
-from convert_laws import convert_weights
+from import_laws import import_weights
 from laws import randomise
 from official_dbb_networks import ResNet
 from official_repvgg import RepVGG, RepVGGplus
 
-from mmrep.checkpoints.convert import LAYOUTS, convert_checkpoint
 from mmrep.errors import CheckpointError, UserError
+from mmrep.importers import LAYOUTS, import_checkpoint
 
 TINY = dict(num_blocks=(1, 2, 1, 1), widths=(8, 8, 8, 16))
 
@@ -24,15 +24,15 @@ def weights():
 def refusal(weights, folder, **options):
     """The sentence with which weights are refused, less the file's name."""
     with pytest.raises(CheckpointError) as error:
-        convert_weights(weights, folder, **options)
-    assert not (folder / 'converted.pth').exists()
+        import_weights(weights, folder, **options)
+    assert not (folder / 'imported.pth').exists()
     sentence = str(error.value)
     assert '\n' not in sentence and str(folder / 'source.pth') in sentence
     return sentence.replace(str(folder / 'source.pth'), 'SOURCE')
 
 
 def test_the_checkpoint_written(weights, tmp_path):
-    done = convert_weights(weights, tmp_path)
+    done = import_weights(weights, tmp_path)
     written = torch.load(done.out, weights_only=True)
     assert written.keys() == {'state_dict', 'meta'}
     assert {key.split('.')[0] for key in written['state_dict']} == {'backbone', 'head'}
@@ -45,7 +45,7 @@ def test_the_checkpoint_written(weights, tmp_path):
 
 
 def test_every_weight_arrives(weights, tmp_path):
-    done = convert_weights(weights, tmp_path)
+    done = import_weights(weights, tmp_path)
     written = torch.load(done.out, weights_only=True)['state_dict']
     assert len(written) == len(weights) == done.used
 
@@ -57,14 +57,14 @@ def test_every_weight_arrives(weights, tmp_path):
 
 def test_half_precision_is_kept(weights, tmp_path):
     weights = {key: value.half() for key, value in weights.items()}
-    done = convert_weights(weights, tmp_path)
+    done = import_weights(weights, tmp_path)
     written = torch.load(done.out, weights_only=True)['state_dict']
     assert {value.dtype for value in written.values()} == {torch.float16}
 
 
 def test_a_backbone_alone(weights, tmp_path):
     weights = {k: v for k, v in weights.items() if not k.startswith('linear')}
-    done = convert_weights(weights, tmp_path)
+    done = import_weights(weights, tmp_path)
     assert done.head is None and done.used == len(weights)
 
 
@@ -75,7 +75,7 @@ def test_a_missing_key_is_named(key, weights, tmp_path):
     del weights[key]
     number, leaf = re.search(r'stage(\d\.\d).*\.(\w+)$', key).groups()
     assert re.search(
-        rf'give a whole .* \(1 missing, in the names of mmrep: backbone\.stage_{number}\.'
+        rf'give a whole .* \(1 missing: backbone\.stage_{number}\.'
         rf'branch_\w+(\.norm)?\.{leaf}\)',
         refusal(weights, tmp_path),
     )
@@ -95,7 +95,7 @@ def test_a_stem_is_no_network(weights, tmp_path):
 def test_half_a_head_is_refused(key, weights, tmp_path):
     del weights[key]
     expected = {
-        'linear.bias': '1 missing, in the names of mmrep: head.fc.bias',
+        'linear.bias': '1 missing: head.fc.bias',
         'linear.weight': '1 unexpected: linear.bias',
     }
     assert expected[key] in refusal(weights, tmp_path)
@@ -129,7 +129,9 @@ def test_a_key_that_the_network_lacks_is_named(weights, tmp_path):
 def test_another_shape_is_named(key, shape, right, weights, tmp_path):
     weights[key] = torch.zeros(shape)
     sentence = refusal(weights, tmp_path)
-    assert f'1 of another shape: {key} ({shape}, not {right})' in sentence
+    assert (
+        f'1 of another shape: {key} ({shape} in the file, {right} in the model)' in sentence
+    )
 
 
 def test_a_list_of_keys_ends(weights, tmp_path):
@@ -180,8 +182,8 @@ def test_unknown_and_ambiguous_layouts(weights, tmp_path):
 
 
 def test_the_layout_given(weights, tmp_path):
-    assert convert_weights(weights, tmp_path, layout='repvgg').layout == 'repvgg'
-    (tmp_path / 'converted.pth').unlink()
+    assert import_weights(weights, tmp_path, layout='repvgg').layout == 'repvgg'
+    (tmp_path / 'imported.pth').unlink()
     for layout in set(LAYOUTS) - {'repvgg'}:
         sentence = refusal(weights, tmp_path, layout=layout)
         assert 'stage0.rbr_dense.conv.weight' in sentence or 'stage1.0' in sentence
@@ -189,8 +191,8 @@ def test_the_layout_given(weights, tmp_path):
 
 def test_the_architecture_given(tmp_path):
     weights = RepVGG((2, 4, 14, 1), (48, 96, 192, 1280), deploy=True).state_dict()
-    assert convert_weights(weights, tmp_path, arch='A0').backbone['arch'] == 'A0'
-    (tmp_path / 'converted.pth').unlink()
+    assert import_weights(weights, tmp_path, arch='A0').backbone['arch'] == 'A0'
+    (tmp_path / 'imported.pth').unlink()
     sentence = refusal(weights, tmp_path, arch='A1')
     assert 'leave --arch A1 out' in sentence and 'of another shape' in sentence
     assert "'A9' is unknown; choose from A0, A1" in refusal(weights, tmp_path, arch='A9')
@@ -215,7 +217,7 @@ def test_what_is_no_file(tmp_path):
         ('https://host/a.pth', r'https://host/a\.pth is an address'),
     ):
         with pytest.raises(CheckpointError, match=sentence):
-            convert_checkpoint(source, out)
+            import_checkpoint(source, out)
     assert not out.exists()
 
 
@@ -224,10 +226,19 @@ def test_files_are_not_replaced(weights, tmp_path):
     torch.save(weights, source)
     out.write_text('mine')
     with pytest.raises(UserError, match=r'exists: give another name, or --overwrite'):
-        convert_checkpoint(source, out)
+        import_checkpoint(source, out)
     assert out.read_text() == 'mine'
     with pytest.raises(UserError, match='would replace its source'):
-        convert_checkpoint(source, source, overwrite=True)
-    convert_checkpoint(source, out, overwrite=True)
+        import_checkpoint(source, source, overwrite=True)
+    import_checkpoint(source, out, overwrite=True)
     assert torch.load(out, weights_only=True)['meta']['backbone']
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out.pth', 'source.pth']
+
+
+def test_home(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save(weights, tmp_path / 'source.pth')
+    assert import_checkpoint('~/source.pth', '~/out.pth').out == tmp_path / 'out.pth'
+    assert torch.load(tmp_path / 'out.pth', weights_only=True)
+    with pytest.raises(UserError, match='would replace its source'):
+        import_checkpoint('~/out.pth', tmp_path / 'out.pth', overwrite=True)

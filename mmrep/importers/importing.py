@@ -3,24 +3,33 @@
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 
 from torch import Tensor
 
+from mmrep.checkpoints import (
+    is_deploy_form,
+    kept_meta,
+    listed,
+    load_strictly,
+    misfits,
+    read_checkpoint,
+    refuse_existing,
+    sha256_of,
+    state_dict_of,
+    write_checkpoint,
+)
 from mmrep.errors import CheckpointError, UserError
 from mmrep.registry import MODELS
 from mmrep.version import __version__
 
-from ..loading import is_deploy_form, load_strictly, state_dict_of
-from ..reading import read_checkpoint
-from ..writing import refuse_existing, sha256_of, write_checkpoint
 from .dbb import DBB
-from .fitting import feature_channels, misfits
-from .heads import count_auxiliary, describe_head
+from .heads import count_auxiliary, describe_head, feature_channels
 from .keras import KERAS, is_hdf5, read_keras
 from .layout import Layout
 from .mmpretrain import MMPRETRAIN
-from .renaming import Renamed, listed, missing_counters, rename
+from .renaming import Renamed, missing_counters, rename
 from .repvgg import REPVGG
 from .repvggplus import REPVGGPLUS
 from .timm import TIMM
@@ -32,13 +41,10 @@ LAYOUTS = {
 
 _BACKBONE = 'backbone.'
 
-#: What a converted checkpoint keeps of its source's meta: what the classes are.
-_KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE')
-
 
 @dataclass(frozen=True)
-class Converted:
-    """What :func:`convert_checkpoint` did.
+class Imported:
+    """What :func:`import_checkpoint` did.
 
     Args:
         layout: Name of the source's layout.
@@ -59,14 +65,14 @@ class Converted:
     out: Path
 
 
-def convert_checkpoint(
+def import_checkpoint(
     source: str | Path,
     out: str | Path,
     layout: str = 'auto',
     arch: str | None = None,
     overwrite: bool = False,
-) -> Converted:
-    """Convert a checkpoint, prove that it fits its backbone, and write it.
+) -> Imported:
+    """Import a checkpoint: rename its weights, prove that they fit, and write them.
 
     The result has mmpretrain's shape: ``state_dict`` with ``backbone.`` and ``head.``
     keys. Its ``meta['backbone']`` and ``meta['head']`` are the configs that go with it.
@@ -81,11 +87,12 @@ def convert_checkpoint(
     Raises:
         UserError: With one sentence, if anything is wrong; then nothing is written.
     """
-    out = Path(out)
+    # As text: a path would take a slash from an address.
+    source, out = expanduser(source), Path(expanduser(out))
     if Path(source).resolve() == out.resolve():
         raise UserError(f'{out} would replace its source: give another name')
     refuse_existing(out, overwrite=overwrite)
-    weights, source_meta = _read(source)
+    weights, meta = _read(source)
     chosen = _find_layout(weights, layout, source)
     renamed = rename(
         weights,
@@ -103,31 +110,29 @@ def convert_checkpoint(
             if arch is None
             else f'leave --arch {arch} out to have it found'
         )
-        raise CheckpointError(f'{source} cannot be converted: {remedy} ({error})') from None
+        raise CheckpointError(f'{source} cannot be imported: {remedy} ({error})') from None
     made = dict(
         version=__version__,
         source=Path(source).name,
-        source_sha256=sha256_of(Path(source).expanduser()),
+        source_sha256=sha256_of(source),
         source_layout=chosen.name,
     )
-    kept = {key: source_meta[key] for key in _KEPT_META if key in source_meta}
-    write_checkpoint(out, state, dict(backbone=backbone, head=head, mmrep=made, **kept))
+    write_checkpoint(out, state, dict(backbone=backbone, head=head, mmrep=made, **meta))
     note = chosen.deploy_note if is_deploy_form(state) else ''
-    return Converted(
+    return Imported(
         chosen.name, backbone, head, len(renamed.origin), renamed.left_out, note, out
     )
 
 
-def _read(source: str | Path) -> tuple[dict[str, Tensor], Mapping]:
-    """The weights of a file, and its meta."""
+def _read(source: str) -> tuple[dict[str, Tensor], dict]:
+    """The weights of a file, and what to keep of its meta."""
     if is_hdf5(source):
         return read_keras(source), {}
     checkpoint = read_checkpoint(source)
-    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
-    return state_dict_of(checkpoint, source), meta if isinstance(meta, Mapping) else {}
+    return state_dict_of(checkpoint, source), kept_meta(checkpoint)
 
 
-def _find_layout(keys: Iterable[str], name: str, source: str | Path) -> Layout:
+def _find_layout(keys: Iterable[str], name: str, source: str) -> Layout:
     """The layout of a name, or the only one that keys are of."""
     if name != 'auto':
         return LAYOUTS[name]
@@ -185,5 +190,5 @@ def _prove(renamed: Renamed, layout: Layout, arch: str | None) -> tuple[dict, di
     problems = misfits(shapes, state, renamed.origin)
     if problems:
         raise CheckpointError(problems)
-    load_strictly(model, own_state, 'the converted checkpoint')
+    load_strictly(model, own_state, 'the imported checkpoint')
     return backbone, head

@@ -1,24 +1,22 @@
 """From a train-form checkpoint to a verified deploy checkpoint and its config."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mmengine.config import Config
 from torch import nn
 
 from mmrep.checkpoints import (
-    MappedFile,
     atomic_write,
     is_deploy_form,
+    kept_meta,
     load_strictly,
-    plain,
     read_checkpoint,
     refuse_existing,
-    release_free_memory,
     sha256_of,
     state_dict_of,
     write_checkpoint,
@@ -30,19 +28,18 @@ from mmrep.reparam import (
     NotFoldableError,
     branch_by_branch,
     compare_outputs,
-    reparam_blocks,
     switch_to_deploy,
 )
 from mmrep.version import __version__
 
 from .building import build_model
 from .config import Shape, deploy_config, input_shape
-from .running import VerificationError, run_form, seeded_input
+from .running import VerificationError, check_differences, run_form, seeded_input
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """What :func:`convert` did.
+class Deployed:
+    """What :func:`deploy_checkpoint` did.
 
     Args:
         report: Blocks and parameters.
@@ -63,23 +60,7 @@ class Conversion:
     bytes_after: int
 
 
-def check_differences(differences: Mapping[str, Difference], rtol: float) -> None:
-    """Raise unless every relative L2 error is at most ``rtol``.
-
-    Raises:
-        VerificationError: If one is larger, or not a number.
-    """
-    for name, difference in differences.items():
-        if not difference.rel_l2 <= rtol:
-            raise VerificationError(
-                f'{name} of the deploy form is {difference.rel_l2:.3g} (relative L2) from '
-                f'the train form, which is more than {rtol:g}: nothing was written; look '
-                'for an infinite or very large output of the train form, or report the '
-                'config'
-            )
-
-
-def convert(
+def deploy_checkpoint(
     config: Config,
     checkpoint: str | Path,
     out: str | Path,
@@ -88,7 +69,7 @@ def convert(
     seed: int = 0,
     overwrite: bool = False,
     source_config: str | Path = '',
-) -> Conversion:
+) -> Deployed:
     """Fuse a checkpoint, verify the result and write it with its config.
 
     The train form computes branch by branch on a seeded input; the deploy form is a model
@@ -107,11 +88,13 @@ def convert(
     Raises:
         UserError: With one sentence, if anything is wrong; then nothing is written.
     """
-    out = Path(out)
+    # As text: a path would take a slash from an address.
+    checkpoint = expanduser(checkpoint)
+    out, source_config = Path(expanduser(out)), Path(expanduser(source_config))
     out_config = out.with_suffix('.py')
     if out.suffix != '.pth':
         raise UserError(f'{out} must end in .pth: the config goes beside it as .py')
-    for source in filter(None, (checkpoint, source_config)):
+    for source in (checkpoint, source_config):
         if Path(source).resolve() in (out.resolve(), out_config.resolve()):
             raise UserError(f'{out} would replace {source}: give another name')
     refuse_existing(out, out_config, overwrite=overwrite)
@@ -124,7 +107,12 @@ def convert(
         # It takes a second for half a gigabyte, of which Python waits for none.
         digest = beside.submit(_digest, checkpoint)
         fused = _fuse(config, deployed_config, checkpoint, shape, seed)
-    check_differences(fused.differences, rtol)
+    check_differences(
+        fused.differences,
+        rtol,
+        'from the train form',
+        'look for an infinite or very large output of the train form, or report the config',
+    )
     report, errors = fused.report, fused.differences.values()
     meta = {
         **fused.kept_meta,
@@ -132,7 +120,7 @@ def convert(
             'version': __version__,
             'source': Path(checkpoint).name,
             'source_sha256': digest.result(),
-            'source_config': Path(source_config).name,
+            'source_config': source_config.name,
             'input_shape': list(fused.shape),
             'seed': seed,
             'rel_l2': max(d.rel_l2 for d in errors),
@@ -144,9 +132,9 @@ def convert(
         },
     }
     with atomic_write(out_config) as temporary:
-        temporary.write_text(f'# The deploy form of {Path(source_config).name}.\n{text}')
+        temporary.write_text(f'# The deploy form of {source_config.name}.\n{text}')
         write_checkpoint(out, fused.model.state_dict(), meta)
-    return Conversion(
+    return Deployed(
         report,
         fused.differences,
         fused.shape,
@@ -168,14 +156,13 @@ class _Fused(NamedTuple):
 
 
 def _fuse(
-    config: Config, deployed_config: Config, checkpoint: str | Path, shape: Shape, seed: int
+    config: Config, deployed_config: Config, checkpoint: str, shape: Shape, seed: int
 ) -> _Fused:
     """Load a checkpoint, run it, fuse it and run what became of it.
 
-    No weights are copied but by fusing, and those of a block are let go of as soon as
-    they are not needed: at no time are there two models in memory.
+    The weights stay in the mapped file and are copied by fusing alone.
     """
-    source = read_checkpoint(checkpoint)
+    source = read_checkpoint(checkpoint, mmap=False)
     state_dict = state_dict_of(source, checkpoint)
     if is_deploy_form(state_dict):
         raise CheckpointError(
@@ -183,18 +170,15 @@ def _fuse(
         )
     model = build_model(config, unset=True)
     load_strictly(model, state_dict, checkpoint, assign=True)
-    kept_meta = _kept_meta(source)
+    meta = kept_meta(source)
     # The model alone holds the weights from here on.
     del source, state_dict
-    mapped = MappedFile(checkpoint)
     x = seeded_input((1, *shape), seed)
-    with branch_by_branch(model), _released(model, mapped):
+    with branch_by_branch(model):
         reference = run_form(model, x, 'train')
-    # Maps, then kernels in float64: tens of megabytes, which nothing would use again.
-    release_free_memory()
     trained = set(model.state_dict())
     try:
-        report = switch_to_deploy(model, release=mapped.release)
+        report = switch_to_deploy(model)
     except NotFoldableError as error:
         raise UserError(f'this model cannot be fused: {error}') from None
     # A plain network has no blocks, but its norms can be fused.
@@ -203,39 +187,15 @@ def _fuse(
             'the model of this config has no train form: give the config that it was '
             'trained with, without deploy=True'
         )
-    release_free_memory()
     deployed = build_model(deployed_config, unset=True)
     load_strictly(deployed, model.state_dict(), 'the fused model', assign=True)
     try:
         differences = compare_outputs(reference, run_form(deployed, x, 'deploy'))
     except ValueError as error:
         raise VerificationError(f'the two forms cannot be verified: {error}') from error
-    return _Fused(deployed, report, differences, tuple(x.shape), kept_meta)
+    return _Fused(deployed, report, differences, tuple(x.shape), meta)
 
 
-def _digest(checkpoint: str | Path) -> str | None:
+def _digest(checkpoint: str) -> str | None:
     """The SHA-256 of a file; that there is none is for who reads it to say."""
     return sha256_of(checkpoint) if Path(checkpoint).is_file() else None
-
-
-@contextmanager
-def _released(model: nn.Module, mapped: MappedFile) -> Iterator[None]:
-    """Give back the memory of each block's weights once the block has computed."""
-    handles = [
-        block.register_forward_hook(lambda block, *_: mapped.release(block.parameters()))
-        for block in reparam_blocks(model).values()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _kept_meta(source: Any) -> dict:
-    """What a deploy checkpoint keeps of the source's meta: what the weights mean."""
-    meta = source.get('meta') if isinstance(source, Mapping) else None
-    kept = ('dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter', 'experiment_name')
-    if not isinstance(meta, Mapping):
-        return {}
-    return {key: plain(meta[key]) for key in kept if key in meta}

@@ -10,11 +10,11 @@ import keras_repvgg
 import numpy as np
 import pytest
 import torch
-from convert_laws import backbone_of, logits_of
+from import_laws import backbone_of, logits_of
 from laws import assert_differ, assert_same, image, randomise
 
-from mmrep.checkpoints.convert import convert_checkpoint
 from mmrep.errors import CheckpointError
+from mmrep.importers import import_checkpoint
 from mmrep.reparam import switch_to_deploy
 
 FOUND = dict(
@@ -36,8 +36,8 @@ def pictures(size):
     return image(2, 3, size, size, dtype=torch.float32)
 
 
-def convert(path, **options):
-    return convert_checkpoint(path, path.parent / 'converted.pth', **options)
+def import_file(path, **options):
+    return import_checkpoint(path, path.parent / 'imported.pth', **options)
 
 
 @FORMS
@@ -46,7 +46,7 @@ def test_keras(keras_3, deploy, tmp_path):
     model = randomise(keras_repvgg.build(deploy)).eval()
     values = keras_repvgg.variables(model, keras_3)
     values['optimizer/vars/0'] = torch.tensor(1)
-    done = convert(keras_repvgg.write(tmp_path / 'a.weights.h5', values))
+    done = import_file(keras_repvgg.write(tmp_path / 'a.weights.h5', values))
     assert done.layout == 'keras'
     assert done.backbone == {**FOUND, **(dict(deploy=True) if deploy else {})}
     assert done.used == len(values) - 1
@@ -63,7 +63,7 @@ def test_the_paddings_matter(tmp_path):
     """The test above would see a wrong padding or epsilon."""
     model = randomise(keras_repvgg.build()).eval()
     values = keras_repvgg.variables(model, True)
-    done = convert(keras_repvgg.write(tmp_path / 'a.weights.h5', values))
+    done = import_file(keras_repvgg.write(tmp_path / 'a.weights.h5', values))
     x = pictures(64)
     right = backbone_of(done.out)
     for name in ('conv_cfg', 'norm_cfg'):
@@ -74,11 +74,11 @@ def test_the_paddings_matter(tmp_path):
             assert_differ(right(x)[0], wrong(x)[0])
 
 
-def test_a_converted_train_form_can_be_fused(tmp_path):
+def test_an_imported_train_form_can_be_fused(tmp_path):
     model = randomise(keras_repvgg.build()).eval()
     values = keras_repvgg.variables(model, True)
     backbone = backbone_of(
-        convert(keras_repvgg.write(tmp_path / 'a.weights.h5', values)).out
+        import_file(keras_repvgg.write(tmp_path / 'a.weights.h5', values)).out
     )
     with torch.no_grad():
         expected = backbone(pictures(64))
@@ -90,7 +90,7 @@ def test_without_h5py(tmp_path, monkeypatch):
     path = keras_repvgg.write(tmp_path / 'a.weights.h5', {'a': torch.zeros(1)})
     monkeypatch.setitem(sys.modules, 'h5py', None)
     with pytest.raises(CheckpointError, match=r"pip install 'mmrep\[keras\]'"):
-        convert(path)
+        import_file(path)
 
 
 def test_a_file_cut_short(tmp_path):
@@ -100,8 +100,8 @@ def test_a_file_cut_short(tmp_path):
     )
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(CheckpointError, match=r'cannot be read as weights of Keras'):
-        convert(path)
-    assert not (tmp_path / 'converted.pth').exists()
+        import_file(path)
+    assert not (tmp_path / 'imported.pth').exists()
 
 
 def keras_model(keras, deploy):
@@ -182,7 +182,7 @@ def test_with_keras(deploy, tmp_path, monkeypatch):
         variable.assign(rng.uniform(low, high, variable.shape).astype(np.float32))
     path = tmp_path / 'a.weights.h5'
     model.save_weights(path)
-    done = convert(path)
+    done = import_file(path)
     assert done.backbone == {**FOUND, **(dict(deploy=True) if deploy else {})}
     for size in x:
         assert_same(in_keras(size), logits_of(done.out, x[size]))

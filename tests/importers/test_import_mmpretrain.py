@@ -1,6 +1,6 @@
 import pytest
 import torch
-from convert_laws import assert_converts, convert_weights
+from import_laws import assert_imports, import_weights
 from laws import image, randomise
 
 pytest.importorskip('mmpretrain.models')
@@ -46,15 +46,16 @@ def test_mmpretrain(options, found, deploy, tmp_path):
         found = dict(found, deploy=True)
     meta = dict(dataset_meta=dict(classes=['a', 'b']), epoch=3, cfg='a = 1')
     weights = dict(state_dict=model.state_dict(), meta=meta, optimizer=dict(lr=0.1))
-    done = assert_converts(model, weights, x(), tmp_path, 'mmpretrain')
+    done = assert_imports(model, weights, x(), tmp_path, 'mmpretrain')
     assert done.backbone == dict(type='mmrep.RepVGG', out_indices=(3,), **found)
     kept = torch.load(done.out, weights_only=True)['meta']
-    assert kept['dataset_meta'] == meta['dataset_meta'] and 'cfg' not in kept
+    assert kept['dataset_meta'] == meta['dataset_meta'] and kept['epoch'] == 3
+    assert 'cfg' not in kept
 
 
 def test_strides_that_identity_branches_tell(tmp_path):
     model = randomise(classifier(strides=(1, 2, 1, 2))).eval()
-    done = assert_converts(model, model.state_dict(), x(), tmp_path, 'mmpretrain')
+    done = assert_imports(model, model.state_dict(), x(), tmp_path, 'mmpretrain')
     assert done.backbone['strides'] == (1, 2, 1, 2)
 
 
@@ -62,7 +63,7 @@ def test_strides_that_identity_branches_tell(tmp_path):
 def test_se(se_cfg, tmp_path):
     # Its deploy form drops the SE layers' work.
     model = randomise(classifier(dict(ARCH, se_cfg=se_cfg))).eval()
-    done = assert_converts(model, model.state_dict(), x(), tmp_path, 'mmpretrain')
+    done = assert_imports(model, model.state_dict(), x(), tmp_path, 'mmpretrain')
     assert done.backbone['arch'] == dict(FOUND, se_cfg=se_cfg)
 
 
@@ -73,17 +74,17 @@ def test_mmcls(tmp_path):
     averages = {f'ema_{key.replace(".", "_")}': value + 1 for key, value in state.items()}
     weights = {f'module.{key}': value for key, value in {**state, **averages}.items()}
     weights = dict(state_dict=weights, meta=dict(CLASSES=('a', 'b')))
-    done = assert_converts(model, weights, x(), tmp_path, 'mmpretrain')
+    done = assert_imports(model, weights, x(), tmp_path, 'mmpretrain')
     assert done.used == len(state)
     assert done.left_out == {'buffers of EMAHook': len(averages)}
     assert torch.load(done.out, weights_only=True)['meta']['CLASSES'] == ('a', 'b')
 
 
-def test_converting_twice_changes_nothing(tmp_path):
+def test_importing_twice_changes_nothing(tmp_path):
     model = randomise(classifier())
-    once = convert_weights(model.state_dict(), tmp_path)
+    once = import_weights(model.state_dict(), tmp_path)
     first = torch.load(once.out, weights_only=True)
-    twice = convert_weights(first, tmp_path)
+    twice = import_weights(first, tmp_path)
     second = torch.load(twice.out, weights_only=True)
     assert once.backbone == twice.backbone
     assert first['state_dict'].keys() == second['state_dict'].keys()

@@ -1,32 +1,27 @@
 """tools/dataset_converters/digits.py."""
 
-import importlib.util
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tool_runs import assert_one_sentence, load, tool
 
 from mmrep.errors import UserError
 
 pytest.importorskip('sklearn')
 
-SCRIPT = Path(__file__).parents[1] / 'tools/dataset_converters/digits.py'
+TOOL = 'dataset_converters/digits'
 
 
 @pytest.fixture(scope='module')
 def digits():
-    spec = importlib.util.spec_from_file_location('digits', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(TOOL)
 
 
 @pytest.fixture
-def convert(digits, monkeypatch):
+def write(digits, monkeypatch):
     """Run the tool in this process, on little data."""
 
     def run(out, *options):
@@ -47,12 +42,18 @@ def read(path):
     return np.asarray(Image.open(path))
 
 
-def test_same_seed_same_bytes(convert, tmp_path):
-    first, again = (contents(convert(tmp_path / name)) for name in ('a', 'b'))
-    other = contents(convert(tmp_path / 'c', '--seed', '1'))
+def test_same_seed_same_bytes(write, tmp_path):
+    first, again = (contents(write(tmp_path / name)) for name in ('a', 'b'))
+    other = contents(write(tmp_path / 'c', '--seed', '1'))
     assert first == again
     scene = 'seg/images/train/00000.png'
     assert first[scene] != other[scene]
+
+
+def test_home(write, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write('~/digits')
+    assert (tmp_path / 'digits/digits.json').is_file()
 
 
 def test_all_digits_are_used_once(digits):
@@ -64,8 +65,8 @@ def test_all_digits_are_used_once(digits):
         assert share == pytest.approx(np.mean(labels == label), abs=0.01)
 
 
-def test_train_and_val_show_disjoint_digits(convert, tmp_path):
-    out = convert(tmp_path / 'digits')
+def test_train_and_val_show_disjoint_digits(write, tmp_path):
+    out = write(tmp_path / 'digits')
     shown = {
         split: {int(path.stem) for path in out.glob(f'cls/{split}/*/*.png')}
         for split in ('train', 'val')
@@ -78,18 +79,18 @@ def test_train_and_val_show_disjoint_digits(convert, tmp_path):
         assert {i for scene in scenes[split] for i in scene} <= shown[split]
 
 
-def test_folders_name_the_classes(digits, convert, tmp_path):
+def test_folders_name_the_classes(digits, write, tmp_path):
     source = digits.load_digits()
-    for path in convert(tmp_path / 'digits').glob('cls/*/*/*.png'):
+    for path in write(tmp_path / 'digits').glob('cls/*/*/*.png'):
         index = int(path.stem)
         assert int(path.parent.name) == source.target[index]
         expected = np.round(source.images[index] * 255 / 16)
         np.testing.assert_array_equal(read(path), expected)
 
 
-def test_masks_show_the_scenes_digits(digits, convert, tmp_path):
+def test_masks_show_the_scenes_digits(digits, write, tmp_path):
     labels = digits.load_digits().target
-    out = convert(tmp_path / 'digits')
+    out = write(tmp_path / 'digits')
     scenes = json.loads((out / 'digits.json').read_text())['scenes']
     sizes = set()
     for split, shown in scenes.items():
@@ -134,38 +135,34 @@ def test_digits_do_not_touch(digits, num_boxes):
 
 def test_refuses_an_existing_folder(tmp_path):
     (tmp_path / 'mine.txt').write_text('mine')
-    done = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path], capture_output=True, text=True
-    )
+    done = tool(TOOL, tmp_path)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        f'error: {tmp_path} exists: give another folder, or --overwrite'
-    ]
+    assert_one_sentence(done.stderr, f'{tmp_path} exists: give another folder')
     assert contents(tmp_path) == {'mine.txt': b'mine'}
 
 
-def test_overwrites_no_folder_of_others(convert, tmp_path):
+def test_overwrites_no_folder_of_others(write, tmp_path):
     (tmp_path / 'mine.txt').write_text('mine')
     with pytest.raises(UserError, match=r'no digits\.json'):
-        convert(tmp_path, '--overwrite')
+        write(tmp_path, '--overwrite')
     assert contents(tmp_path) == {'mine.txt': b'mine'}
 
 
-def test_overwrites_its_own_folder(convert, tmp_path):
-    out = convert(tmp_path / 'digits')
+def test_overwrites_its_own_folder(write, tmp_path):
+    out = write(tmp_path / 'digits')
     (out / 'stale.png').touch()
     before = contents(out)
     with pytest.raises(UserError, match='exists'):
-        convert(out)
+        write(out)
     assert contents(out) == before
-    convert(out, '--overwrite')
+    write(out, '--overwrite')
     del before['stale.png']
     assert contents(out) == before
     assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.parametrize('error', [OSError('disk full'), KeyboardInterrupt()])
-def test_cut_run_leaves_nothing(digits, convert, monkeypatch, tmp_path, error):
+def test_cut_run_leaves_nothing(digits, write, monkeypatch, tmp_path, error):
     def save_png(array, path):
         if 'seg' in path.parts:
             raise error
@@ -174,14 +171,14 @@ def test_cut_run_leaves_nothing(digits, convert, monkeypatch, tmp_path, error):
     saved = digits.save_png
     monkeypatch.setattr(digits, 'save_png', save_png)
     with pytest.raises(type(error)):
-        convert(tmp_path / 'digits')
+        write(tmp_path / 'digits')
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     'options', [['--per-class', '1'], ['--scenes', '0', '1'], ['--seed', '-1']]
 )
-def test_refuses_senseless_numbers(convert, tmp_path, options):
+def test_refuses_senseless_numbers(write, tmp_path, options):
     with pytest.raises(UserError, match=options[0]):
-        convert(tmp_path / 'digits', *options)
+        write(tmp_path / 'digits', *options)
     assert not list(tmp_path.iterdir())

@@ -1,19 +1,17 @@
 """Rename the keys of a state dict by a table, and account for every one of them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mmrep.checkpoints import listed
 from mmrep.errors import CheckpointError
 
 #: Regular expressions of whole keys, and the new keys, with ``\1`` for their groups.
 Rules = Mapping[str, str]
-
-#: How many keys an error lists.
-_LISTED = 8
 
 
 class Renamed(NamedTuple):
@@ -99,10 +97,3 @@ def missing_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if key.endswith('.running_mean')
     )
     return {key: torch.tensor(0) for key in counters if key not in state}
-
-
-def listed(keys: Iterable[str]) -> str:
-    """The first keys, and how many more there are."""
-    keys = list(keys)
-    rest = len(keys) - _LISTED
-    return ', '.join(keys[:_LISTED]) + (f', and {rest} more' if rest > 0 else '')

@@ -24,7 +24,7 @@ import mmrep
 from mmrep.deployment import (
     VerificationError,
     build_model,
-    convert,
+    deploy_checkpoint,
     enter_scope,
     forward,
 )
@@ -77,11 +77,11 @@ class Project:
             self.checkpoint,
         )
 
-    def convert(self, **options: Any):
-        return convert(self.config, self.checkpoint, self.out, **options)
+    def deploy(self, **options: Any):
+        return deploy_checkpoint(self.config, self.checkpoint, self.out, **options)
 
     def written(self) -> list[str]:
-        return sorted(set(os.listdir(self.folder)) - {self.checkpoint.name})
+        return sorted(set(os.listdir(self.folder)) - {Path(self.checkpoint).name})
 
 
 class OtherBlock(nn.Conv2d):
@@ -104,7 +104,7 @@ class TestDeployFiles:
     @pytest.mark.parametrize('name', MODELS_BY_NAME)
     def test_they_are_the_same_function(self, tmp_path, name):
         project = Project(tmp_path, name)
-        done = project.convert()
+        done = project.deploy()
         assert project.written() == ['deploy.pth', 'deploy.py']
         assert 0 < max(d.rel_l2 for d in done.differences.values()) < 1e-5
 
@@ -128,7 +128,7 @@ class TestDeployFiles:
         project.config.model.backbone.update(type='mmrep.ReparamResNet', block_cfg=None)
         project.model = randomise(build_model(project.config)).eval()
         project.save(project.model.state_dict())
-        done = project.convert()
+        done = project.deploy()
         assert not done.report.switched
         read = torch.load(done.out, weights_only=True)['state_dict']
         assert not any('running_mean' in key for key in read)
@@ -139,7 +139,7 @@ class TestDeployFiles:
             assert_same(forward(project.model, x), forward(deployed, x))
 
     def test_contents(self, project):
-        done = project.convert(source_config='configs/net.py', seed=4)
+        done = project.deploy(source_config='configs/net.py', seed=4)
         read = torch.load(done.out, weights_only=True)
         assert read.keys() == {'state_dict', 'meta'}
         assert all(type(w) is torch.Tensor for w in read['state_dict'].values())
@@ -172,7 +172,7 @@ class TestDeployFiles:
         )
         project.config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='no')
         expected = project.config.to_dict()
-        project.convert()
+        project.deploy()
         config = Config.fromfile(project.out.with_suffix('.py'))
         expected['model']['backbone'].update(deploy=True, init_cfg=None)
         assert config.to_dict() == dict(expected, load_from=None, resume=False)
@@ -187,31 +187,45 @@ class TestDeployFiles:
     )
     def test_weights_written_otherwise(self, project, change):
         project.save(change(project.model.state_dict()))
-        assert project.convert().report.switched
+        assert project.deploy().report.switched
+
+    def test_home(self, project, monkeypatch):
+        monkeypatch.setenv('HOME', str(project.folder))
+        digest = hashlib.sha256(project.checkpoint.read_bytes()).hexdigest()
+        project.checkpoint, project.out = '~/epoch_3.pth', '~/deploy.pth'
+        done = project.deploy()
+        assert done.out == project.folder / 'deploy.pth'
+        assert sorted(os.listdir(project.folder)) == [
+            'deploy.pth',
+            'deploy.py',
+            'epoch_3.pth',
+        ]
+        meta = torch.load(done.out, weights_only=True)['meta']
+        assert meta['mmrep']['source_sha256'] == digest
 
     @pytest.mark.parametrize('meta', [None, 'text', dict()])
     def test_no_meta(self, project, meta):
         project.meta = meta
         project.save(project.model.state_dict())
-        project.convert()
+        project.deploy()
         assert torch.load(project.out, weights_only=True)['meta'].keys() == {'mmrep'}
 
 
 class TestInput:
     def test_shape(self, project):
-        assert project.convert(shape=(3, 9, 14)).shape == (1, 3, 9, 14)
+        assert project.deploy(shape=(3, 9, 14)).shape == (1, 3, 9, 14)
 
     def test_shape_of_the_config(self, tmp_path):
         project = Project(tmp_path, 'RepVGG segmentor')
-        assert project.convert().shape == (1, 3, HEIGHT, WIDTH)
+        assert project.deploy().shape == (1, 3, HEIGHT, WIDTH)
 
     def test_channels_of_the_config(self, tmp_path):
         project = Project(tmp_path, 'one channel')
-        assert project.convert().shape == (1, 1, 224, 224)
+        assert project.deploy().shape == (1, 1, 224, 224)
 
     def test_seed(self, project):
         errors = [
-            project.convert(shape=(3, 9, 9), seed=seed, overwrite=True).differences
+            project.deploy(shape=(3, 9, 9), seed=seed, overwrite=True).differences
             for seed in (1, 1, 2)
         ]
         assert errors[0] == errors[1] != errors[2]
@@ -228,7 +242,7 @@ class TestInput:
                 branches.append((self.one_conv, self.deploy)) or forward(self, x)
             ),
         )
-        project.convert()
+        project.deploy()
         assert set(branches) == {(False, False), (True, True)}
 
 
@@ -238,7 +252,7 @@ class TestRefusals:
     def refused(self, project: Project, error: type, match: str, **options: Any) -> str:
         before = project.written()
         with pytest.raises(error, match=match) as info:
-            project.convert(**options)
+            project.deploy(**options)
         assert project.written() == before
         assert '\n' not in str(info.value)
         return str(info.value)
@@ -272,7 +286,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize('config', ['train', 'deploy'])
     def test_deploy_form(self, project, tmp_path, config):
-        done = project.convert()
+        done = project.deploy()
         project.checkpoint, project.out = done.out, tmp_path / 'again.pth'
         if config == 'deploy':
             project.config = Config.fromfile(done.out_config)
@@ -293,6 +307,8 @@ class TestRefusals:
         self.refused(project, CheckpointError, 'it may be cut short')
         project.checkpoint.unlink()
         self.refused(project, CheckpointError, 'does not exist')
+        project.checkpoint = 'https://host/a.pth'
+        self.refused(project, CheckpointError, 'https://host/a.pth is an address')
 
     def test_existing_files(self, project):
         for path in (project.out, project.out.with_suffix('.py')):
@@ -301,7 +317,7 @@ class TestRefusals:
             assert path.read_text() == 'precious'
             path.unlink()
         project.out.write_text('old')
-        project.convert(overwrite=True)
+        project.deploy(overwrite=True)
         assert torch.load(project.out, weights_only=True)
 
     @pytest.mark.parametrize('name', ['deploy.onnx', 'deploy', 'deploy.py', 'pth'])
@@ -309,13 +325,16 @@ class TestRefusals:
         project.out = project.folder / name
         self.refused(project, UserError, r'must end in \.pth')
 
-    def test_sources_are_not_replaced(self, project):
+    def test_sources_are_not_replaced(self, project, monkeypatch):
         project.out = project.folder / '.' / 'epoch_3.pth'
         self.refused(project, UserError, 'would replace', overwrite=True)
         config = project.folder / 'deploy.py'
         config.write_text('precious')
         project.out = project.folder / 'deploy.pth'
         options = dict(overwrite=True, source_config=str(config))
+        self.refused(project, UserError, 'would replace', **options)
+        monkeypatch.setenv('HOME', str(project.folder))
+        options['source_config'] = '~/deploy.py'
         self.refused(project, UserError, 'would replace', **options)
         assert config.read_text() == 'precious'
 
@@ -363,4 +382,4 @@ def test_no_weights_are_downloaded(tmp_path, monkeypatch):
     init = dict(type='Pretrained', checkpoint='http://127.0.0.1:9/no.pth')
     options = dict(type='Downloads', pretrained='http://127.0.0.1:9/no.pth', init_cfg=init)
     project.config.model.backbone.update(options)
-    assert project.convert().report.switched
+    assert project.deploy().report.switched

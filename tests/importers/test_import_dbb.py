@@ -1,6 +1,6 @@
 import pytest
 import torch
-from convert_laws import assert_converts, convert_weights
+from import_laws import assert_imports, import_weights
 from laws import image, randomise
 from official_dbb_networks import MobileNet, ResNet, in_published_names
 
@@ -34,7 +34,7 @@ def test_official_dbb(name, deploy, published, tmp_path):
     model = network(name, deploy)
     weights = in_published_names(model.state_dict()) if published else model.state_dict()
     x = image(2, 3, 64, 64, dtype=torch.float32)
-    done = assert_converts(model, weights, x, tmp_path, 'dbb')
+    done = assert_imports(model, weights, x, tmp_path, 'dbb')
     assert done.backbone == {**CONFIGS[name], **(dict(deploy=True) if deploy else {})}
     assert done.used == len(weights)
 
@@ -51,7 +51,7 @@ def test_published_names_differ():
 
 
 def test_full_width_needs_no_numbers(tmp_path):
-    done = convert_weights(network('mobilenet', True, 32).state_dict(), tmp_path)
+    done = import_weights(network('mobilenet', True, 32).state_dict(), tmp_path)
     config = dict(type='mmrep.DBBMobileNetV1', out_indices=(4,), deploy=True)
     assert done.backbone == config
 
@@ -59,13 +59,13 @@ def test_full_width_needs_no_numbers(tmp_path):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_arch_is_checked(name, tmp_path):
     weights = network(name, True).state_dict()
-    done = convert_weights(weights, tmp_path, arch=name)
+    done = import_weights(weights, tmp_path, arch=name)
     assert done.backbone == dict(CONFIGS[name], deploy=True)
     with pytest.raises(CheckpointError, match='leave --arch resnet34 out'):
-        convert_weights(weights, tmp_path, arch='resnet34')
+        import_weights(weights, tmp_path, arch='resnet34')
 
 
 def test_other_depths_are_refused(tmp_path):
     weights = randomise(ResNet((1, 1, 1, 1), False, 8, deploy=True)).state_dict()
     with pytest.raises(CheckpointError, match=r'no ResNet has \(1, 1, 1, 1\) basic blocks'):
-        convert_weights(weights, tmp_path)
+        import_weights(weights, tmp_path)

@@ -1,4 +1,4 @@
-"""What holds for every converted checkpoint, as assertions."""
+"""What holds for every imported checkpoint, as assertions."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from laws import assert_same
 from torch import Tensor, nn
 
-from mmrep.checkpoints.convert import Converted, convert_checkpoint
+from mmrep.importers import Imported, import_checkpoint
 from mmrep.registry import MODELS
 from mmrep.reparam import branch_by_branch
 
@@ -22,7 +22,7 @@ def without(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def backbone_of(path: Path) -> nn.Module:
-    """The backbone of a converted checkpoint, built from the file alone."""
+    """The backbone of an imported checkpoint, built from the file alone."""
     checkpoint = torch.load(path, weights_only=True)
     backbone = MODELS.build(checkpoint['meta']['backbone'])
     backbone.load_state_dict(without('backbone.', checkpoint['state_dict']), strict=True)
@@ -31,7 +31,7 @@ def backbone_of(path: Path) -> nn.Module:
 
 @torch.no_grad()
 def features_of(path: Path, x: Tensor) -> tuple[Tensor, ...]:
-    """The outputs of the backbone of a converted checkpoint."""
+    """The outputs of the backbone of an imported checkpoint."""
     backbone = backbone_of(path)
     with branch_by_branch(backbone):
         return backbone(x)
@@ -39,23 +39,23 @@ def features_of(path: Path, x: Tensor) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def logits_of(path: Path, x: Tensor) -> Tensor:
-    """What a converted checkpoint says of images: mean over the map, linear layer."""
+    """What an imported checkpoint says of images: mean over the map, linear layer."""
     state = torch.load(path, weights_only=True)['state_dict']
     mean = features_of(path, x)[-1].mean((2, 3))
     return nn.functional.linear(mean, state['head.fc.weight'], state['head.fc.bias'])
 
 
-def convert_weights(weights: Any, folder: Path, **options) -> Converted:
-    """Save and convert what ``torch.save`` takes."""
+def import_weights(weights: Any, folder: Path, **options) -> Imported:
+    """Save and import what ``torch.save`` takes."""
     source = folder / 'source.pth'
     torch.save(weights, source)
-    return convert_checkpoint(source, folder / 'converted.pth', overwrite=True, **options)
+    return import_checkpoint(source, folder / 'imported.pth', overwrite=True, **options)
 
 
-def assert_converts(
+def assert_imports(
     model: nn.Module, weights: Any, x: Tensor, folder: Path, layout: str
-) -> Converted:
-    """A converted checkpoint computes what its source computes.
+) -> Imported:
+    """An imported checkpoint computes what its source computes.
 
     Args:
         model: The source model, from images to logits, in eval mode.
@@ -64,7 +64,7 @@ def assert_converts(
         folder: Where to write.
         layout: What the layout must be found to be.
     """
-    done = convert_weights(weights, folder)
+    done = import_weights(weights, folder)
     assert done.layout == layout
     with torch.no_grad():
         assert_same(model(x), logits_of(done.out, x))

@@ -1,13 +1,29 @@
-"""The classification heads that go with converted weights."""
+"""The classification heads that go with imported weights."""
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from .fitting import Shapes
+from mmrep.registry import MODELS
+
+#: Shapes by key.
+Shapes = Mapping[str, Sequence[int]]
+
+#: A size at which every map of a backbone still has a pixel.
+_SIZE = 64
 
 #: The weight of RepVGGplus' auxiliary losses, in the official code.
 _AUX_WEIGHT = 0.1
+
+
+@torch.no_grad()
+def feature_channels(config: dict) -> list[int]:
+    """The channels of a backbone's outputs; nothing is computed."""
+    with torch.device('meta'):
+        model = MODELS.build({**config, 'deploy': False}).eval()
+        x = torch.zeros(1, config.get('in_channels', 3), _SIZE, _SIZE)
+    return [feature.shape[1] for feature in model(x)]
 
 
 def count_auxiliary(state: Mapping[str, Tensor]) -> int:

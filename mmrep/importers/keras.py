@@ -66,14 +66,13 @@ KERAS = Layout(
     left_out={r'optimizer/.+': 'state of the optimizer'},
     deploy_note='the TensorFlow code fuses a 1x1 kernel into the middle of the 3x3 one, '
     "which under 'SAME' padding with stride 2 is right for odd input sizes only; if you "
-    'have the train form, convert that and fuse it with tools/reparam.py',
+    'have the train form, import that and fuse it with tools/reparam.py',
 )
 
 
 def is_hdf5(path: str | Path) -> bool:
     """Whether a file is HDF5, which Keras' weights are."""
-    path = Path(path).expanduser()
-    if not path.is_file():
+    if not Path(path).is_file():
         return False
     with open(path, 'rb') as file:
         return file.read(len(_SIGNATURE)) == _SIGNATURE
@@ -101,7 +100,7 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
             variables[name] = _in_torch_order(torch.from_numpy(np.asarray(item[()])))
 
     try:
-        with h5py.File(Path(path).expanduser(), 'r') as file:
+        with h5py.File(path, 'r') as file:
             file.visititems(add)
     except Exception as error:
         # h5py raises a dozen types for a damaged file.

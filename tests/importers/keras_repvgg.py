@@ -1,6 +1,6 @@
 """RepVGG for TensorFlow: what it computes, in torch, and the files that Keras writes.
 
-The structure and the names are those of the port whose weights mmrep converts.
+The structure and the names are those of the port whose weights mmrep imports.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from convert_laws import assert_converts
+from import_laws import assert_imports
 from laws import image, randomise
 
 byobnet = pytest.importorskip('timm.models.byobnet')
@@ -43,7 +43,7 @@ def test_timm(build, arch, deploy, tmp_path):
     if deploy:
         model = model_utils.reparameterize_model(model)
     x = image(2, 3, 32, 32, dtype=torch.float32)
-    done = assert_converts(model, model.state_dict(), x, tmp_path, 'timm')
+    done = assert_imports(model, model.state_dict(), x, tmp_path, 'timm')
     assert done.backbone['arch'] == arch
     assert done.backbone.get('deploy', False) == deploy
     assert done.used == len(model.state_dict())
