@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import Phase, settings
+from mmengine.registry import DefaultScope
 
 settings.register_profile(
     'mmrep',
@@ -23,3 +24,9 @@ torch.set_num_threads(1)
 def seeded() -> None:
     """Every test starts from one seed."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def no_scope() -> None:
+    """Every module starts without the default scope that another's configs have set."""
+    DefaultScope._instance_dict.clear()

@@ -243,7 +243,7 @@ class TestInput:
             ),
         )
         project.deploy()
-        assert set(branches) == {(False, False), (True, True)}
+        assert set(branches) == {(False, False), ('auto', True)}
 
 
 class TestRefusals:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from mmrep.reparam import fuse_conv_norm
 
-from ..blocks import ReparamBlock
 from ..layers import build_activation, run_block
 from .base import require
 from .units import UnitConfig
@@ -113,7 +112,8 @@ class ResidualBlock(UnitOwner):
         if norm is not None:
             return [norm]
         conv = getattr(self, f'conv{index}')
-        return conv.last_norms() if isinstance(conv, ReparamBlock) else []
+        # A plain conv has absorbed its norm.
+        return conv.last_norms() if hasattr(conv, 'last_norms') else []
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, inplanes, H, W)`` to ``(N, expansion * planes, H', W')``."""

@@ -1,6 +1,7 @@
 """A re-parameterizable block: the sum of its branches, then SE, then an activation."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import pairwise
 
 import torch
@@ -126,9 +127,7 @@ class ReparamBlock(BaseModule):
         #: Names of the branches; none in deploy form.
         self.branch_names: tuple[str, ...] = ()
         self.post_norm: nn.Module | None = None
-        # What a conv of this type does, asked of one without tensors.
-        with torch.device('meta'):
-            self.frame = self._geometry_of(self.build_conv(self.kernel_size))
+        self.frame = self._build_frame()
         if deploy:
             self._add_reparam(self.build_conv(self.kernel_size, bias=True))
         else:
@@ -159,9 +158,7 @@ class ReparamBlock(BaseModule):
             ValueError: If a branch has nothing that could start at zero.
         """
         frame = conv_geometry(conv)
-        geometry = {k: getattr(frame, k) for k in frame.__dataclass_fields__}
-        if frame.padding_mode == 'same':
-            geometry['padding_mode'] = 'zeros'
+        geometry = dict(asdict(frame), padding_mode=frame.fill)
         defaults = dict(act_cfg=None)
         conv_type = known_type(conv, LINEAR_CONVS)
         if conv_type is not nn.Conv2d:
@@ -269,7 +266,7 @@ class ReparamBlock(BaseModule):
         # One tap has no dilation.
         sizes = zip(dilation, kernel_size, strict=True)
         dilation = tuple(apart if taps > 1 else 1 for apart, taps in sizes)
-        if self.frame is not None and self.frame.padding_mode == 'same':
+        if self.frame.padding_mode == 'same':
             return dict(conv=self.build_conv(kernel_size, dilation=dilation))
         sides = []
         for axis, padding in enumerate(self.padding):
@@ -334,7 +331,7 @@ class ReparamBlock(BaseModule):
 
     def linear(self, x: Tensor) -> Tensor:
         """The norm after the sum of the branches, or the one conv that they equal."""
-        if self.frame is not None and self.frame.moves_with_size:
+        if self.frame.moves_with_size:
             self._see_size(tuple(x.shape[2:]))
         if self.deploy:
             return self.branch_reparam(x)
@@ -380,8 +377,6 @@ class ReparamBlock(BaseModule):
         if self.deploy:
             conv = self.branch_reparam
             return conv.weight.to(device, dtype), conv.bias.to(device, dtype)
-        if self.frame is None:
-            raise NotFoldableError(f'{self.branch_names[0]}: {self._unknown_conv}')
         kind = next(self.parameters()).device.type
         # There is no autocast on the meta device, and nothing to compute.
         with torch.autocast('cpu' if kind == 'meta' else kind, enabled=False):
@@ -399,12 +394,7 @@ class ReparamBlock(BaseModule):
     @property
     def lacks_size(self) -> bool:
         """Whether the kernel depends on the size of an input, and none has been seen."""
-        return (
-            not self.deploy
-            and self.frame is not None
-            and self.frame.moves_with_size
-            and self.input_size is None
-        )
+        return not self.deploy and self.frame.moves_with_size and self.input_size is None
 
     def check_foldable(self) -> None:
         """Raise what :meth:`switch_to_deploy` would raise; compute and change nothing."""
@@ -448,15 +438,17 @@ class ReparamBlock(BaseModule):
             )
         return span[0] // 2, span[1] // 2
 
-    def _geometry_of(self, conv: nn.Module) -> ConvGeometry | None:
-        """The block's frame; ``None`` where ``conv_cfg`` is of a type without one."""
+    def _build_frame(self) -> ConvGeometry:
+        """What a conv of ``conv_cfg`` does; of an unknown type, what it is asked for."""
+        with torch.device('meta'):
+            conv = self.build_conv(self.kernel_size)
         try:
             return conv_geometry(conv)
         except NotFoldableError as error:
-            self._unknown_conv = str(error)
             if self.deploy:
                 raise NotFoldableError(f'deploy=True is impossible: {error}') from None
-            return None
+        names = ConvGeometry.__dataclass_fields__
+        return ConvGeometry(**{name: getattr(self, name) for name in names})
 
     def _add_reparam(self, conv: nn.Module) -> None:
         self.branch_reparam = conv

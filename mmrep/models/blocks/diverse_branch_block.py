@@ -8,7 +8,6 @@ from mmengine.model import Sequential
 from torch import nn
 
 from mmrep.registry import MODELS
-from mmrep.reparam import ConvGeometry
 
 from ..layers import DilatedAvgPool2d, IdentityConv1x1, PointwiseSpatial
 from .base import ReparamBlock, Size
@@ -100,20 +99,6 @@ class DiverseBranchBlock(ReparamBlock):
             branches['branch_avg'] = self._build_avg()
         return branches
 
-    @property
-    def _geometry(self) -> ConvGeometry:
-        """The frame's; of a conv of an unknown type, what it was asked for."""
-        return self.frame or ConvGeometry(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.padding_mode,
-        )
-
     def _build_1x1_kxk(self) -> PointwiseSpatial:
         internal = self.internal_channels
         if internal == self.in_channels:
@@ -125,11 +110,11 @@ class DiverseBranchBlock(ReparamBlock):
             self.build_norm(internal),
             self.build_conv(self.kernel_size, in_channels=internal),
             self.build_norm(self.out_channels),
-            self._geometry,
+            self.frame,
         )
 
     def _build_avg(self) -> nn.Module:
-        pool = DilatedAvgPool2d(replace(self._geometry, in_channels=self.out_channels))
+        pool = DilatedAvgPool2d(replace(self.frame, in_channels=self.out_channels))
         norm = self.build_norm(self.out_channels)
         if self.depthwise:
             branch = Sequential()
