@@ -31,10 +31,9 @@ from .geometry import (
     LINEAR_CONVS,
     ConvGeometry,
     NotFoldableError,
-    conv2d_geometry,
     conv_geometry,
     is_watched,
-    known_type,
+    linear_conv_type,
     weight_in_eval_mode,
 )
 from .transforms import (
@@ -48,7 +47,6 @@ from .transforms import (
     merge_convs,
     pad_kernel,
     scale_kernel,
-    taps_of,
     widen_groups,
 )
 
@@ -68,7 +66,6 @@ __all__ = [
     'computes_as_folded',
     'concat_depth',
     'constant_response',
-    'conv2d_geometry',
     'conv_geometry',
     'count_parameters',
     'flatten_outputs',
@@ -81,7 +78,7 @@ __all__ = [
     'has_running_statistics',
     'identity_kernel',
     'is_watched',
-    'known_type',
+    'linear_conv_type',
     'merge_convs',
     'norm_tensors',
     'pad_kernel',
@@ -91,7 +88,6 @@ __all__ = [
     'scale_kernel',
     'set_kernel',
     'switch_to_deploy',
-    'taps_of',
     'weight_in_eval_mode',
     'widen_groups',
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .fold import fold_branches, has_running_statistics
-from .geometry import LINEAR_CONVS, NotFoldableError, conv_geometry, known_type
+from .geometry import NotFoldableError, conv_geometry, linear_conv_type
 
 
 @dataclass
@@ -119,7 +119,7 @@ def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
         del arguments['padding_mode']
     try:
         with torch.device('meta'):
-            fused = known_type(conv, LINEAR_CONVS)(**arguments)
+            fused = linear_conv_type(conv)(**arguments)
     except TypeError:
         # A type that is made of other arguments.
         return None

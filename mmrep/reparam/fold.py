@@ -233,17 +233,11 @@ class LinearConv(NamedTuple):
         Raises:
             NotFoldableError: If the frame cannot compute this conv.
         """
-        misfit = NotFoldableError(
-            f'a {self.kernel_size} kernel with first tap {self.start}, dilation '
-            f'{self.dilation}, stride {self.stride}, {self.out_channels} outputs, padded '
-            f'with {self.fill or "nothing"}, does not fit into {frame}'
+        agrees = (
+            self.stride == frame.stride
+            and self.fill in (None, frame.fill)
+            and self.out_channels == frame.out_channels
         )
-        if (
-            self.stride != frame.stride
-            or self.fill not in (None, frame.fill)
-            or self.out_channels != frame.out_channels
-        ):
-            raise misfit
         places = []
         for own, start, dilation, size, first, apart in zip(
             self.kernel_size,
@@ -257,9 +251,14 @@ class LinearConv(NamedTuple):
             offset, between = divmod(start - first, apart)
             # One tap alone has no distance to the next.
             step, rest = divmod(dilation, apart) if own > 1 else (1, 0)
-            if between or rest or offset < 0 or offset + (own - 1) * step >= size:
-                raise misfit
+            agrees &= not (between or rest) and 0 <= offset < size - (own - 1) * step
             places.append((offset, step))
+        if not agrees:
+            raise NotFoldableError(
+                f'a {self.kernel_size} kernel with first tap {self.start}, dilation '
+                f'{self.dilation}, stride {self.stride}, {self.out_channels} outputs, '
+                f'padded with {self.fill or "nothing"}, does not fit into {frame}'
+            )
         return tuple(zip(*places, strict=True))
 
 
@@ -447,12 +446,12 @@ def fold_branches(
         NotFoldableError: If a branch is not linear or does not fit into the frame; says
             which one and why.
     """
-    tensor = next(
-        chain.from_iterable(
-            chain(branch.parameters(), branch.buffers()) for branch in branches.values()
-        ),
-        torch.empty(0),
+    tensors = chain.from_iterable(
+        chain(branch.parameters(), branch.buffers()) for branch in branches.values()
     )
+    tensor = next(tensors, None)
+    if tensor is None:
+        tensor = torch.empty(0)
     start = LinearConv(
         frame.in_channels,
         frame.in_channels,

@@ -123,15 +123,16 @@ def known_type(layer: nn.Module, known: Container[type | str]) -> type | str:
             break
     else:
         raise NotFoldableError(f'{name} is no linear layer with a known kernel')
-    for method in ('forward', '_conv_forward'):
-        own = vars(layer).get(method, getattr(type(layer), method, None))
-        if own is not getattr(kind, method, None):
-            raise NotFoldableError(
-                f'{name} has a forward of its own, and may not compute what '
-                f'{kind.__name__} does'
-            )
+    methods = ('forward', '_conv_forward')
+    if any(m in vars(layer) for m in methods) or any(
+        getattr(type(layer), m, None) is not getattr(kind, m, None) for m in methods
+    ):
+        raise NotFoldableError(
+            f'{name} has a forward of its own, and may not compute what '
+            f'{kind.__name__} does'
+        )
     hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
-    if not all(isinstance(hook, _WEIGHT_SETTERS) for hook in hooks):
+    if hooks and not all(isinstance(hook, _WEIGHT_SETTERS) for hook in hooks):
         raise NotFoldableError(
             f'{name} has a forward hook, which may change what it computes: remove the hook'
         )
@@ -157,6 +158,15 @@ def is_watched(layer: nn.Module) -> bool:
     )
 
 
+def linear_conv_type(conv: nn.Module) -> type[nn.Conv2d]:
+    """The registered type that a conv computes as: its own, less what wraps it.
+
+    Raises:
+        NotFoldableError: As :func:`known_type`.
+    """
+    return known_type(conv, LINEAR_CONVS)
+
+
 def conv_geometry(layer: nn.Module) -> ConvGeometry:
     """The geometry of a conv layer whose ``weight`` is what it convolves with.
 
@@ -165,7 +175,7 @@ def conv_geometry(layer: nn.Module) -> ConvGeometry:
     Raises:
         NotFoldableError: If the layer is no such conv.
     """
-    return conv2d_geometry(layer, LINEAR_CONVS[known_type(layer, LINEAR_CONVS)])
+    return conv2d_geometry(layer, LINEAR_CONVS[linear_conv_type(layer)])
 
 
 def weight_in_eval_mode(layer: nn.Module) -> Tensor:

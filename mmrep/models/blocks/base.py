@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmrep.reparam import (
-    LINEAR_CONVS,
     ConvGeometry,
     LinearConv,
     NotFoldableError,
     conv_geometry,
     fold_branches,
     fold_layer,
-    known_type,
+    linear_conv_type,
     register_fold,
     set_kernel,
 )
@@ -160,8 +159,7 @@ class ReparamBlock(BaseModule):
         frame = conv_geometry(conv)
         geometry = dict(asdict(frame), padding_mode=frame.fill)
         defaults = dict(act_cfg=None)
-        conv_type = known_type(conv, LINEAR_CONVS)
-        if conv_type is not nn.Conv2d:
+        if (conv_type := linear_conv_type(conv)) is not nn.Conv2d:
             defaults['conv_cfg'] = dict(type=conv_type)
         if isinstance(norm, _BatchNorm):
             defaults['norm_cfg'] = dict(
@@ -309,10 +307,11 @@ class ReparamBlock(BaseModule):
         return [*self.branches().values(), *after]
 
     def last_norms(self) -> list[nn.Module]:
-        """The norms whose scales multiply all of ``linear``'s output."""
+        """The layers whose weights multiply all of ``linear``'s output."""
         if self.post_norm is not None:
             return [self.post_norm]
-        return [_last_layer(branch) for branch in self.branches().values()]
+        last = map(_last_layer, self.branches().values())
+        return [layer for layer in last if hasattr(layer, 'weight')]
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``."""
