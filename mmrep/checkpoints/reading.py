@@ -8,10 +8,10 @@ default of ``weights_only``.
 
 ``torch.load(weights_only=True)`` is not enough. It refuses mmengine's checkpoints unless
 ``builtins.getattr``, ``HistoryBuffer`` and numpy's constructors are made safe globals, and
-torch before 2.4 has no such list. With the real ``getattr`` on it a file can run code (tried
-on torch 2.12): ``getattr`` reaches ``eval`` and the globals of torch's own rebuilding
-functions, the pickle puts the one into the other, and a permitted call runs it. Later
-versions take a stand-in for ``getattr``; earlier ones would still need this reader.
+torch before 2.4 has no such list. With the real ``getattr`` on it, a file can run code, as
+a trial with torch 2.12 did: ``getattr`` reaches ``eval`` and the globals of torch's own
+rebuilding functions, the pickle puts the one into the other, and a permitted call runs it.
+Later versions take a stand-in for ``getattr``; earlier ones would still need this reader.
 """
 
 import _compat_pickle

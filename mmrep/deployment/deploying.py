@@ -158,10 +158,9 @@ class _Fused(NamedTuple):
 def _fuse(
     config: Config, deployed_config: Config, checkpoint: str, shape: Shape, seed: int
 ) -> _Fused:
-    """Load a checkpoint, run it, fuse it and run what became of it.
-
-    The weights stay in the mapped file and are copied by fusing alone.
-    """
+    """Load a checkpoint, run it, fuse it and run what became of it."""
+    # Not mapped: a map counts as memory until its last tensor goes, while what was read
+    # goes block by block, as the blocks are fused.
     source = read_checkpoint(checkpoint, mmap=False)
     state_dict = state_dict_of(source, checkpoint)
     if is_deploy_form(state_dict):

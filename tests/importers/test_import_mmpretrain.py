@@ -2,6 +2,7 @@ import pytest
 import torch
 from import_laws import assert_imports, import_weights
 from laws import image, randomise
+from mmengine.registry import DefaultScope
 
 pytest.importorskip('mmpretrain.models')
 from mmpretrain.models import ImageClassifier
@@ -16,11 +17,13 @@ FOUND = {key: value for key, value in ARCH.items() if value}
 
 
 def classifier(arch=ARCH, width=64, **options):
-    return ImageClassifier(
-        backbone=dict(type='mmpretrain.RepVGG', arch=arch, out_indices=(3,), **options),
-        neck=dict(type='mmpretrain.GlobalAveragePooling'),
-        head=dict(type='mmpretrain.LinearClsHead', num_classes=10, in_channels=width),
-    )
+    # Whatever scope a test before this one has entered.
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return ImageClassifier(
+            backbone=dict(type='mmpretrain.RepVGG', arch=arch, out_indices=(3,), **options),
+            neck=dict(type='mmpretrain.GlobalAveragePooling'),
+            head=dict(type='mmpretrain.LinearClsHead', num_classes=10, in_channels=width),
+        )
 
 
 def x():
