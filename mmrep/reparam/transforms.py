@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 KernelBias = tuple[Tensor, Tensor]
@@ -138,14 +139,17 @@ def merge_convs(
     groups = math.gcd(groups1, groups2)
     first = widen_groups(weight1, groups1, groups)
     second = widen_groups(weight2, groups2, groups)
-    # One batched matrix product; of the taps, one kernel has a single one.
-    weight = torch.einsum(
-        'gmcx,gomy->gocxy',
-        first.reshape(groups, mid // groups, first.size(1), -1),
-        second.reshape(groups, out // groups, mid // groups, -1),
-    )
-    taps = weight2.shape[2:] if weight1.shape[2:] == one_by_one else weight1.shape[2:]
-    return weight.reshape(out, first.size(1), *taps), bias
+    width, taps = first.size(1), weight1.shape[2:]
+    if weight2.shape[2:] == one_by_one:
+        mixed = second.reshape(groups, -1, mid // groups)
+        weight = mixed @ first.reshape(groups, mid // groups, -1)
+        return weight.reshape(out, width, *taps), bias
+    # Every output's kernel is an image that a 1x1 conv takes from mid to in channels:
+    # unlike a matrix product, that takes no copies in another order.
+    images = second.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
+    mixer = first.reshape(groups, -1, width).transpose(1, 2).flatten(0, 1)
+    weight = F.conv2d(images, mixer[..., None, None], groups=groups)
+    return weight.unflatten(1, (groups, width)).transpose(0, 1).flatten(0, 1), bias
 
 
 def constant_response(weight: Tensor, value: Tensor, groups: int = 1) -> Tensor:
