@@ -36,6 +36,7 @@ from .geometry import (
     linear_conv_type,
     weight_in_eval_mode,
 )
+from .one_conv import conv_norm, one_conv_kernel
 from .transforms import (
     add_branches,
     average_kernel,
@@ -67,6 +68,7 @@ __all__ = [
     'concat_depth',
     'constant_response',
     'conv_geometry',
+    'conv_norm',
     'count_parameters',
     'flatten_outputs',
     'fold_branches',
@@ -81,6 +83,7 @@ __all__ = [
     'linear_conv_type',
     'merge_convs',
     'norm_tensors',
+    'one_conv_kernel',
     'pad_kernel',
     'register_fold',
     'register_linear_conv',

@@ -6,7 +6,7 @@ from mmcv.cnn import build_plugin_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmrep.reparam import fuse_conv_norm
+from mmrep.reparam import conv_norm, fuse_conv_norm
 
 from ..layers import build_activation, run_block
 from .base import require
@@ -15,6 +15,10 @@ from .units import UnitConfig
 
 class UnitOwner(BaseModule):
     """A module that holds units as ``conv{i}`` and, of a plain one, ``bn{i}``."""
+
+    #: Whether a plain conv and its norm compute as one conv; see
+    #: :func:`mmrep.reparam.one_conv_kernel`.
+    one_conv: bool | int | str = 'auto'
 
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
@@ -36,7 +40,7 @@ class UnitOwner(BaseModule):
     def unit(self, index: int, x: Tensor) -> Tensor:
         """Apply a unit."""
         conv, norm = getattr(self, f'conv{index}'), self.norm(index)
-        return conv(x) if norm is None else norm(conv(x))
+        return conv(x) if norm is None else conv_norm(conv, norm, x, self.one_conv)
 
     def fuse_plain_units(self) -> None:
         """Turn each conv and norm that equal one conv into it."""

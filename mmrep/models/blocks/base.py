@@ -18,12 +18,12 @@ from mmrep.reparam import (
     fold_branches,
     fold_layer,
     linear_conv_type,
+    one_conv_kernel,
     register_fold,
     set_kernel,
 )
 
 from ..layers import PadOrCrop, SELayer, build_activation, run_block
-from .one_conv import one_conv_kernel
 
 Size = tuple[int, int]
 
@@ -43,7 +43,7 @@ class ReparamBlock(BaseModule):
     Where every norm uses running statistics (in eval mode, with ``norm_eval``, in frozen
     stages) the train form can compute with its equivalent kernel, derived anew from the
     current parameters in every forward, with exact gradients to them; see
-    :func:`~mmrep.models.blocks.one_conv.one_conv_kernel`.
+    :func:`~mmrep.reparam.one_conv_kernel`.
 
     Args:
         in_channels (int): Number of input channels.
@@ -334,7 +334,13 @@ class ReparamBlock(BaseModule):
             self._see_size(tuple(x.shape[2:]))
         if self.deploy:
             return self.branch_reparam(x)
-        kernel = one_conv_kernel(self, x)
+        size = tuple(x.shape[2:])
+        kernel = one_conv_kernel(
+            self.linear_parts(),
+            lambda: self.equivalent_kernel_bias(size),
+            x.size(0) * size[0] * size[1] // (self.stride[0] * self.stride[1]),
+            self.one_conv,
+        )
         if kernel is not None:
             dtype = next(self.parameters()).dtype
             return self.frame.convolve(x, *(tensor.to(dtype) for tensor in kernel))

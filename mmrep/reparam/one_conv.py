@@ -1,0 +1,72 @@
+"""When linear layers in train form compute as the one conv that they equal."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .fold import LinearConv, computes_as_folded, fold_layer
+from .geometry import LINEAR_CONVS, NotFoldableError, conv_geometry
+
+#: Output pixels of a batch from which one conv takes less time than the layers.
+#: Deriving a kernel takes the same for every input; what it saves grows with the pixels.
+#: Both grow with the channels, so that the number of pixels alone is a fair rule.
+#: Measured on two cores; no GPU was at hand.
+AUTO_PIXELS = 400
+
+KernelBias = tuple[Tensor, Tensor]
+
+
+def one_conv_kernel(
+    layers: Iterable[nn.Module],
+    derive: Callable[[], KernelBias],
+    pixels: int,
+    one_conv: bool | int | str = 'auto',
+) -> KernelBias | None:
+    """The kernel and bias that layers compute with instead of one by one, if they do.
+
+    They do where ``one_conv`` allows it for so many pixels, and where they are linear at
+    this moment: every norm uses running statistics, every layer is of a type whose
+    forward is known, and nobody waits in a hook or a parametrization for a layer to
+    compute. All of this is looked up in the modules as they are now.
+
+    Args:
+        layers: The layers; those inside them count, too.
+        derive: Makes the kernel and the bias of them.
+        pixels: Number of output pixels of the batch.
+        one_conv: Whether they may: always, never, from so many pixels on, or, by
+            ``'auto'``, from :data:`AUTO_PIXELS` on. Default: ``'auto'``.
+
+    Returns:
+        ``weight`` and ``bias`` with gradients to the layers, or ``None``.
+    """
+    least = {True: 0, 'auto': AUTO_PIXELS}.get(one_conv, one_conv)
+    if one_conv is False or pixels < least:
+        return None
+    try:
+        inside = (module for layer in layers for module in layer.modules())
+        return derive() if all(map(computes_as_folded, inside)) else None
+    except NotFoldableError:
+        return None
+
+
+def conv_norm(
+    conv: nn.Module, norm: nn.Module, x: Tensor, one_conv: bool | int | str = 'auto'
+) -> Tensor:
+    """``norm(conv(x))``, by one conv where :func:`one_conv_kernel` says so."""
+    if type(conv) not in LINEAR_CONVS:
+        return norm(conv(x))
+    dtype = torch.promote_types(conv.weight.dtype, torch.float32)
+
+    def derive() -> KernelBias:
+        start = LinearConv(conv.in_channels, conv.in_channels, dtype, x.device)
+        folded = fold_layer(norm, fold_layer(conv, start._replace(input_size=size)))
+        return folded.weight, folded.bias
+
+    size = tuple(x.shape[2:])
+    pixels = x.size(0) * size[0] * size[1] // (conv.stride[0] * conv.stride[1])
+    kernel = one_conv_kernel((conv, norm), derive, pixels, one_conv)
+    if kernel is None:
+        return norm(conv(x))
+    weight, bias = (tensor.to(conv.weight.dtype) for tensor in kernel)
+    return conv_geometry(conv).convolve(x, weight, bias)
