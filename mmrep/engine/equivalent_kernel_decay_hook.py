@@ -54,11 +54,8 @@ def equivalent_kernel_l2(block: RepVGGBlock) -> Tensor:
 
 def train_form_blocks(model: nn.Module) -> list[RepVGGBlock]:
     """The RepVGG blocks of a model that are not switched to deploy form."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, RepVGGBlock) and not module.deploy
-    ]
+    blocks = (module for module in model.modules() if isinstance(module, RepVGGBlock))
+    return [block for block in blocks if not block.deploy]
 
 
 @HOOKS.register_module()
@@ -93,13 +90,7 @@ class EquivalentKernelDecayHook(Hook):
             )
         self._handle = model.register_forward_hook(self.add_loss, with_kwargs=True)
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict | None = None,
-    ) -> None:
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Refuse to train without the loss.
 
         Raises:

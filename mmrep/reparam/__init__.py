@@ -47,7 +47,6 @@ from .transforms import (
     identity_kernel,
     merge_convs,
     pad_kernel,
-    scale_kernel,
     widen_groups,
 )
 
@@ -88,7 +87,6 @@ __all__ = [
     'register_fold',
     'register_linear_conv',
     'reparam_blocks',
-    'scale_kernel',
     'set_kernel',
     'switch_to_deploy',
     'weight_in_eval_mode',

@@ -49,10 +49,8 @@ class LinearConv(NamedTuple):
     """A conv under construction: the layers folded so far.
 
     Args:
-        in_channels: The number of channels that it reads.
-        out_channels: The number of channels that it makes.
-        dtype: The dtype that tensors of layers are cast to.
-        device: The device that tensors of layers are moved to.
+        in_channels, out_channels: The numbers of channels.
+        dtype, device: What tensors of layers are cast to.
         input_size: Size of the input in pixels, for layers that depend on it.
         weight: Kernel ``(out, in / groups, kh, kw)``; ``None`` for the identity.
         bias: Bias ``(out,)``; ``None`` for zeros.
@@ -365,13 +363,9 @@ def _fold_conv(conv: nn.Module, done: LinearConv) -> LinearConv:
 register_linear_conv(nn.Conv2d)
 
 
-@register_fold(nn.GroupNorm, nn.LayerNorm)
+@register_fold(nn.GroupNorm, nn.LayerNorm, 'torchvision.ops.misc.FrozenBatchNorm2d')
 @register_fold(_BatchNorm, nn.SyncBatchNorm, _InstanceNorm, eval_only=True)
-@register_fold(
-    'torchvision.ops.misc.FrozenBatchNorm2d',
-    'mmcv.ops.sync_bn.SyncBatchNorm',
-    eval_only=True,
-)
+@register_fold('mmcv.ops.sync_bn.SyncBatchNorm', eval_only=True)
 def fold_norm(norm: nn.Module, done: LinearConv) -> LinearConv:
     """Append a norm that is, in eval mode, what its running statistics say.
 
@@ -402,9 +396,8 @@ def _(layer: nn.ZeroPad2d, done: LinearConv) -> LinearConv:
 
 @register_fold(nn.AvgPool2d)
 def _(layer: nn.AvgPool2d, done: LinearConv) -> LinearConv:
-    size, stride, padding = (
-        (value, value) if isinstance(value, int) else tuple(value)
-        for value in (layer.kernel_size, layer.stride, layer.padding)
+    size, stride, padding = map(
+        nn.modules.utils._pair, (layer.kernel_size, layer.stride, layer.padding)
     )
     if any(padding) and not layer.count_include_pad:
         raise NotFoldableError('AvgPool2d leaves out of the mean what is padded')

@@ -1,8 +1,10 @@
 """The transforms of Diverse Branch Block and what came after it, as functions of tensors.
 
 Every function takes and returns the ``weight`` ``(out, in / groups, kh, kw)`` and the
-``bias`` ``(out,)`` of a convolution, allocates in its input's dtype and on its device,
-changes none of its arguments and is differentiable.
+``bias`` ``(out,)`` of a convolution, of which ``None`` stands for zeros, allocates in its
+input's dtype and on its device, changes none of its arguments and is differentiable. The
+tensors of a batch norm are ``(channels,)``; ``gamma=None`` stands for ones and
+``beta=None`` for zeros.
 
 Numerals refer to section 3.2 of `Diverse Branch Block: Building a Convolution as an
 Inception-like Unit <https://arxiv.org/abs/2103.13425>`_.
@@ -28,16 +30,6 @@ def bn_affine(
     """What a batch norm with running statistics is: ``bn(x) == scale x + shift``.
 
     ``scale = gamma / sqrt(var + eps)`` and ``shift = beta - scale mean``.
-
-    Args:
-        mean: Running mean ``(channels,)``.
-        var: Running variance ``(channels,)``.
-        eps: The constant that the norm adds to the variance.
-        gamma: Scale ``(channels,)``; ``None`` stands for ones.
-        beta: Shift ``(channels,)``; ``None`` stands for zeros.
-
-    Returns:
-        ``scale`` and ``shift``, ``(channels,)``.
     """
     scale = (var + eps).rsqrt()
     if gamma is not None:
@@ -60,15 +52,6 @@ def fuse_bn(
 
     ``conv(x, W', b') == bn(conv(x, W, b))`` with ``s = gamma / sqrt(var + eps)``,
     ``W' = s W`` and ``b' = s (b - mean) + beta``.
-
-    Args:
-        weight: Kernel ``(out, in / groups, kh, kw)``.
-        bias: Bias ``(out,)``; ``None`` stands for zeros.
-        mean: Running mean ``(out,)``.
-        var: Running variance ``(out,)``.
-        eps: The constant that the norm adds to the variance.
-        gamma: Scale ``(out,)``; ``None`` stands for ones.
-        beta: Shift ``(out,)``; ``None`` stands for zeros.
     """
     mean = mean if bias is None else mean - bias
     scale, shift = bn_affine(mean, var, eps, gamma, beta)
@@ -100,12 +83,9 @@ def merge_convs(
     a zero.
 
     Args:
-        weight1: Kernel ``(mid, in / groups1, kh, kw)``.
-        bias1: Bias ``(mid,)``; ``None`` stands for zeros.
-        weight2: Kernel ``(out, mid / groups2, kh', kw')``.
-        bias2: Bias ``(out,)``; ``None`` stands for zeros.
-        groups1: The number of groups of the first conv.
-        groups2: The number of groups of the second conv.
+        weight1, bias1: Of the first conv, ``(mid, in / groups1, kh, kw)`` and ``(mid,)``.
+        weight2, bias2: Of the second, ``(out, mid / groups2, kh', kw')`` and ``(out,)``.
+        groups1, groups2: Their numbers of groups. Default: 1.
 
     Returns:
         ``weight`` and ``bias`` of a conv with ``gcd(groups1, groups2)`` groups.
@@ -158,9 +138,9 @@ def constant_response(weight: Tensor, value: Tensor, groups: int = 1) -> Tensor:
     ``y[o] = sum_{i, h, w} W[o, i, h, w] v[i]``: the bias term of transform III.
 
     Args:
-        weight: Kernel ``(out, in / groups, kh, kw)``.
+        weight: The conv's kernel.
         value: The constant of each input channel ``(in,)``.
-        groups: The number of groups of the conv.
+        groups: The number of groups of the conv. Default: 1.
     """
     taps = weight.sum((2, 3)).reshape(groups, weight.size(0) // groups, -1)
     return (taps @ value.reshape(groups, -1, 1)).flatten()
@@ -190,9 +170,8 @@ def average_kernel(
     Args:
         channels: The number of channels.
         kernel_size: ``(kh, kw)``.
-        groups: The groups of the conv that the kernel is for.
-        dtype: The kernel's dtype. Default: torch's default dtype.
-        device: The kernel's device. Default: torch's default device.
+        groups: The groups of the conv that the kernel is for. Default: 1.
+        dtype, device: Of the kernel. Default: torch's.
 
     Returns:
         Kernel ``(channels, channels / groups, kh, kw)``.
@@ -208,31 +187,9 @@ def identity_kernel(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The 1x1 kernel of the identity: ``conv(x, W) == x``.
-
-    Args:
-        channels: The number of channels.
-        groups: The groups of the conv that the kernel is for.
-        dtype: The kernel's dtype. Default: torch's default dtype.
-        device: The kernel's device. Default: torch's default device.
-
-    Returns:
-        Kernel ``(channels, channels / groups, 1, 1)``.
-    """
-    return scale_kernel(torch.ones(channels, dtype=dtype, device=device), groups)
-
-
-def scale_kernel(scale: Tensor, groups: int = 1) -> Tensor:
-    """The 1x1 kernel that multiplies every channel: ``conv(x, W) == scale x``.
-
-    Args:
-        scale: The factors ``(channels,)``.
-        groups: The groups of the conv that the kernel is for.
-
-    Returns:
-        Kernel ``(channels, channels / groups, 1, 1)``.
-    """
-    return widen_groups(scale.reshape(-1, 1, 1, 1), len(scale), groups)
+    """The 1x1 kernel of the identity: ``conv(x, W) == x``; see :func:`average_kernel`."""
+    depthwise = torch.ones(channels, 1, 1, 1, dtype=dtype, device=device)
+    return widen_groups(depthwise, channels, groups)
 
 
 def widen_groups(weight: Tensor, groups: int, fewer: int) -> Tensor:
@@ -242,12 +199,9 @@ def widen_groups(weight: Tensor, groups: int, fewer: int) -> Tensor:
     groups that become one.
 
     Args:
-        weight: Kernel ``(out, in / groups, kh, kw)``.
+        weight: The kernel.
         groups: The number of its groups.
         fewer: A divisor of it.
-
-    Returns:
-        Kernel ``(out, in / fewer, kh, kw)``.
     """
     if groups == fewer:
         return weight
@@ -274,7 +228,7 @@ def pad_kernel(
     section 3.1.
 
     Args:
-        weight: Kernel ``(out, in / groups, kh, kw)``.
+        weight: The kernel.
         kernel_size: The frame's ``(KH, KW)``.
         offset: The frame's taps ``(top, left)`` before the kernel's first one.
             Default: the middle, which has to exist.

@@ -1,4 +1,4 @@
-"""A plain conv and its norm as one conv; blocks have the same rule, in test_contracts.py."""
+"""A plain conv and its norm as one conv; for blocks, see test_contracts.py."""
 
 import pytest
 import torch

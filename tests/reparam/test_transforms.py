@@ -20,7 +20,6 @@ from mmrep.reparam import (
     identity_kernel,
     merge_convs,
     pad_kernel,
-    scale_kernel,
     widen_groups,
 )
 
@@ -189,14 +188,6 @@ def test_identity_kernel(options):
 
 
 @given(conv_options(padding_modes=ZEROS))
-def test_scale_kernel(options):
-    channels, groups = options['in_channels'], options['groups']
-    x, scale = image(2, channels, *options['size']), image(channels, seed=1)
-    weight = scale_kernel(scale, groups)
-    assert_same(scale.reshape(-1, 1, 1) * x, F.conv2d(x, weight, groups=groups))
-
-
-@given(conv_options(padding_modes=ZEROS))
 def test_constant_response(options):
     conv = Conv(options, bias=False)
     value = image(options['in_channels'])
@@ -311,7 +302,6 @@ FUNCTIONS = {
         lambda mean, var, gamma, beta: bn_affine(mean, var, 0.1, gamma, beta),
         [(4,)] * 4,
     ),
-    'scale_kernel': (lambda scale: scale_kernel(scale, 2), [(4,)]),
     'pad_kernel': (lambda w: pad_kernel(w, (5, 4), (1, 1)), [(4, 2, 3, 3)]),
 }
 

@@ -330,11 +330,11 @@ class ReparamBlock(BaseModule):
 
     def linear(self, x: Tensor) -> Tensor:
         """The norm after the sum of the branches, or the one conv that they equal."""
+        size = tuple(x.shape[2:])
         if self.frame.moves_with_size:
-            self._see_size(tuple(x.shape[2:]))
+            self._see_size(size)
         if self.deploy:
             return self.branch_reparam(x)
-        size = tuple(x.shape[2:])
         kernel = one_conv_kernel(
             self.linear_parts(),
             lambda: self.equivalent_kernel_bias(size),

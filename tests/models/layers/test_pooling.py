@@ -127,20 +127,24 @@ class ConvKinds(ConvCounter):
 
 
 @pytest.mark.parametrize(
-    ('dtype', 'layout', 'trains', 'kind'),
+    ('dtype', 'options', 'kind'),
     [
-        (torch.float32, 'contiguous', True, 'conv2d'),
-        (torch.float32, 'channels last', True, 'avg_pool2d'),
-        (torch.float64, 'contiguous', True, 'avg_pool2d'),
-        (torch.float32, 'contiguous', False, 'avg_pool2d'),
+        (torch.float32, {}, 'conv2d'),
+        (torch.float64, {}, 'conv2d'),
+        (torch.bfloat16, {}, 'avg_pool2d'),
+        (torch.bfloat16, dict(dilation=(2, 2), padding=(2, 2)), 'conv2d'),
+        (torch.bfloat16, dict(padding=(2, 2)), 'conv2d'),
+        (torch.bfloat16, dict(padding_mode='reflect'), 'conv2d'),
     ],
 )
-@pytest.mark.parametrize('name', ['its own transpose', 'stride'])
-def test_the_faster_way(name, dtype, layout, trains, kind):
-    x = image(2, 3, 7, 6, dtype=dtype).contiguous(memory_format=LAYOUTS[layout])
+def test_the_faster_way(dtype, options, kind):
+    """In half precision torch's pooling is the more exact, where it can pad so."""
+    geometry = ConvGeometry(3, 3, (3, 3), **{'padding': (1, 1), **options})
+    x = image(2, 3, 7, 6, dtype=dtype)
     with ConvKinds() as counter:
-        DilatedAvgPool2d(GEOMETRIES[name])(x.requires_grad_(trains))
+        output = DilatedAvgPool2d(geometry)(x)
     assert counter.kinds == [kind]
+    assert_same(DilatedAvgPool2d(geometry)(x.double()), output)
 
 
 @pytest.mark.parametrize('name', ['its own transpose', 'stride'])
