@@ -92,6 +92,10 @@ class LinearConv(NamedTuple):
         """``tensor`` in the dtype and on the device of the computation."""
         return None if tensor is None else tensor.to(self.device, self.dtype)
 
+    def _as(self, geometry: ConvGeometry) -> 'LinearConv':
+        names = ('out_channels', 'kernel_size', 'groups', 'stride', 'dilation')
+        return self._replace(**{name: getattr(geometry, name) for name in names})
+
     def kernel(self, groups: int) -> Tensor:
         """The weight ``(out, in / groups, kh, kw)`` for a conv in so many groups.
 
@@ -144,16 +148,7 @@ class LinearConv(NamedTuple):
         before = self.then_pad(*geometry.pad(self.input_size), geometry.fill)
         weight, bias = self.cast(weight), self.cast(bias)
         if self.weight is None:
-            return before._replace(
-                out_channels=geometry.out_channels,
-                weight=weight,
-                bias=bias,
-                kernel_size=geometry.kernel_size,
-                groups=geometry.groups,
-                stride=geometry.stride,
-                dilation=geometry.dilation,
-                is_fresh=False,
-            )
+            return before._as(geometry)._replace(weight=weight, bias=bias)
         if not (self.is_pointwise or geometry.kernel_size == (1, 1)):
             raise NotFoldableError(
                 f'a {self.kernel_size} conv of stride {self.stride} and a '
@@ -466,18 +461,8 @@ def fold_branches(
         bias = weight.new_zeros(frame.out_channels) if bias is None else bias
         alike.setdefault((folded.kernel_size, *place), []).append((weight, bias))
     weight, bias = _add_in_frame(alike, frame.kernel_size)
-    return start._replace(
-        out_channels=frame.out_channels,
-        weight=weight,
-        bias=bias,
-        kernel_size=frame.kernel_size,
-        groups=frame.groups,
-        stride=frame.stride,
-        dilation=frame.dilation,
-        start=frame.start(input_size),
-        fill=frame.fill,
-        is_fresh=True,
-    )
+    shape = dict(start=frame.start(input_size), fill=frame.fill, is_fresh=True)
+    return start._as(frame)._replace(weight=weight, bias=bias, **shape)
 
 
 def _add_in_frame(

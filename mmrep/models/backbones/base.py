@@ -1,10 +1,10 @@
 """What every backbone of mmrep does: freezing, norm_eval and the switch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from mmengine.model import BaseModule
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
-from torch import nn
+from torch import Tensor, nn
 
 from mmrep.reparam import has_running_statistics, reparam_blocks, switch_to_deploy
 
@@ -31,11 +31,19 @@ def require_stages(out_indices: Sequence[int], num_stages: int) -> None:
     )
 
 
+#: How bodies start: Kaiming for convs, 1 for the weights of norms.
+INIT_CFG = (
+    dict(type='Kaiming', layer='Conv2d'),
+    dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+)
+
+
 class ReparamBackbone(BaseModule):
     """The base of the backbones.
 
-    A subclass says in :meth:`stem_and_stages` what is frozen first, and calls
-    ``self.train()`` at the end of its construction, so that freezing holds from then on.
+    A subclass names its stages in ``stages`` and sets ``out_indices``, says in
+    :meth:`stem_modules` what is frozen before them, and calls ``self.train()`` at the end
+    of its construction, so that freezing holds from then on.
 
     Args:
         frozen_stages (int): Stages whose parameters and statistics stay as they are, the
@@ -52,9 +60,10 @@ class ReparamBackbone(BaseModule):
         self,
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: dict | Sequence[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        # mmengine takes several entries as a list only.
+        super().__init__(list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
 
@@ -64,17 +73,25 @@ class ReparamBackbone(BaseModule):
         blocks = reparam_blocks(self).values()
         return bool(blocks) and all(block.deploy for block in blocks)
 
-    def stem_and_stages(self) -> Iterable[list[nn.Module]]:
-        """The modules of the stem, then those of every stage."""
-        raise NotImplementedError
+    def stem_modules(self) -> list[nn.Module]:
+        """What stands before the first stage. Default: nothing."""
+        return []
+
+    def run_stages(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of the stages in ``out_indices``, given the stem's."""
+        outs = []
+        for i, name in enumerate(self.stages):
+            x = getattr(self, name)(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
 
     def train(self, mode: bool = True) -> 'ReparamBackbone':
         """Set the mode, but keep frozen stages and, with ``norm_eval``, norms in eval."""
         super().train(mode)
-        for stage, modules in enumerate(self.stem_and_stages()):
-            if stage > self.frozen_stages:
-                break
-            for module in modules:
+        if self.frozen_stages >= 0:
+            frozen = [getattr(self, name) for name in self.stages[: self.frozen_stages]]
+            for module in (*self.stem_modules(), *frozen):
                 module.eval().requires_grad_(False)
         if mode and self.norm_eval:
             for module in self.modules():

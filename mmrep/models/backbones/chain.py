@@ -1,13 +1,13 @@
 """Backbones that are blocks in a row: VGG, AlexNet and MobileNetV1."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
 from mmrep.registry import MODELS
 
-from .base import ReparamBackbone, require, require_stages
+from .base import INIT_CFG, ReparamBackbone, require, require_stages
 from .units import REPARAM_KERNELS, UnitConfig
 
 _DBB = dict(type='mmrep.DiverseBranchBlock')
@@ -57,13 +57,8 @@ class ChainBackbone(ReparamBackbone):
         norm_eval: bool = False,
         block_cfg: dict | None = _DBB,
         reparam_kernels: Sequence[int] = REPARAM_KERNELS,
-        init_cfg: dict | list[dict] | None = (
-            dict(type='Kaiming', layer='Conv2d'),
-            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
-        ),
+        init_cfg: dict | Sequence[dict] | None = INIT_CFG,
     ) -> None:
-        # mmengine takes several entries as a list only.
-        init_cfg = list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg
         super().__init__(frozen_stages, norm_eval, init_cfg)
         out_indices = (num_stages - 1,) if out_indices is None else tuple(out_indices)
         require_stages(out_indices, num_stages)
@@ -81,17 +76,9 @@ class ChainBackbone(ReparamBackbone):
         """The blocks of stage ``index``, from 0."""
         raise NotImplementedError
 
-    def stem_and_stages(self) -> Iterable[list[nn.Module]]:
-        return [[], *([getattr(self, name)] for name in self.stages)]
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(N, in_channels, H, W)`` to the outputs of the stages in ``out_indices``."""
-        outs = []
-        for i, name in enumerate(self.stages):
-            x = getattr(self, name)(x)
-            if i in self.out_indices:
-                outs.append(x)
-        return tuple(outs)
+        return self.run_stages(x)
 
 
 @MODELS.register_module()

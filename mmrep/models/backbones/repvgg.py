@@ -1,6 +1,6 @@
 """RepVGG."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from mmengine.model import Sequential
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mmrep.registry import MODELS
 
 from ..layers import MTSPPF
-from .base import ReparamBackbone, require, require_stages
+from .base import INIT_CFG, ReparamBackbone, require, require_stages
 from .units import UnitConfig
 
 _G2 = dict.fromkeys(range(2, 27, 2), 2)
@@ -130,13 +130,8 @@ class RepVGG(ReparamBackbone):
         norm_eval: bool = False,
         add_ppf: bool = False,
         block_cfg: dict | None = dict(type='mmrep.RepVGGBlock'),
-        init_cfg: dict | list[dict] | None = (
-            dict(type='Kaiming', layer=['Conv2d']),
-            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
-        ),
+        init_cfg: dict | Sequence[dict] | None = INIT_CFG,
     ) -> None:
-        # mmengine takes several entries as a list only.
-        init_cfg = list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg
         super().__init__(frozen_stages, norm_eval, init_cfg)
         self.arch = arch = self._find_arch(arch)
         num_stages = len(arch['num_blocks'])
@@ -251,17 +246,12 @@ class RepVGG(ReparamBackbone):
             )
         )
 
-    def stem_and_stages(self) -> Iterable[list[nn.Module]]:
-        return [[self.stem], *([getattr(self, name)] for name in self.stages)]
+    def stem_modules(self) -> list[nn.Module]:
+        return [self.stem]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(N, in_channels, H, W)`` to the outputs of the stages in ``out_indices``."""
-        x = self.stem(x)
-        outs = []
-        for i, name in enumerate(self.stages):
-            x = getattr(self, name)(x)
-            if i == len(self.stages) - 1:
-                x = self.ppf(x)
-            if i in self.out_indices:
-                outs.append(x)
-        return tuple(outs)
+        outs = self.run_stages(self.stem(x))
+        if len(self.stages) - 1 in self.out_indices:
+            outs = (*outs[:-1], self.ppf(outs[-1]))
+        return outs

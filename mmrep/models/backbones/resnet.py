@@ -1,7 +1,7 @@
 """ResNet as a body that builds its convs from a config, and DBB-ResNet."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmengine.model import Sequential
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmrep.registry import MODELS
 
 from ..layers import build_activation
-from .base import ReparamBackbone, require, require_stages
+from .base import INIT_CFG, ReparamBackbone, require, require_stages
 from .resnet_blocks import (
     BasicBlock,
     Bottleneck,
@@ -175,6 +175,7 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
             self.add_module(name, self._make_stage(i, inplanes, planes, units))
             self.res_layers.append(name)
             inplanes = planes * self.block.expansion
+        self.stages = self.res_layers
         self.feat_dim = inplanes
         if deploy:
             for module in self.modules():
@@ -189,10 +190,7 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
             not (pretrained and init_cfg), 'give either init_cfg or pretrained, not both'
         )
         if pretrained is None:
-            return init_cfg or [
-                dict(type='Kaiming', layer='Conv2d'),
-                dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
-            ]
+            return init_cfg or INIT_CFG
         if not isinstance(pretrained, str):
             raise TypeError(f'pretrained must be a str or None, not {pretrained!r}')
         warnings.warn(
@@ -305,21 +303,14 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
                         if norm.weight is not None:
                             norm.weight.zero_()
 
-    def stem_and_stages(self) -> Iterable[list[nn.Module]]:
+    def stem_modules(self) -> list[nn.Module]:
         stem = [self.stem] if self.deep_stem else [self.conv1, self.norm1]
-        stages = ([getattr(self, name)] for name in self.res_layers)
-        return [[module for module in stem if module is not None], *stages]
+        return [module for module in stem if module is not None]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(N, in_channels, H, W)`` to the outputs of the stages in ``out_indices``."""
         x = self.stem(x) if self.deep_stem else self.relu(self.unit(1, x))
-        x = self.maxpool(x)
-        outs = []
-        for i, name in enumerate(self.res_layers):
-            x = getattr(self, name)(x)
-            if i in self.out_indices:
-                outs.append(x)
-        return tuple(outs)
+        return self.run_stages(self.maxpool(x))
 
 
 @MODELS.register_module()
