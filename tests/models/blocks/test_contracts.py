@@ -749,6 +749,11 @@ def double_by_subclass(block: ReparamBlock, name: str) -> None:
     layer.__class__ = type('Own', (kind,), own)
 
 
+def replace_by_double(block: ReparamBlock, name: str) -> None:
+    path, _, last = name.rpartition('.')
+    setattr(block.get_submodule(path), last, Doubled(block.get_submodule(name)))
+
+
 def double_by_patch(layer: nn.Module) -> None:
     forward = layer.forward
     layer.forward = lambda x: 2 * forward(x)
@@ -762,9 +767,7 @@ INTERVENTIONS = {
     'hook before': lambda block, name: block.get_submodule(name).register_forward_pre_hook(
         lambda layer, args: (2 * args[0],)
     ),
-    'replaced': lambda block, name: block.set_submodule(
-        name, Doubled(block.get_submodule(name))
-    ),
+    'replaced': lambda block, name: replace_by_double(block, name),
     'subclass': double_by_subclass,
     'patched': lambda block, name: double_by_patch(block.get_submodule(name)),
 }
