@@ -100,24 +100,20 @@ def misfits(
     """
     origin = origin or {}
     # Weights from before torch 1.0 lack this counter; its value matters to no output.
-    missing = [
-        key
-        for key in shapes
-        if key not in state_dict and not key.endswith('num_batches_tracked')
-    ]
-    unexpected = [origin.get(key, key) for key in state_dict if key not in shapes]
-    misshapen = [
-        f'{origin.get(key, key)} ({tuple(state_dict[key].shape)} in the file, '
-        f'{tuple(shape)} in the model)'
-        for key, shape in shapes.items()
-        if key in state_dict and tuple(state_dict[key].shape) != tuple(shape)
-    ]
-    found = (
-        ('missing', missing),
-        ('unexpected', unexpected),
-        ('of another shape', misshapen),
+    needed = [key for key in shapes if not key.endswith('num_batches_tracked')]
+    found = {
+        'missing': [key for key in needed if key not in state_dict],
+        'unexpected': [origin.get(key, key) for key in state_dict if key not in shapes],
+        'of another shape': [
+            f'{origin.get(key, key)} ({tuple(state_dict[key].shape)} in the file, '
+            f'{tuple(shape)} in the model)'
+            for key, shape in shapes.items()
+            if key in state_dict and state_dict[key].shape != shape
+        ],
+    }
+    return '; '.join(
+        f'{len(keys)} {kind}: {listed(keys)}' for kind, keys in found.items() if keys
     )
-    return '; '.join(f'{len(keys)} {kind}: {listed(keys)}' for kind, keys in found if keys)
 
 
 def listed(keys: Iterable[str]) -> str:

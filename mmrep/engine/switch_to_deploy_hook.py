@@ -41,7 +41,7 @@ class SwitchToDeployHook(Hook):
         for each in models:
             if any(getattr(b, 'lacks_size', False) for b in reparam_blocks(each).values()):
                 _show(each, self.shape, runner.cfg)
-        report, *_ = map(switch_to_deploy, models)
+        report, *_ = [switch_to_deploy(each) for each in models]
         print_log(
             f'Switched {len(report.switched)} blocks to deploy form: '
             f'{report.params_before:,} -> {report.params_after:,} parameters',
