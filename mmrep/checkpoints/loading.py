@@ -1,11 +1,11 @@
 """Put the weights of a checkpoint into a model, strictly."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.model import is_model_wrapper
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from mmrep.errors import CheckpointError
 
@@ -87,7 +87,7 @@ def load_strictly(
 
 
 def misfits(
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Mapping[str, Size],
     state_dict: Mapping[str, Tensor],
     origin: Mapping[str, str] | None = None,
 ) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from mmrep.registry import MODELS
 
@@ -31,7 +31,7 @@ def count_auxiliary(state: Mapping[str, Tensor]) -> int:
 
 def describe_head(
     state: Mapping[str, Tensor], channels: Sequence[int], deploy: bool
-) -> tuple[dict | None, dict[str, torch.Size]]:
+) -> tuple[dict | None, dict[str, Size]]:
     """The config of the head of a checkpoint, and the shapes of its weights.
 
     Args:
