@@ -131,15 +131,9 @@ def kept_meta(checkpoint: Any) -> dict:
 
 
 def _advice(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    forms = is_deploy_form(state_dict), is_deploy_form(own)
-    if forms == (True, False):
-        return (
-            'it is in deploy form and the config is not, so give the config that '
-            'tools/reparam.py wrote beside it'
-        )
-    if forms == (False, True):
-        return (
-            'it is in train form and the config is not, so give the config that it was '
-            'trained with'
-        )
-    return 'give the config that it was trained with'
+    deploy = is_deploy_form(state_dict)
+    if deploy == is_deploy_form(own):
+        return 'give the config that it was trained with'
+    form = 'deploy' if deploy else 'train'
+    fitting = 'tools/reparam.py wrote beside it' if deploy else 'it was trained with'
+    return f'it is in {form} form and the config is not, so give the config that {fitting}'
