@@ -3,7 +3,7 @@
 import copy
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from mmengine.analysis import FlopAnalyzer
@@ -60,10 +60,6 @@ class Benchmark:
     shape: tuple[int, ...]
     timings: list[Timing] = field(default_factory=list)
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def as_dict(self) -> dict:
-        """All of it, for JSON."""
-        return asdict(self)
 
 
 def benchmark(

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_what_was_measured(done):
     assert done.device == f'CPU, {torch.get_num_threads()} threads'
     assert done.dtype == 'float32'
     assert done.shape == (2, 3, 16, 16)
-    assert json.loads(json.dumps(done.as_dict()))['timings'][0]['work'] == 'train'
+    assert json.loads(json.dumps(asdict(done)))['timings'][0]['work'] == 'train'
 
 
 def test_sizes(done):
