@@ -21,19 +21,12 @@ from mmrep.checkpoints import (
     write_checkpoint,
 )
 from mmrep.errors import CheckpointError, ConfigError, UserError
-from mmrep.reparam import (
-    DeployReport,
-    Difference,
-    NotFoldableError,
-    branch_by_branch,
-    compare_outputs,
-    switch_to_deploy,
-)
+from mmrep.reparam import DeployReport, Difference, branch_by_branch, compare_outputs
 from mmrep.version import __version__
 
 from .building import build_model
 from .config import Shape, deploy_config, input_shape
-from .running import VerificationError, check_differences, run_form, seeded_input
+from .running import VerificationError, check_differences, fuse, run_form, seeded_input
 
 
 @dataclass(frozen=True)
@@ -170,10 +163,7 @@ def _fuse(
     with branch_by_branch(model):
         reference = run_form(model, x, 'train')
     trained = set(model.state_dict())
-    try:
-        report = switch_to_deploy(model)
-    except NotFoldableError as error:
-        raise UserError(f'this model cannot be fused: {error}') from None
+    report = fuse(model)
     # A plain network has no blocks, but its norms can be fused.
     if not report.switched and set(model.state_dict()) == trained:
         raise ConfigError(
