@@ -88,14 +88,13 @@ def _block(
 
 def _stages(state: Mapping[str, Tensor], channels: int) -> list[list[_Block]]:
     """The blocks of every stage, which get ``channels`` from the stem."""
-    places = {
-        m.groups() for m in map(re.compile(r'stage_(\d+)\.(\d+)\.').match, state) if m
-    }
+    found = map(re.compile(r'stage_(\d+)\.(\d+)\.').match, state)
+    last = dict(sorted((int(m[1]), int(m[2])) for m in found if m))
     stages = []
-    for i in range(1, 1 + max((int(stage) for stage, _ in places), default=0)):
+    for i in range(1, 1 + max(last, default=0)):
         stages.append([])
-        count = max((int(j) for stage, j in places if int(stage) == i), default=0) + 1
-        for j in range(count):
+        # One that is not there is missed by its first block.
+        for j in range(1 + last.get(i, 0)):
             stages[-1].append(_block(state, f'stage_{i}.{j}', channels))
             channels = stages[-1][-1].out_channels
     return stages
