@@ -27,13 +27,10 @@ def state_dict_of(checkpoint: Any, source: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If there is none.
     """
-    state = checkpoint
-    if isinstance(state, Mapping):
-        for wrapper in ('state_dict', 'model'):
-            if isinstance(state.get(wrapper), Mapping):
-                state = state[wrapper]
-                break
-    tensors = isinstance(state, Mapping) and all(
+    state = checkpoint if isinstance(checkpoint, Mapping) else {}
+    wrapped = (state.get(wrapper) for wrapper in ('state_dict', 'model'))
+    state = next((inner for inner in wrapped if isinstance(inner, Mapping)), state)
+    tensors = all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     )
     if not (tensors and state):
