@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from dataclasses import asdict
 
 # Before torch comes: its profiler would report on standard error what it does not find.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
@@ -133,7 +134,7 @@ def main() -> None:
             points.append((done[-1], accuracy))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps([d.as_dict() for d in done], indent=2) + '\n')
+        args.out.write_text(json.dumps([asdict(d) for d in done], indent=2) + '\n')
     if args.plane:
         draw_plane(points, args.plane)
 

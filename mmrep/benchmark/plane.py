@@ -7,12 +7,12 @@ import yaml
 
 from .run import Benchmark
 
-#: Points of the plane, in the order of drawing: name in the benchmark, label, style.
-_FORMS = (
-    ('mmrep', 'train form', dict(color='#b0b0b0', marker='o')),
-    ('mmrep, deploy form', 'deploy form', dict(color='#1f6fb4', marker='o')),
-    ('plain', 'plain network', dict(color='#c8601a', marker='s')),
-)
+#: How the points of the plane look, in the order of drawing, by name in the benchmark.
+_FORMS = {
+    'mmrep': dict(label='train form', color='#b0b0b0', marker='o'),
+    'mmrep, deploy form': dict(label='deploy form', color='#1f6fb4', marker='o'),
+    'plain': dict(label='plain network', color='#c8601a', marker='s', facecolor='none'),
+}
 
 
 def published_accuracy(config: str | Path) -> float | None:
@@ -41,42 +41,25 @@ def draw_plane(points: Iterable[tuple[Benchmark, float]], path: str | Path) -> N
         points: Benchmarks of the work ``'eval'``, and the top-1 accuracy of each.
         path: The file; its ending says the format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = list(points)
+    benchmarks, accuracies = zip(*points, strict=True)
+    speeds = [
+        {t.name: done.shape[0] / t.median for t in done.timings if t.work == 'eval'}
+        for done in benchmarks
+    ]
     figure = Figure(figsize=(8, 5), layout='constrained')
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for done, accuracy in points:
-        speed = {t.name: done.shape[0] / t.median for t in done.timings if t.work == 'eval'}
-        start, end = speed['mmrep'], speed['mmrep, deploy form']
-        axes.annotate(
-            '',
-            (end, accuracy),
-            (start, accuracy),
-            arrowprops=dict(arrowstyle='->', color='#808080', shrinkA=4, shrinkB=4),
-        )
-        axes.annotate(
-            done.config, (end, accuracy), (6, 4), textcoords='offset points', fontsize=8
-        )
-        for name, _, style in _FORMS:
-            if name in speed:
-                face = 'none' if name == 'plain' else style['color']
-                axes.scatter(
-                    speed[name],
-                    accuracy,
-                    zorder=3,
-                    facecolor=face,
-                    **{
-                        'edgecolor': style['color'],
-                        'marker': style['marker'],
-                    },
-                )
-    for name, label, style in _FORMS:
-        if any(t.name == name for done, _ in points for t in done.timings):
-            axes.scatter([], [], label=label, **style)
-    first = points[0][0]
+    arrow = dict(arrowstyle='->', color='#808080', shrinkA=4, shrinkB=4)
+    for done, speed, y in zip(benchmarks, speeds, accuracies, strict=True):
+        start, end = (speed['mmrep'], y), (speed['mmrep, deploy form'], y)
+        axes.annotate('', end, start, arrowprops=arrow)
+        axes.annotate(done.config, end, (6, 4), textcoords='offset points', fontsize=8)
+    for name, style in _FORMS.items():
+        drawn = [(s[name], y) for s, y in zip(speeds, accuracies, strict=True) if name in s]
+        if drawn:
+            axes.scatter(*zip(*drawn, strict=True), zorder=3, **style)
+    first = benchmarks[0]
     size = 'x'.join(map(str, first.shape[2:]))
     axes.set_xscale('log')
     axes.set_xlabel(f'images per second ({first.device}, batch {first.shape[0]}, {size})')

@@ -2,8 +2,8 @@
 
 import copy
 import importlib.util
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from mmengine.analysis import FlopAnalyzer
@@ -61,14 +61,6 @@ class Benchmark:
     timings: list[Timing] = field(default_factory=list)
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def median(self, work: str, name: str) -> float:
-        """The seconds of one of the timings."""
-        return next(t.median for t in self.timings if (t.work, t.name) == (work, name))
-
-    def as_dict(self) -> dict:
-        """All of it, for JSON."""
-        return asdict(self)
-
 
 def benchmark(
     config: Config,
@@ -105,12 +97,11 @@ def benchmark(
         if subject.deploy_form is not subject.train_form:
             done.sizes[f'{subject.name}, deploy form'] = _sizes(subject.deploy_form, x)
     train_forms = {subject.name: subject.train_form for subject in subjects}
-    for work, options in (('train', {}), ('norm_eval', dict(norm_eval=True))):
+    for work in ('train', 'norm_eval'):
         if work in works:
-            runs = {n: step(m, x, amp=amp, **options) for n, m in train_forms.items()}
+            norm_eval = work == 'norm_eval'
+            runs = {n: step(m, x, norm_eval, amp) for n, m in train_forms.items()}
             done.timings += _time(work, runs, rounds, device)
-            for model in train_forms.values():
-                model.zero_grad(set_to_none=True)
     if 'eval' in works:
         runs = {n: evaluation(m, x, amp) for n, m in train_forms.items()}
         runs['mmrep, deploy form'] = evaluation(subjects[0].deploy_form, x, amp)
@@ -122,11 +113,7 @@ def benchmark(
 
 
 def _deploy_runs(
-    subjects: list[Subject],
-    config: Config,
-    x: Tensor,
-    amp: bool,
-    compile_model: bool,
+    subjects: list[Subject], config: Config, x: Tensor, amp: bool, compile_model: bool
 ) -> Mapping[str, Run]:
     runs = {s.name: evaluation(s.deploy_form, x, amp) for s in subjects}
     model = subjects[0].deploy_form
@@ -142,13 +129,11 @@ def _time(
     work: str, runs: Mapping[str, Run], rounds: int, device: str | None = None
 ) -> list[Timing]:
     """Time runs; measure their memory on ``device`` if one is given."""
-    peak: Callable[[Run], int | None] = (
-        (lambda run: peak_memory(run, device)) if device else (lambda run: None)
-    )
-    return [
-        Timing(work, name, measured.median, measured.iqr, peak(runs[name]))
-        for name, measured in interleave(runs, rounds).items()
-    ]
+    timings = []
+    for name, measured in interleave(runs, rounds).items():
+        peak = peak_memory(runs[name], device) if device else None
+        timings.append(Timing(work, name, measured.median, measured.iqr, peak))
+    return timings
 
 
 def _sizes(model: nn.Module, x: Tensor) -> dict[str, int]:

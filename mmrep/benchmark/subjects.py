@@ -40,8 +40,7 @@ def subjects_of(config: Config, device: str = 'cpu') -> list[Subject]:
     torch.manual_seed(0)
     model = build_model(config)
     randomise_statistics(model)
-    subjects = [Subject('mmrep', model, _deployed(model))]
-    subjects += _peers(config, model)
+    subjects = [Subject('mmrep', model, _deployed(model)), *_peers(config, model)]
     for subject in subjects:
         subject.train_form.to(device)
         subject.deploy_form.to(device)

@@ -13,23 +13,22 @@ def interleave(
     functions: Mapping[str, Callable[[], object]],
     rounds: int = 15,
     warm_up: int = 2,
-    threads: int | None = None,
 ) -> dict[str, Measurement]:
     """Time functions in turns, so that what else the machine does meets them all alike.
 
     Every round times each function once, in an order that rotates. On CUDA the timer
-    waits for the device.
+    waits for the device. Torch uses as many threads as it is set to.
 
     Args:
         functions: What to time, by name.
         rounds: How often each is timed. Default: 15.
         warm_up: Untimed calls of each before. Default: 2.
-        threads: Threads of torch. Default: None, as many as torch uses now.
 
     Returns:
         The times of each, in seconds per call; with ``median``, ``iqr`` and ``times``.
     """
-    threads = threads or torch.get_num_threads()
+    # The timer's default is one thread.
+    threads = torch.get_num_threads()
     timers = {
         name: Timer('run()', globals={'run': function}, num_threads=threads)
         for name, function in functions.items()

@@ -1,11 +1,11 @@
 """Put the weights of a checkpoint into a model, strictly."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.model import is_model_wrapper
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from mmrep.errors import CheckpointError
 
@@ -27,13 +27,10 @@ def state_dict_of(checkpoint: Any, source: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If there is none.
     """
-    state = checkpoint
-    if isinstance(state, Mapping):
-        for wrapper in ('state_dict', 'model'):
-            if isinstance(state.get(wrapper), Mapping):
-                state = state[wrapper]
-                break
-    tensors = isinstance(state, Mapping) and all(
+    state = checkpoint if isinstance(checkpoint, Mapping) else {}
+    wrapped = (state.get(wrapper) for wrapper in ('state_dict', 'model'))
+    state = next((inner for inner in wrapped if isinstance(inner, Mapping)), state)
+    tensors = all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     )
     if not (tensors and state):
@@ -87,7 +84,7 @@ def load_strictly(
 
 
 def misfits(
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Mapping[str, Size],
     state_dict: Mapping[str, Tensor],
     origin: Mapping[str, str] | None = None,
 ) -> str:
@@ -100,24 +97,20 @@ def misfits(
     """
     origin = origin or {}
     # Weights from before torch 1.0 lack this counter; its value matters to no output.
-    missing = [
-        key
-        for key in shapes
-        if key not in state_dict and not key.endswith('num_batches_tracked')
-    ]
-    unexpected = [origin.get(key, key) for key in state_dict if key not in shapes]
-    misshapen = [
-        f'{origin.get(key, key)} ({tuple(state_dict[key].shape)} in the file, '
-        f'{tuple(shape)} in the model)'
-        for key, shape in shapes.items()
-        if key in state_dict and tuple(state_dict[key].shape) != tuple(shape)
-    ]
-    found = (
-        ('missing', missing),
-        ('unexpected', unexpected),
-        ('of another shape', misshapen),
+    needed = [key for key in shapes if not key.endswith('num_batches_tracked')]
+    found = {
+        'missing': [key for key in needed if key not in state_dict],
+        'unexpected': [origin.get(key, key) for key in state_dict if key not in shapes],
+        'of another shape': [
+            f'{origin.get(key, key)} ({tuple(state_dict[key].shape)} in the file, '
+            f'{tuple(shape)} in the model)'
+            for key, shape in shapes.items()
+            if key in state_dict and state_dict[key].shape != shape
+        ],
+    }
+    return '; '.join(
+        f'{len(keys)} {kind}: {listed(keys)}' for kind, keys in found.items() if keys
     )
-    return '; '.join(f'{len(keys)} {kind}: {listed(keys)}' for kind, keys in found if keys)
 
 
 def listed(keys: Iterable[str]) -> str:
@@ -135,15 +128,9 @@ def kept_meta(checkpoint: Any) -> dict:
 
 
 def _advice(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    forms = is_deploy_form(state_dict), is_deploy_form(own)
-    if forms == (True, False):
-        return (
-            'it is in deploy form and the config is not, so give the config that '
-            'tools/reparam.py wrote beside it'
-        )
-    if forms == (False, True):
-        return (
-            'it is in train form and the config is not, so give the config that it was '
-            'trained with'
-        )
-    return 'give the config that it was trained with'
+    deploy = is_deploy_form(state_dict)
+    if deploy == is_deploy_form(own):
+        return 'give the config that it was trained with'
+    form = 'deploy' if deploy else 'train'
+    fitting = 'tools/reparam.py wrote beside it' if deploy else 'it was trained with'
+    return f'it is in {form} form and the config is not, so give the config that {fitting}'

@@ -16,11 +16,7 @@ from mmrep.errors import UserError
 
 
 def refuse_existing(*paths: str | Path, overwrite: bool = False) -> None:
-    """Raise a :class:`UserError` if a file is there and must not be overwritten.
-
-    Raises:
-        UserError: If a file is there, or a path is a folder.
-    """
+    """Raise a ``UserError`` if a path is a folder, or a file that must be kept."""
     for path in map(Path, paths):
         if path.is_dir():
             raise UserError(f'{path} is a folder: give the name of a file')

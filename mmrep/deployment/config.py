@@ -165,12 +165,9 @@ def _pair(size: Any, width_first: bool = False) -> tuple[int, int] | None:
     """Height and width, if ``size`` says both."""
     if isinstance(size, int):
         return size, size
-    if not isinstance(size, list | tuple) or len(size) != 2:
-        return None
-    first, second = size
-    if not (isinstance(first, int) and isinstance(second, int)):
-        return None
-    return (second, first) if width_first else (first, second)
+    if isinstance(size, list | tuple) and [type(pixels) for pixels in size] == [int, int]:
+        return tuple(reversed(size) if width_first else size)
+    return None
 
 
 def _test_pipeline(cfg: Config) -> list[dict]:

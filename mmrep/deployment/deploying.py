@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os.path import expanduser
 from pathlib import Path
-from typing import NamedTuple
 
 from mmengine.config import Config
 from torch import nn
@@ -22,19 +21,12 @@ from mmrep.checkpoints import (
     write_checkpoint,
 )
 from mmrep.errors import CheckpointError, ConfigError, UserError
-from mmrep.reparam import (
-    DeployReport,
-    Difference,
-    NotFoldableError,
-    branch_by_branch,
-    compare_outputs,
-    switch_to_deploy,
-)
+from mmrep.reparam import DeployReport, Difference, branch_by_branch, compare_outputs
 from mmrep.version import __version__
 
 from .building import build_model
 from .config import Shape, deploy_config, input_shape
-from .running import VerificationError, check_differences, run_form, seeded_input
+from .running import VerificationError, check_differences, fuse, run_form, seeded_input
 
 
 @dataclass(frozen=True)
@@ -104,40 +96,40 @@ def deploy_checkpoint(
     deployed_config = Config.fromstring(text, '.py')
     shape = shape or input_shape(config)
     with ThreadPoolExecutor(1) as beside:
-        # It takes a second for half a gigabyte, of which Python waits for none.
-        digest = beside.submit(_digest, checkpoint)
-        fused = _fuse(config, deployed_config, checkpoint, shape, seed)
+        # It takes a second for half a gigabyte, of which Python waits for none. That there
+        # is no such file is for the reader to say.
+        is_file = Path(checkpoint).is_file()
+        digest = beside.submit(sha256_of, checkpoint) if is_file else None
+        model, report, differences, meta = _fuse(
+            config, deployed_config, checkpoint, shape, seed
+        )
     check_differences(
-        fused.differences,
+        differences,
         rtol,
         'from the train form',
         'look for an infinite or very large output of the train form, or report the config',
     )
-    report, errors = fused.report, fused.differences.values()
-    meta = {
-        **fused.kept_meta,
-        'mmrep': {
-            'version': __version__,
-            'source': Path(checkpoint).name,
-            'source_sha256': digest.result(),
-            'source_config': source_config.name,
-            'input_shape': list(fused.shape),
-            'seed': seed,
-            'rel_l2': max(d.rel_l2 for d in errors),
-            'max_abs': max(d.max_abs for d in errors),
-            'outputs': {name: d.as_dict() for name, d in fused.differences.items()},
-            'blocks': len(report.switched),
-            'params_before': report.params_before,
-            'params_after': report.params_after,
-        },
+    meta['mmrep'] = {
+        'version': __version__,
+        'source': Path(checkpoint).name,
+        'source_sha256': digest.result(),
+        'source_config': source_config.name,
+        'input_shape': [1, *shape],
+        'seed': seed,
+        'rel_l2': max(d.rel_l2 for d in differences.values()),
+        'max_abs': max(d.max_abs for d in differences.values()),
+        'outputs': {name: d.as_dict() for name, d in differences.items()},
+        'blocks': len(report.switched),
+        'params_before': report.params_before,
+        'params_after': report.params_after,
     }
     with atomic_write(out_config) as temporary:
         temporary.write_text(f'# The deploy form of {source_config.name}.\n{text}')
-        write_checkpoint(out, fused.model.state_dict(), meta)
+        write_checkpoint(out, model.state_dict(), meta)
     return Deployed(
         report,
-        fused.differences,
-        fused.shape,
+        differences,
+        (1, *shape),
         out,
         out_config,
         Path(checkpoint).stat().st_size,
@@ -145,20 +137,15 @@ def deploy_checkpoint(
     )
 
 
-class _Fused(NamedTuple):
-    """The deploy form of a checkpoint, and what is known of it."""
-
-    model: nn.Module
-    report: DeployReport
-    differences: Mapping[str, Difference]
-    shape: tuple[int, ...]
-    kept_meta: dict
-
-
 def _fuse(
     config: Config, deployed_config: Config, checkpoint: str, shape: Shape, seed: int
-) -> _Fused:
-    """Load a checkpoint, run it, fuse it and run what became of it."""
+) -> tuple[nn.Module, DeployReport, Mapping[str, Difference], dict]:
+    """Load a checkpoint, run it, fuse it and run what became of it.
+
+    Returns:
+        The deploy form, what was fused, how far the outputs are apart, and what the
+        checkpoint's meta says of its weights.
+    """
     # Not mapped: a map counts as memory until its last tensor goes, while what was read
     # goes block by block, as the blocks are fused.
     source = read_checkpoint(checkpoint, mmap=False)
@@ -176,10 +163,7 @@ def _fuse(
     with branch_by_branch(model):
         reference = run_form(model, x, 'train')
     trained = set(model.state_dict())
-    try:
-        report = switch_to_deploy(model)
-    except NotFoldableError as error:
-        raise UserError(f'this model cannot be fused: {error}') from None
+    report = fuse(model)
     # A plain network has no blocks, but its norms can be fused.
     if not report.switched and set(model.state_dict()) == trained:
         raise ConfigError(
@@ -192,9 +176,4 @@ def _fuse(
         differences = compare_outputs(reference, run_form(deployed, x, 'deploy'))
     except ValueError as error:
         raise VerificationError(f'the two forms cannot be verified: {error}') from error
-    return _Fused(deployed, report, differences, tuple(x.shape), meta)
-
-
-def _digest(checkpoint: str) -> str | None:
-    """The SHA-256 of a file; that there is none is for who reads it to say."""
-    return sha256_of(checkpoint) if Path(checkpoint).is_file() else None
+    return deployed, report, differences, meta

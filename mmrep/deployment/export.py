@@ -28,7 +28,6 @@ from mmrep.reparam import (
     conv_geometry,
     flatten_outputs,
     reparam_blocks,
-    switch_to_deploy,
 )
 from mmrep.version import __version__
 
@@ -37,7 +36,7 @@ from .config import Shape, deploy_config, input_shape
 from .onnx_graph import fold_constants, nodes_of
 from .onnx_tracing import trace
 from .onnx_verification import Reference, verify
-from .running import run_form, seeded_input
+from .running import fuse, run_form, seeded_input
 
 #: The inputs that are compared: images, and rows and columns more than asked for.
 _FIXED = ((1, 0, 0), (1, 0, 0), (1, 0, 0))
@@ -121,7 +120,7 @@ def export_onnx(
     with branch_by_branch(model):
         references = _references(model, given, shape or input_shape(config), dynamic)
         if form == 'deploy':
-            _fuse(model)
+            fuse(model, '; export it with --form train')
         exported = trace(model, references, form, dynamic, opset)
     fold_constants(exported)
     properties = {
@@ -163,15 +162,6 @@ def _load(config: Config, checkpoint: str, form: str) -> tuple[nn.Module, str]:
     model = build_model(config)
     load_strictly(model, state_dict, checkpoint)
     return model, given
-
-
-def _fuse(model: nn.Module) -> None:
-    try:
-        switch_to_deploy(model)
-    except NotFoldableError as error:
-        raise UserError(
-            f'this model cannot be fused: {error}; export it with --form train'
-        ) from None
 
 
 def _refuse_same_padding(model: nn.Module) -> None:

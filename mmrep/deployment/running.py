@@ -8,7 +8,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmrep.errors import UserError, reason
-from mmrep.reparam import Difference
+from mmrep.reparam import DeployReport, Difference, NotFoldableError, switch_to_deploy
 
 
 class VerificationError(UserError):
@@ -41,6 +41,18 @@ def run_form(model: nn.Module, x: Tensor, form: str) -> Any:
             f'the {form} form cannot process an input of shape {tuple(x.shape)} '
             f'({reason(error)}): give a fitting --shape'
         ) from error
+
+
+def fuse(model: nn.Module, remedy: str = '') -> DeployReport:
+    """Switch a model to deploy form, in place; a model that cannot be is an error.
+
+    Raises:
+        UserError: If a block cannot be fused; ends with the ``remedy``.
+    """
+    try:
+        return switch_to_deploy(model)
+    except NotFoldableError as error:
+        raise UserError(f'this model cannot be fused: {error}{remedy}') from None
 
 
 def check_differences(

@@ -9,7 +9,6 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmrep.errors import reason
-from mmrep.models.blocks import ReparamBlock
 from mmrep.registry import HOOKS
 from mmrep.reparam import NotFoldableError, reparam_blocks, switch_to_deploy
 
@@ -38,25 +37,16 @@ class SwitchToDeployHook(Hook):
         """Fuse the model, in place."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         averaged = [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
-        for each in (model, *averaged):
-            if _lacks_size(each):
+        models = [model, *averaged]
+        for each in models:
+            if any(getattr(b, 'lacks_size', False) for b in reparam_blocks(each).values()):
                 _show(each, self.shape, runner.cfg)
-        report = switch_to_deploy(model)
-        for each in averaged:
-            switch_to_deploy(each)
+        report, *_ = [switch_to_deploy(each) for each in models]
         print_log(
             f'Switched {len(report.switched)} blocks to deploy form: '
             f'{report.params_before:,} -> {report.params_after:,} parameters',
             logger='current',
         )
-
-
-def _lacks_size(model: nn.Module) -> bool:
-    """Whether a block needs to have seen an input to be fused, and has seen none."""
-    return any(
-        isinstance(block, ReparamBlock) and block.lacks_size
-        for block in reparam_blocks(model).values()
-    )
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from mmrep.models.backbones import DBBMobileNetV1, DBBResNet
 
 from .layout import Layout
 
-#: ``DBBResNet``'s default ``base_channels`` and ``stem_channels``.
-_BASE = 64
+#: Arguments of the networks that a config need not name.
+_DEFAULTS = dict(stem_channels=64, base_channels=64, width_factor=1, in_channels=3)
 _RESNETS = {f'resnet{depth}': depth for depth in DBBResNet.arch_settings}
 
 
@@ -36,45 +36,32 @@ def dbb_config(
         )
     mobilenet = any(key.startswith('stage_1.stem.') for key in state)
     if arch == 'mobilenet' or (arch is None and mobilenet):
-        return _mobilenet_config(state)
-    return _resnet_config(state, _RESNETS.get(arch))
-
-
-def _mobilenet_config(state: Mapping[str, Tensor]) -> dict:
-    outs, ins = _shape(state, 'stage_1.stem')
-    config = dict(type='mmrep.DBBMobileNetV1', out_indices=(4,))
-    if outs != DBBMobileNetV1.stem_channels:
-        config['width_factor'] = outs / DBBMobileNetV1.stem_channels
-    return _with_in_channels(config, ins)
-
-
-def _resnet_config(state: Mapping[str, Tensor], depth: int | None) -> dict:
-    if depth is None:
-        depth = _depth(state)
-    stem_channels, ins = _shape(state, 'conv1')
-    config = dict(
-        type='mmrep.DBBResNet',
-        depth=depth,
-        out_indices=(3,),
-        style='pytorch',
-        zero_init_residual=False,
-    )
-    base_channels, _ = _shape(state, 'layer1.0.conv1')
-    if stem_channels != _BASE:
-        config['stem_channels'] = stem_channels
-    if base_channels != _BASE:
-        config['base_channels'] = base_channels
-    return _with_in_channels(config, ins)
-
-
-def _with_in_channels(config: dict, in_channels: int) -> dict:
-    return config if in_channels == 3 else {**config, 'in_channels': in_channels}
+        outs, ins = _shape(state, 'stage_1.stem')
+        config = dict(
+            type='mmrep.DBBMobileNetV1',
+            out_indices=(4,),
+            width_factor=outs / DBBMobileNetV1.stem_channels,
+            in_channels=ins,
+        )
+    else:
+        depth = _RESNETS[arch] if arch else _depth(state)
+        outs, ins = _shape(state, 'conv1')
+        config = dict(
+            type='mmrep.DBBResNet',
+            depth=depth,
+            out_indices=(3,),
+            style='pytorch',
+            zero_init_residual=False,
+            stem_channels=outs,
+            base_channels=_shape(state, 'layer1.0.conv1')[0],
+            in_channels=ins,
+        )
+    return {key: value for key, value in config.items() if _DEFAULTS.get(key) != value}
 
 
 def _shape(state: Mapping[str, Tensor], unit: str) -> tuple[int, int]:
     """Output and input channels of a unit, in any form."""
-    parts = ('', 'branch_kxk.conv.', 'branch_reparam.')
-    for part in parts:
+    for part in ('', 'branch_kxk.conv.', 'branch_reparam.'):
         weight = state.get(f'{unit}.{part}weight')
         if weight is not None and weight.dim() == 4:
             return weight.shape[0], weight.shape[1]

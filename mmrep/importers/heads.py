@@ -3,12 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor, nn
 
 from mmrep.registry import MODELS
-
-#: Shapes by key.
-Shapes = Mapping[str, Sequence[int]]
 
 #: A size at which every map of a backbone still has a pixel.
 _SIZE = 64
@@ -34,7 +31,7 @@ def count_auxiliary(state: Mapping[str, Tensor]) -> int:
 
 def describe_head(
     state: Mapping[str, Tensor], channels: Sequence[int], deploy: bool
-) -> tuple[dict | None, Shapes]:
+) -> tuple[dict | None, dict[str, Size]]:
     """The config of the head of a checkpoint, and the shapes of its weights.
 
     Args:
@@ -51,34 +48,23 @@ def describe_head(
         return None, {}
     num_classes = len(state[f'{main}.fc.weight'])
     *others, last = channels
-    config = _linear(num_classes, last)
-    shapes = _fc_shapes(f'{main}.fc', num_classes, last)
-    if main == 'head':
-        return config, shapes
+    config = dict(type='LinearClsHead', num_classes=num_classes, in_channels=last)
     auxiliary = []
-    for i, width in enumerate(others):
-        loss = dict(type='CrossEntropyLoss', loss_weight=_AUX_WEIGHT)
-        auxiliary.append(_linear(num_classes, width, loss=loss))
-        shapes |= _fc_shapes(f'head.aux_heads.{i}.fc', num_classes, width)
-        shapes |= _conv_bn_shapes(f'head.aux_convs.{i}', width)
-    config = dict(type='mmrep.AuxiliaryClsHead', head=config, auxiliary_heads=auxiliary)
-    return config | (dict(deploy=True) if deploy else {}), shapes
-
-
-def _linear(num_classes: int, in_channels: int, **options) -> dict:
-    return dict(
-        type='LinearClsHead', num_classes=num_classes, in_channels=in_channels, **options
-    )
-
-
-def _fc_shapes(name: str, num_classes: int, in_channels: int) -> dict:
-    return {f'{name}.weight': (num_classes, in_channels), f'{name}.bias': (num_classes,)}
-
-
-def _conv_bn_shapes(name: str, channels: int) -> dict:
-    norm = ('weight', 'bias', 'running_mean', 'running_var')
-    return {
-        f'{name}.conv.weight': (channels, channels, 3, 3),
-        **{f'{name}.bn.{leaf}': (channels,) for leaf in norm},
-        f'{name}.bn.num_batches_tracked': (),
+    with torch.device('meta'):
+        layers = {f'{main}.fc': nn.Linear(last, num_classes)}
+        for i, width in enumerate(others):
+            loss = dict(type='CrossEntropyLoss', loss_weight=_AUX_WEIGHT)
+            auxiliary.append(config | dict(in_channels=width, loss=loss))
+            layers[f'head.aux_heads.{i}.fc'] = nn.Linear(width, num_classes)
+            layers[f'head.aux_convs.{i}.conv'] = nn.Conv2d(width, width, 3, bias=False)
+            layers[f'head.aux_convs.{i}.bn'] = nn.BatchNorm2d(width)
+    shapes = {
+        f'{name}.{key}': value.shape
+        for name, layer in layers.items()
+        for key, value in layer.state_dict().items()
     }
+    if main == 'head.head':
+        config = dict(type='mmrep.AuxiliaryClsHead', head=config, auxiliary_heads=auxiliary)
+        if deploy:
+            config['deploy'] = True
+    return config, shapes

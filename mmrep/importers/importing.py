@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from os.path import expanduser
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import nn
 
 from mmrep.checkpoints import (
     is_deploy_form,
     kept_meta,
     listed,
-    load_strictly,
     misfits,
     read_checkpoint,
     refuse_existing,
@@ -27,9 +27,8 @@ from mmrep.version import __version__
 from .dbb import DBB
 from .heads import count_auxiliary, describe_head, feature_channels
 from .keras import KERAS, is_hdf5, read_keras
-from .layout import Layout
+from .layout import Layout, Renamed
 from .mmpretrain import MMPRETRAIN
-from .renaming import Renamed, missing_counters, rename
 from .repvgg import REPVGG
 from .repvggplus import REPVGGPLUS
 from .timm import TIMM
@@ -38,8 +37,6 @@ from .timm import TIMM
 LAYOUTS = {
     layout.name: layout for layout in (REPVGG, REPVGGPLUS, DBB, TIMM, MMPRETRAIN, KERAS)
 }
-
-_BACKBONE = 'backbone.'
 
 
 @dataclass(frozen=True)
@@ -92,16 +89,13 @@ def import_checkpoint(
     if Path(source).resolve() == out.resolve():
         raise UserError(f'{out} would replace its source: give another name')
     refuse_existing(out, overwrite=overwrite)
-    weights, meta = _read(source)
+    if is_hdf5(source):
+        weights, meta = read_keras(source), {}
+    else:
+        checkpoint = read_checkpoint(source)
+        weights, meta = state_dict_of(checkpoint, source), kept_meta(checkpoint)
     chosen = _find_layout(weights, layout, source)
-    renamed = rename(
-        weights,
-        chosen.rules_for(weights),
-        chosen.left_out,
-        f'{source}, read as {chosen.name},',
-    )
-    state = renamed.state
-    state |= missing_counters(state)
+    renamed = chosen.rename(weights, source)
     try:
         backbone, head = _prove(renamed, chosen, arch)
     except CheckpointError as error:
@@ -117,19 +111,12 @@ def import_checkpoint(
         source_sha256=sha256_of(source),
         source_layout=chosen.name,
     )
-    write_checkpoint(out, state, dict(backbone=backbone, head=head, mmrep=made, **meta))
-    note = chosen.deploy_note if is_deploy_form(state) else ''
+    meta |= dict(backbone=backbone, head=head, mmrep=made)
+    write_checkpoint(out, renamed.state, meta)
+    note = chosen.deploy_note if is_deploy_form(renamed.state) else ''
     return Imported(
         chosen.name, backbone, head, len(renamed.origin), renamed.left_out, note, out
     )
-
-
-def _read(source: str) -> tuple[dict[str, Tensor], dict]:
-    """The weights of a file, and what to keep of its meta."""
-    if is_hdf5(source):
-        return read_keras(source), {}
-    checkpoint = read_checkpoint(source)
-    return state_dict_of(checkpoint, source), kept_meta(checkpoint)
 
 
 def _find_layout(keys: Iterable[str], name: str, source: str) -> Layout:
@@ -153,7 +140,7 @@ def _find_layout(keys: Iterable[str], name: str, source: str) -> Layout:
 def _prove(renamed: Renamed, layout: Layout, arch: str | None) -> tuple[dict, dict | None]:
     """Load renamed weights strictly into the backbone that they are of.
 
-    Buffers that only mmrep's blocks have are added to the weights.
+    Buffers that the source lacks are added to the weights.
 
     Returns:
         The configs of the backbone and of the head.
@@ -164,31 +151,28 @@ def _prove(renamed: Renamed, layout: Layout, arch: str | None) -> tuple[dict, di
     state = renamed.state
     deploy = is_deploy_form(state)
     own_state = {
-        key.removeprefix(_BACKBONE): value
+        key.removeprefix('backbone.'): value
         for key, value in state.items()
-        if key.startswith(_BACKBONE)
+        if key.startswith('backbone.')
     }
-    options = copy.deepcopy(dict(layout.options))
-    backbone = layout.family(own_state, layout, arch) | options
+    backbone = layout.family(own_state, layout, arch) | copy.deepcopy(dict(layout.options))
     backbone['out_indices'] = (*range(count_auxiliary(state)), *backbone['out_indices'])
     if deploy:
         backbone['deploy'] = True
     try:
-        model = MODELS.build(backbone)
+        model = nn.ModuleDict({'backbone': MODELS.build(backbone)})
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f'{backbone} is no network: {error}') from error
     own = model.state_dict()
-    # A conv that was fused elsewhere computes the same for every size.
-    own_state |= {
-        key: value
-        for key, value in own.items()
-        if key.endswith('.reparam_start') and key not in own_state
-    }
-    state |= {f'{_BACKBONE}{key}': value for key, value in own_state.items()}
     head, shapes = describe_head(state, feature_channels(backbone), deploy)
-    shapes |= {f'{_BACKBONE}{key}': value.shape for key, value in own.items()}
+    shapes |= {key: value.shape for key, value in own.items()}
+    # Older weights lack the counters of their norms, which matter to no output; a conv
+    # that was fused elsewhere computes the same for every size.
+    buffers = {key: torch.tensor(0) for key in shapes if key.endswith('_batches_tracked')}
+    buffers |= {key: own[key] for key in own if key.endswith('.reparam_start')}
+    state |= {key: value for key, value in buffers.items() if key not in state}
     problems = misfits(shapes, state, renamed.origin)
     if problems:
         raise CheckpointError(problems)
-    load_strictly(model, own_state, 'the imported checkpoint')
+    model.load_state_dict({key: state[key] for key in own})
     return backbone, head

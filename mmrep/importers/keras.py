@@ -19,6 +19,9 @@ from .repvgg_config import repvgg_config
 
 _SIGNATURE = b'\x89HDF\r\n\x1a\n'
 
+#: torch's order of the axes of a matrix and of a kernel.
+_ORDERS = {2: (1, 0), 4: (3, 2, 0, 1)}
+
 _CONV = ('weight',)
 _LINEAR = ('weight', 'bias')
 _NORM = ('weight', 'bias', 'running_mean', 'running_var')
@@ -97,7 +100,9 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
     def add(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset):
             # Counters are numbers, not arrays.
-            variables[name] = _in_torch_order(torch.from_numpy(np.asarray(item[()])))
+            variable = torch.from_numpy(np.asarray(item[()]))
+            order = _ORDERS.get(variable.ndim, tuple(range(variable.ndim)))
+            variables[name] = variable.permute(order).contiguous()
 
     try:
         with h5py.File(path, 'r') as file:
@@ -109,9 +114,3 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
             "save them again with model.save_weights('NAME.weights.h5')"
         ) from error
     return variables
-
-
-def _in_torch_order(variable: Tensor) -> Tensor:
-    orders = {2: (1, 0), 4: (3, 2, 0, 1)}
-    order = orders.get(variable.dim())
-    return variable if order is None else variable.permute(order).contiguous()

@@ -1,17 +1,35 @@
 """What a layout is."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from mmrep.checkpoints import listed
+from mmrep.errors import CheckpointError
 
 from .renaming import Rules
 
 #: ``family(state, layout, arch)``: the backbone's config, from its renamed weights and the
 #: name of its architecture, or ``None`` for the one that the shapes tell.
 Family = Callable[[Mapping[str, Tensor], 'Layout', str | None], dict]
+
+
+class Renamed(NamedTuple):
+    """What :meth:`Layout.rename` made of a state dict.
+
+    Args:
+        state: The weights under their new keys.
+        origin: The source's key of every new one.
+        left_out: What was left out on purpose: how many keys, by what they are.
+    """
+
+    state: dict[str, Tensor]
+    origin: dict[str, str]
+    left_out: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,44 @@ class Layout:
         """Whether keys are of this layout."""
         return any(re.search(self.mark, key) for key in keys)
 
-    def rules_for(self, keys: Iterable[str]) -> Rules:
-        """The rules for the form that the keys are in."""
-        is_deploy = any('reparam' in key for key in keys)
-        return {**self.rules, **(self.deploy_rules if is_deploy else {})}
+    def rename(self, weights: Mapping[str, Tensor], source: str) -> Renamed:
+        """Give every key the name that the first rule for it says.
+
+        Args:
+            weights: The source's weights.
+            source: The file, for the error.
+
+        Raises:
+            CheckpointError: If there is no rule for a key, or two keys get one name.
+        """
+        source = f'{source}, read as {self.name},'
+        is_deploy = any('reparam' in key for key in weights)
+        rules = {**self.rules, **(self.deploy_rules if is_deploy else {})}
+        state, origin, left_out = renamed = Renamed({}, {}, Counter())
+        unknown = []
+        for key, value in weights.items():
+            kind = _first(self.left_out, key)
+            target = _first(rules, key)
+            if kind is not None:
+                left_out[kind] += 1
+            elif target is None:
+                unknown.append(key)
+            elif target in state:
+                raise CheckpointError(
+                    f'{source} holds {origin[target]} and {key}, which are one and the '
+                    'same: take one of them out'
+                )
+            else:
+                state[target], origin[target] = value, key
+        if unknown:
+            raise CheckpointError(
+                f'{source} holds keys that this layout does not have ({listed(unknown)}): '
+                'take them out, or name another layout with --from'
+            )
+        return renamed
+
+
+def _first(rules: Rules, key: str) -> str | None:
+    """What the first rule for a key makes of it."""
+    matches = ((re.fullmatch(pattern, key), new) for pattern, new in rules.items())
+    return next((match.expand(new) for match, new in matches if match), None)

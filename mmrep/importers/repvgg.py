@@ -4,18 +4,16 @@ from .layout import Layout
 from .renaming import every_leaf, under
 from .repvgg_config import repvgg_config
 
-#: The branches of a block, in the names of the official code.
-BRANCHES = {
+#: The parts of a block, in the names of the official code; RepVGGplus has a ``post_se``.
+BLOCK = {
     r'rbr_dense\.conv': 'branch_3x3.conv',
     r'rbr_dense\.bn': 'branch_3x3.norm',
     r'rbr_1x1\.conv': 'branch_1x1.conv',
     r'rbr_1x1\.bn': 'branch_1x1.norm',
     r'rbr_identity': 'branch_norm',
     r'rbr_reparam': 'branch_reparam',
-}
-_SE = {
-    r'se\.down': 'se_layer.conv1.conv',
-    r'se\.up': 'se_layer.conv2.conv',
+    r'(?:post_)?se\.down': 'se_layer.conv1.conv',
+    r'(?:post_)?se\.up': 'se_layer.conv2.conv',
 }
 _PLACES = {
     r'stage0': 'backbone.stem',
@@ -25,6 +23,6 @@ _PLACES = {
 REPVGG = Layout(
     name='repvgg',
     mark=r'^stage[1-4]\.\d+\.rbr_',
-    rules=every_leaf({**under(_PLACES, {**BRANCHES, **_SE}), r'linear': 'head.fc'}),
+    rules=every_leaf({**under(_PLACES, BLOCK), r'linear': 'head.fc'}),
     family=repvgg_config,
 )

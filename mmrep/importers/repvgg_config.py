@@ -57,8 +57,13 @@ def repvgg_config(
         blocks = [stem, *(block for stage in stages for block in stage)]
         arch = next((n for n in names if _is_named(arch, names[n], blocks)), arch)
     config = dict(type='mmrep.RepVGG', arch=arch, out_indices=(len(stages) - 1,))
-    strides = _strides(state, arch, len(stages))
-    if strides is not None:
+    settings = names[arch] if isinstance(arch, str) else arch
+    own_strides = tuple(settings.get('strides') or (2,) * len(stages))
+    strides = tuple(
+        1 if f'stage_{i}.0.branch_norm.running_mean' in state else stride
+        for i, stride in enumerate(own_strides, 1)
+    )
+    if strides != own_strides:
         config['strides'] = strides
     if stem.in_channels != 3:
         config['in_channels'] = stem.in_channels
@@ -83,14 +88,13 @@ def _block(
 
 def _stages(state: Mapping[str, Tensor], channels: int) -> list[list[_Block]]:
     """The blocks of every stage, which get ``channels`` from the stem."""
-    places = {
-        m.groups() for m in map(re.compile(r'stage_(\d+)\.(\d+)\.').match, state) if m
-    }
+    found = map(re.compile(r'stage_(\d+)\.(\d+)\.').match, state)
+    last = dict(sorted((int(m[1]), int(m[2])) for m in found if m))
     stages = []
-    for i in range(1, 1 + max((int(stage) for stage, _ in places), default=0)):
+    for i in range(1, 1 + max(last, default=0)):
         stages.append([])
-        count = max((int(j) for stage, j in places if int(stage) == i), default=0) + 1
-        for j in range(count):
+        # One that is not there is missed by its first block.
+        for j in range(1 + last.get(i, 0)):
             stages[-1].append(_block(state, f'stage_{i}.{j}', channels))
             channels = stages[-1][-1].out_channels
     return stages
@@ -114,28 +118,14 @@ def _measure(stem: _Block, stages: list[list[_Block]]) -> dict:
     return arch
 
 
-def _strides(
-    state: Mapping[str, Tensor], arch: str | dict, stages: int
-) -> tuple[int, ...] | None:
-    """The strides of the stages where they are not those of the architecture."""
-    settings = RepVGG.arch_settings[arch] if isinstance(arch, str) else arch
-    own = tuple(settings.get('strides') or (2,) * stages)
-    strides = tuple(
-        1 if f'stage_{i}.0.branch_norm.running_mean' in state else stride
-        for i, stride in enumerate(own, 1)
-    )
-    return None if strides == own else strides
-
-
-def _squeezed(se_cfg: dict | None, channels: int) -> int:
-    """The width of the SE layer of a block, 0 where there is none."""
-    if not se_cfg:
-        return 0
-    return make_divisible(channels // se_cfg['ratio'], se_cfg['divisor'])
-
-
 def _fits(se_cfg: dict | None, blocks: Iterable[_Block]) -> bool:
-    return all(_squeezed(se_cfg, b.out_channels) == b.squeezed for b in blocks)
+    """Whether a config is that of the SE layers of blocks, or says that there are none."""
+    if not se_cfg:
+        return not any(block.squeezed for block in blocks)
+    ratio, divisor = se_cfg['ratio'], se_cfg['divisor']
+    return all(
+        make_divisible(b.out_channels // ratio, divisor) == b.squeezed for b in blocks
+    )
 
 
 def _se_cfg(blocks: list[_Block]) -> dict:

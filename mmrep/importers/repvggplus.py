@@ -2,13 +2,9 @@
 
 from .layout import Layout
 from .renaming import every_leaf, under
-from .repvgg import BRANCHES
+from .repvgg import BLOCK
 from .repvgg_config import repvgg_config
 
-_SE = {
-    r'post_se\.down': 'se_layer.conv1.conv',
-    r'post_se\.up': 'se_layer.conv2.conv',
-}
 _PLACES = {
     r'stage0': 'backbone.stem',
     r'stage([12])\.blocks\.(\d+)': r'backbone.stage_\1.\2',
@@ -29,9 +25,7 @@ _AUX = {
 REPVGGPLUS = Layout(
     name='repvggplus',
     mark=r'^stage\d\w*\.blocks\.\d+\.rbr_',
-    rules=every_leaf(
-        {**under(_PLACES, {**BRANCHES, **_SE}), **_AUX, r'linear': 'head.head.fc'}
-    ),
+    rules=every_leaf({**under(_PLACES, BLOCK), **_AUX, r'linear': 'head.head.fc'}),
     family=repvgg_config,
     # The first half of the third stage halves the map, the second one does not.
     arch_options=dict(se_position='after_act', strides=(2, 2, 2, 1, 2)),
