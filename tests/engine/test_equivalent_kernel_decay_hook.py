@@ -79,7 +79,8 @@ def test_a_step_is_that_of_the_loss_with_the_term(tmp_path, steps, amp):
     """Also where gradients are accumulated, and unscaled by the optimizer itself."""
     network = model()
     wrapper = ScaledOptimWrapper if amp else OptimWrapper
-    optimizer = SGD(network.parameters(), lr=0.5, fused=amp)
+    # torch 2.1 does not know the argument.
+    optimizer = SGD(network.parameters(), lr=0.5, **(dict(fused=True) if amp else {}))
     optim_wrapper = wrapper(optimizer=optimizer, accumulative_counts=steps)
     options = dict(optim_wrapper=optim_wrapper, custom_hooks=[HOOK])
     runner = tiny_runner(tmp_path, model=network, **options)
