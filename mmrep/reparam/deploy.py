@@ -53,8 +53,10 @@ def reparam_blocks(model: nn.Module) -> dict[str, nn.Module]:
 def switch_to_deploy(model: nn.Module) -> DeployReport:
     """Turn every block of a model into the one conv that it equals, in place.
 
-    Idempotent, and all or nothing: every block is checked before the first is changed.
-    Blocks inside blocks come first. Train or eval mode, device, dtype and
+    Idempotent, and all or nothing: every block is checked before the first is changed;
+    those of other packages that offer no check are switched first. Blocks inside blocks
+    come before these. What a container of another package does beyond its blocks is left
+    to it. Train or eval mode, device, dtype and
     ``requires_grad`` stay as they are.
 
     Args:
@@ -80,7 +82,10 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
             except NotFoldableError as error:
                 raise NotFoldableError(f'{name or type(block).__name__}.{error}') from None
         report.switched.append(name)
-    for name in reversed(report.switched):
+    # Foreign ones first, which could not be checked; inner ones before outer ones.
+    order = report.switched[::-1]
+    order.sort(key=lambda name: hasattr(blocks[name], 'check_foldable'))
+    for name in order:
         blocks[name].switch_to_deploy()
     for module in model.modules():
         if callable(getattr(module, 'fuse_plain_units', None)):
@@ -136,11 +141,12 @@ def set_kernel(
         conv: The conv; its own tensors may be on the meta device.
         weight: Its kernel.
         bias: Its bias.
-        replaced: The parameters. The first is a kernel, whose dtype, device and memory
-            format the tensors get; they can be trained if any of these can.
+        replaced: The parameters. The tensors get dtype, device and memory format of the
+            first kernel among them, and can be trained if any of these can.
     """
-    like, *others = replaced
-    trainable = any(parameter.requires_grad for parameter in (like, *others))
+    replaced = list(replaced)
+    like = next((p for p in replaced if p.dim() == 4), replaced[0])
+    trainable = any(parameter.requires_grad for parameter in replaced)
     channels_last = like.is_contiguous(memory_format=torch.channels_last)
     contiguous = like.is_contiguous() or not channels_last
     layout = torch.contiguous_format if contiguous else torch.channels_last

@@ -133,7 +133,9 @@ class LinearConv(NamedTuple):
             raise NotFoldableError(
                 'a conv pads with zeros what a layer with a bias made before it'
             )
-        if self.fill not in (None, fill) or self.cropped:
+        # Mirrored twice is not mirrored further.
+        composes = self.fill is None or self.fill == fill in ('zeros', 'replicate')
+        if self.cropped or not composes:
             raise NotFoldableError(f'{fill} are padded to a map that is not the input')
         return moved._replace(fill=fill, cropped=min(pixels) < 0)
 
@@ -145,6 +147,11 @@ class LinearConv(NamedTuple):
         Raises:
             NotFoldableError: If no single conv computes the two.
         """
+        if geometry.moves_with_size and (self.fill is not None or self.cropped):
+            raise NotFoldableError(
+                "a conv with 'SAME' padding and a stride pads by the size of a map that "
+                'was padded before'
+            )
         before = self.then_pad(*geometry.pad(self.input_size), geometry.fill)
         weight, bias = self.cast(weight), self.cast(bias)
         if self.weight is None:
@@ -241,10 +248,11 @@ class LinearConv(NamedTuple):
             frame.dilation,
             strict=True,
         ):
-            offset, between = divmod(start - first, apart)
+            offset = (start - first) // apart
             # One tap alone has no distance to the next.
-            step, rest = divmod(dilation, apart) if own > 1 else (1, 0)
-            agrees &= not (between or rest) and 0 <= offset < size - (own - 1) * step
+            step = dilation // apart if own > 1 else 1
+            on_taps = (start - first) % apart == 0 and (own == 1 or dilation % apart == 0)
+            agrees &= on_taps and 0 <= offset < size - (own - 1) * step
             places.append((offset, step))
         if not agrees:
             raise NotFoldableError(
@@ -265,6 +273,8 @@ def has_running_statistics(norm: nn.Module) -> bool:
         isinstance(getattr(norm, 'running_mean', None), Tensor)
         and isinstance(getattr(norm, 'running_var', None), Tensor)
         and hasattr(norm, 'eps')
+        # Without this flag it uses the input's, whatever it has; a batch norm does not.
+        and not (isinstance(norm, _InstanceNorm) and not norm.track_running_stats)
     )
 
 
@@ -272,14 +282,11 @@ def norm_tensors(
     norm: nn.Module,
 ) -> tuple[Tensor, Tensor, float, Tensor | None, Tensor | None]:
     """Mean, variance, eps, scale and shift of a norm with running statistics."""
-    return (
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        # Some have none at all.
-        getattr(norm, 'weight', None),
-        getattr(norm, 'bias', None),
-    )
+    # Some have neither, and a pruned one has the weight of its last forward pass.
+    weight = getattr(norm, 'weight', None)
+    weight = None if weight is None else weight_in_eval_mode(norm)
+    bias = getattr(norm, 'bias', None)
+    return norm.running_mean, norm.running_var, norm.eps, weight, bias
 
 
 Fold = Callable[[nn.Module, LinearConv], LinearConv]
@@ -346,9 +353,12 @@ def computes_as_folded(layer: nn.Module) -> bool:
     Raises:
         NotFoldableError: If the layer cannot be folded.
     """
-    return not is_watched(layer) and not (
-        layer.training and known_type(layer, _FOLDS) in _EVAL_ONLY
+    if is_watched(layer):
+        return False
+    eval_only = layer.training and (
+        has_running_statistics(layer) or known_type(layer, _FOLDS) in _EVAL_ONLY
     )
+    return not eval_only
 
 
 def _fold_conv(conv: nn.Module, done: LinearConv) -> LinearConv:
@@ -480,6 +490,10 @@ def _add_in_frame(
     if first != whole:
         total = pad_kernel(total, kernel_size, *first[1:])
     for (size, *place), (weight, part) in merged.items():
-        taps_of(total, size, *place).add_(weight)
+        try:
+            taps_of(total, size, *place).add_(weight)
+        except RuntimeError:
+            # torch.func.vmap adds a batch of kernels to none in no place.
+            total = total + pad_kernel(weight, kernel_size, *place)
         bias = bias + part
     return total, bias

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .fold import LinearConv, computes_as_folded, fold_layer
-from .geometry import LINEAR_CONVS, NotFoldableError, conv_geometry
+from .geometry import LINEAR_CONVS, NotFoldableError, Size, conv_geometry
 
 #: Output pixels of a batch from which one conv takes less time than the layers.
 #: Deriving a kernel takes the same for every input; what it saves grows with the pixels.
@@ -19,8 +19,9 @@ KernelBias = tuple[Tensor, Tensor]
 
 def one_conv_kernel(
     layers: Iterable[nn.Module],
-    derive: Callable[[], KernelBias],
-    pixels: int,
+    derive: Callable[[Size], KernelBias],
+    x: Tensor,
+    stride: Size,
     one_conv: bool | int | str = 'auto',
 ) -> KernelBias | None:
     """The kernel and bias that layers compute with instead of one by one, if they do.
@@ -32,20 +33,28 @@ def one_conv_kernel(
 
     Args:
         layers: The layers; those inside them count, too.
-        derive: Makes the kernel and the bias of them.
-        pixels: Number of output pixels of the batch.
+        derive: Makes the kernel and the bias of them, given the input's size.
+        x: Their input ``(N, in, H, W)``.
+        stride: Their stride.
         one_conv: Whether they may: always, never, from so many pixels on, or, by
             ``'auto'``, from :data:`AUTO_PIXELS` on. Default: ``'auto'``.
 
     Returns:
         ``weight`` and ``bias`` with gradients to the layers, or ``None``.
     """
-    least = {True: 0, 'auto': AUTO_PIXELS}.get(one_conv, one_conv)
-    if one_conv is False or pixels < least:
+    # Nothing is known of the pixels of a proxy, and they are for nobody to guess.
+    if one_conv is False or isinstance(x, fx.Proxy):
+        return None
+    batch, _, *size = x.shape
+    pixels = batch * size[0] * size[1] // (stride[0] * stride[1])
+    if one_conv is not True and not (
+        isinstance(pixels, int)
+        and pixels >= (AUTO_PIXELS if one_conv == 'auto' else one_conv)
+    ):
         return None
     try:
         inside = (module for layer in layers for module in layer.modules())
-        return derive() if all(map(computes_as_folded, inside)) else None
+        return derive(tuple(size)) if all(map(computes_as_folded, inside)) else None
     except NotFoldableError:
         return None
 
@@ -58,14 +67,12 @@ def conv_norm(
         return norm(conv(x))
     dtype = torch.promote_types(conv.weight.dtype, torch.float32)
 
-    def derive() -> KernelBias:
-        start = LinearConv(conv.in_channels, conv.in_channels, dtype, x.device)
-        folded = fold_layer(norm, fold_layer(conv, start._replace(input_size=size)))
+    def derive(size: Size) -> KernelBias:
+        start = LinearConv(conv.in_channels, conv.in_channels, dtype, x.device, size)
+        folded = fold_layer(norm, fold_layer(conv, start))
         return folded.weight, folded.bias
 
-    size = tuple(x.shape[2:])
-    pixels = x.size(0) * size[0] * size[1] // (conv.stride[0] * conv.stride[1])
-    kernel = one_conv_kernel((conv, norm), derive, pixels, one_conv)
+    kernel = one_conv_kernel((conv, norm), derive, x, conv.stride, one_conv)
     if kernel is None:
         return norm(conv(x))
     weight, bias = (tensor.to(conv.weight.dtype) for tensor in kernel)

@@ -335,6 +335,14 @@ def test_refuses(name):
         ([conv(3), conv(3)], 'only a 1x1 conv of stride 1 can stand before a padding'),
         ([conv(3), conv(1, padding=1)], 'only a 1x1 conv of stride 1 can stand before'),
         ([nn.ZeroPad2d(1), conv(3, padding_mode='reflect')], 'to a map that is not the'),
+        (
+            [conv(1, padding=1, padding_mode='reflect'), conv(3, padding_mode='reflect')],
+            'to a map that is not the input',
+        ),
+        (
+            [nn.ZeroPad2d((0, 1, 0, 1)), Conv2dAdaptivePadding(4, 4, 3, stride=2)],
+            'pads by the size of a map that was padded before',
+        ),
         ([nn.ZeroPad2d(-1), conv(3, padding=2)], 'padded to a map that is not the input'),
         ([nn.BatchNorm2d(4), nn.ZeroPad2d(1), conv(3, padding=0)], 'pads with zeros'),
         ([conv(1, bias=True), conv(3)], 'pads with zeros what a layer with a bias'),
@@ -511,6 +519,32 @@ def test_check_on_the_meta_device_computes_nothing():
 )
 def test_has_running_statistics(module, expected):
     assert has_running_statistics(module) is expected
+
+
+def test_paddings_of_a_border_add_up():
+    branch = nn.Sequential(
+        conv(1, padding=1, padding_mode='replicate'), conv(3, padding_mode='replicate')
+    )
+    geometry = frame(kernel_size=5, padding=(3, 3), padding_mode='replicate')
+    assert_folds({'branch': branch}, geometry)
+
+
+def test_a_norm_that_was_told_not_to_use_its_statistics():
+    """In eval mode an instance norm does as it is told, and a batch norm does not."""
+    instance = nn.InstanceNorm2d(4, track_running_stats=True)
+    batch = nn.BatchNorm2d(4)
+    instance.track_running_stats = batch.track_running_stats = False
+    assert_folds({'batch': nn.Sequential(conv(3), batch)}, frame())
+    with pytest.raises(NotFoldableError, match='InstanceNorm2d without running'):
+        fold_branches({'instance': nn.Sequential(conv(3), instance)}, frame())
+
+
+def test_a_pruned_norm():
+    """Of its weight now, not in the last forward pass."""
+    unit = nn.Sequential(conv(3), nn.BatchNorm2d(4))
+    prune.l1_unstructured(unit[1], 'weight', 0.5)
+    unit(image(2, 4, 6, 6, dtype=torch.float32))
+    assert_folds({'unit': unit}, frame())
 
 
 def test_a_norm_of_another_package_by_its_name():

@@ -2,11 +2,17 @@
 
 import pytest
 import torch
-from laws import assert_same, count_convs, image, randomise, step
+from laws import assert_differ, assert_same, count_convs, image, randomise, step
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
+from mmengine.model.efficient_conv_bn_eval import (
+    turn_on_efficient_conv_bn_eval_for_single_model,
+)
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-from mmrep.reparam import conv_norm
+from mmrep.models.backbones import RepVGG
+from mmrep.models.blocks import RepVGGBlock
+from mmrep.reparam import conv_norm, fold_norm, register_fold
 
 
 class Unit(nn.Module):
@@ -90,3 +96,53 @@ def test_half_precision_is_folded_in_float32():
     output = half(X.bfloat16())
     assert output.dtype == torch.bfloat16
     assert_same(unit()(X), output)
+
+
+def test_a_norm_with_statistics_moves_them_in_training():
+    """Though nobody said that its type is another function then."""
+
+    class Own(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x)
+
+    register_fold(Own)(fold_norm)
+    module = randomise(Unit(nn.Conv2d(4, 6, 3), Own(6)).double()).train()
+    before = module.norm.running_mean.clone()
+    module(X)
+    assert_differ(before, module.norm.running_mean)
+
+
+class TestPrograms:
+    """What asks for the code of a forward rather than for its outputs."""
+
+    def block(self, **options) -> RepVGGBlock:
+        return randomise(RepVGGBlock(4, 4, **options).double()).eval()
+
+    @pytest.mark.parametrize('form', ['train', 'deploy'])
+    def test_symbolic_trace(self, form):
+        block = self.block()
+        if form == 'deploy':
+            block.switch_to_deploy()
+        assert_same(block(X), torch.fx.symbolic_trace(block)(X))
+
+    def test_efficient_evaluation_of_mmengine(self):
+        model = RepVGG(dict(num_blocks=(1,), width_factor=(1,)), 3, 4, (0,))
+        randomise(model.double()).train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        x = image(1, 3, 8, 8)
+        expected = model(x)
+        turn_on_efficient_conv_bn_eval_for_single_model(model)
+        assert_same(expected, model(x))
+
+    @pytest.mark.skipif(
+        digit_version(torch.__version__) < digit_version('2.6'), reason='no Dim.AUTO'
+    )
+    def test_a_batch_of_any_size(self):
+        """The rule by pixels holds for none of them."""
+        block, batch = self.block(), torch.export.Dim('batch')
+        program = torch.export.export(block, (X,), dynamic_shapes=({0: batch},)).module()
+        for size in (1, 2, 40):
+            x = image(size, 4, 20, 20)
+            assert_same(block(x), program(x))

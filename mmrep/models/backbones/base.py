@@ -71,7 +71,7 @@ class ReparamBackbone(BaseModule):
     def deploy(self) -> bool:
         """Whether every block is one conv; there is at least one."""
         blocks = reparam_blocks(self).values()
-        return bool(blocks) and all(block.deploy for block in blocks)
+        return bool(blocks) and all(getattr(b, 'deploy', False) for b in blocks)
 
     def stem_modules(self) -> list[nn.Module]:
         """What stands before the first stage. Default: nothing."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
@@ -26,6 +26,9 @@ from mmrep.reparam import (
 from ..layers import PadOrCrop, SELayer, build_activation, run_block
 
 Size = tuple[int, int]
+
+#: Layers that make zeros of zero weights and biases.
+_MAY_START_AT_ZERO = (nn.Conv2d, nn.GroupNorm, _BatchNorm)
 
 
 def pair(value: int | Size) -> Size:
@@ -100,7 +103,7 @@ class ReparamBlock(BaseModule):
             raise ValueError(
                 f"se_position is 'before_act' or 'after_act', not {se_position!r}"
             )
-        if isinstance(one_conv, str) and one_conv != 'auto':
+        if not isinstance(one_conv, int) and one_conv != 'auto':
             raise ValueError(
                 f"one_conv is True, False, 'auto' or a number of pixels, not {one_conv!r}"
             )
@@ -165,32 +168,40 @@ class ReparamBlock(BaseModule):
             defaults['norm_cfg'] = dict(
                 type=type(norm), eps=norm.eps, momentum=norm.momentum
             )
+        if options.get('deploy'):
+            raise ValueError('from_conv makes a block in train form: leave deploy out')
         block = cls(**{**geometry, **defaults, **options})
-        block.to(conv.weight.device, conv.weight.dtype).train(conv.training)
+        like = next(conv.parameters())
+        block.to(like.device, like.dtype).train(conv.training)
         block._start_as(conv, norm)
         return block
 
     @torch.no_grad()
     def _start_as(self, conv: nn.Module, norm: nn.Module | None) -> None:
-        (_, main), *others = self.branches().items()
+        kind = type(self).__name__
+        (first, main), *others = self.branches().items()
+        layers = [name for name, _ in main.named_children()]
+        known = layers in (['conv'], ['conv', 'norm'])
+        if not (known and isinstance(main, nn.Sequential)):
+            raise ValueError(f'{first} of {kind} is no sequence of a conv and a norm')
         for name, branch in others:
             last = _last_layer(branch)
-            if getattr(last, 'weight', None) is None:
+            if not isinstance(last, _MAY_START_AT_ZERO) or last.weight is None:
                 raise ValueError(
-                    f'{name} of {type(self).__name__} has no scale or kernel that could '
-                    'start at zero: leave the branch out'
+                    f'{name} of {kind} has no last scale or kernel that could start at 0'
                 )
             last.weight.zero_()
-            if getattr(last, 'bias', None) is not None:
+            if last.bias is not None:
                 last.bias.zero_()
         main.conv = conv
         if self.post_norm is not None:
             if norm is None:
-                raise ValueError(f'{type(self).__name__} ends with a norm: give one')
-            self.post_norm = norm
-            norm = None
-        if hasattr(main, 'norm'):
+                raise ValueError(f'{kind} ends with a norm: give one')
+            self.post_norm, norm = norm, None
+        if 'norm' in layers:
             main.norm = nn.Identity() if norm is None else norm
+        elif norm is not None:
+            raise ValueError(f'{kind} has no place for a norm: give the conv alone')
 
     def build_branches(self) -> Mapping[str, nn.Module]:
         """The branches by name, the main one first.
@@ -206,6 +217,9 @@ class ReparamBlock(BaseModule):
 
     def _add_branches(self, branches: Mapping[str, nn.Module]) -> None:
         self.branch_names = tuple(branches)
+        for name in {name.partition('.')[0] for name in branches}:
+            if hasattr(self, name) or name in ('act', 'se_layer', 'branch_reparam'):
+                raise ValueError(f'{name!r} is no name for a branch: the block has one so')
         for name, branch in branches.items():
             owner: nn.Module = self
             for part, following in pairwise(name.split('.')):
@@ -265,6 +279,7 @@ class ReparamBlock(BaseModule):
         sizes = zip(dilation, kernel_size, strict=True)
         dilation = tuple(apart if taps > 1 else 1 for apart, taps in sizes)
         if self.frame.padding_mode == 'same':
+            # That pads by its own kernel: a 1x1 one lies under the first pixel.
             return dict(conv=self.build_conv(kernel_size, dilation=dilation))
         sides = []
         for axis, padding in enumerate(self.padding):
@@ -330,27 +345,19 @@ class ReparamBlock(BaseModule):
 
     def linear(self, x: Tensor) -> Tensor:
         """The norm after the sum of the branches, or the one conv that they equal."""
-        size = tuple(x.shape[2:])
         if self.frame.moves_with_size:
-            self._see_size(size)
+            self._see_size(tuple(x.shape[2:]))
         if self.deploy:
             return self.branch_reparam(x)
         kernel = one_conv_kernel(
-            self.linear_parts(),
-            lambda: self.equivalent_kernel_bias(size),
-            x.size(0) * size[0] * size[1] // (self.stride[0] * self.stride[1]),
-            self.one_conv,
+            self.linear_parts(), self.equivalent_kernel_bias, x, self.stride, self.one_conv
         )
         if kernel is not None:
-            dtype = next(self.parameters()).dtype
-            return self.frame.convolve(x, *(tensor.to(dtype) for tensor in kernel))
-        branches = list(self.branches().values())
-        out = branches[0](x)
-        if len(branches) > 1:
-            # A sum of two is nobody else's: not the input, which a branch may return.
-            out = out + branches[1](x)
-        for branch in branches[2:]:
-            out += branch(x)
+            return self.frame.convolve(x, *(tensor.to(x.dtype) for tensor in kernel))
+        first, *others = self.branches().values()
+        out = first(x)
+        for branch in others:
+            out = out + branch(x)
         return out if self.post_norm is None else self.post_norm(out)
 
     def equivalent_kernel_bias(
@@ -382,9 +389,10 @@ class ReparamBlock(BaseModule):
         if self.deploy:
             conv = self.branch_reparam
             return conv.weight.to(device, dtype), conv.bias.to(device, dtype)
-        kind = next(self.parameters()).device.type
+        tensor = next(chain(self.parameters(), self.buffers()), torch.empty(0))
         # There is no autocast on the meta device, and nothing to compute.
-        with torch.autocast('cpu' if kind == 'meta' else kind, enabled=False):
+        kind = 'cpu' if tensor.is_meta else tensor.device.type
+        with torch.autocast(kind, enabled=False):
             folded = fold_branches(
                 self.branches(),
                 self.frame,
@@ -421,6 +429,8 @@ class ReparamBlock(BaseModule):
         self.check_foldable()
         weight, bias = self.equivalent_kernel_bias(dtype=torch.float64)
         replaced = [p for part in self.linear_parts() for p in part.parameters()]
+        if not replaced:
+            raise NotFoldableError('no branch has a parameter: there is nothing to fuse')
         with torch.device('meta'):
             # Its own numbers would be drawn for nothing.
             conv = self.build_conv(self.kernel_size, bias=True)

@@ -4,7 +4,7 @@ from torch import nn
 
 from mmrep.registry import MODELS
 
-from .base import ReparamBlock, Size
+from .base import ReparamBlock, Size, pair
 
 
 @MODELS.register_module()
@@ -43,7 +43,7 @@ class RepVGGBlock(ReparamBlock):
         kernel_size: int | Size = 3,
         **kwargs,
     ) -> None:
-        if kernel_size not in (3, (3, 3)):
+        if pair(kernel_size) != (3, 3):
             raise ValueError(f'RepVGGBlock is 3x3, not kernel_size={kernel_size}')
         super().__init__(
             in_channels,

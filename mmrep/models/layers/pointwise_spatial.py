@@ -1,5 +1,6 @@
 """The two-layer branches of DBB: 1x1 - norm - kxk - norm and 1x1 - norm - avg - norm."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,9 +37,9 @@ class PointwiseSpatial(nn.Module):
     branch trains and cannot be folded.
 
     Args:
-        conv1 (nn.Module): The 1x1 conv, without a bias.
+        conv1 (nn.Module): The 1x1 conv.
         norm1 (nn.Module): The norm after it.
-        spatial (nn.Module): The kxk conv without a bias, or the pooling, with padding.
+        spatial (nn.Module): The kxk conv or the pooling, with padding.
         norm2 (nn.Module): The last norm.
         geometry (ConvGeometry): What the spatial layer does: stride, padding and its mode.
     """
@@ -70,12 +71,10 @@ class PointwiseSpatial(nn.Module):
         pads_zeros = self.geometry.fill == 'zeros' and any(
             map(any, self.geometry.pad(tuple(x.shape[2:])))
         )
-        if not (pads_zeros and has_running_statistics(self.norm1)):
-            return self.norm2(self.spatial(x))
         # After norm1: the statistics that p is made of are the updated ones.
-        _, pad_value = bn_affine(*norm_tensors(self.norm1))
-        if self.norm1.training:
-            pad_value = pad_value.detach()
+        pad_value = self._response_to_zero() if pads_zeros else None
+        if pad_value is None:
+            return self.norm2(self.spatial(x))
         per_channel = pad_value.to(x.dtype).reshape(1, -1, 1, 1)
         x = x - per_channel
         if self.pools:
@@ -86,8 +85,21 @@ class PointwiseSpatial(nn.Module):
             bias = constant_response(
                 conv.weight, pad_value.to(conv.weight.dtype), conv.groups
             )
+            bias = bias if conv.bias is None else bias + conv.bias
             return self.norm2(conv_geometry(conv).convolve(x, conv.weight, bias))
         return self.norm2(self._pad_and_crop(x, per_channel))
+
+    def _response_to_zero(self) -> Tensor | None:
+        """``p``, what ``conv1`` and ``norm1`` make of a zero; None for nothing.
+
+        A bias is there, and no norm, where somebody has fused the two.
+        """
+        bias = getattr(self.conv1, 'bias', None)
+        if has_running_statistics(self.norm1):
+            scale, shift = bn_affine(*norm_tensors(self.norm1))
+            response = shift if bias is None else torch.addcmul(shift, scale, bias)
+            return response.detach() if self.norm1.training else response
+        return bias if isinstance(self.norm1, nn.Identity) else None
 
     def _pad_and_crop(self, x: Tensor, pad_value: Tensor) -> Tensor:
         """``conv2`` of whatever type, of what is padded with ``p``.

@@ -1,14 +1,12 @@
 """Activation checkpointing that leaves the running statistics right."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-from mmrep.reparam import has_running_statistics
 
 
 def run_block(
@@ -20,7 +18,7 @@ def run_block(
     ``torch.compile`` the compiler decides what is kept.
 
     Args:
-        module: The module whose norms ``function`` uses.
+        module: The module whose layers ``function`` uses.
         function: What is computed.
         x: Its input.
         with_cp: Whether to keep only the input until the backward pass.
@@ -31,39 +29,39 @@ def run_block(
         function,
         x,
         use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _NormsAsBefore(module)),
+        context_fn=lambda: (nullcontext(), _LayersAsBefore(module)),
     )
 
 
-class _NormsAsBefore:
-    """A context in which norms are as they were when it was made.
+class _LayersAsBefore:
+    """A context in which layers have the buffers and modes of when it was made.
 
-    By the time of a second computation they may have seen other inputs and be in another
+    By the time of a second computation norms may have seen other inputs and be in another
     mode. Within, they move copies of their statistics. May be entered any number of
     times, as a graph that is retained may be.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._states = [
-            (
-                norm,
-                norm.training,
-                {k: v.clone() for k, v in norm._buffers.items() if v is not None},
-            )
-            for norm in module.modules()
-            if has_running_statistics(norm)
+            (layer, layer.training, _copies(layer._buffers))
+            for layer in module.modules()
+            if layer._buffers
         ]
 
     def __enter__(self) -> None:
-        self._now = [(norm.training, dict(norm._buffers)) for norm, *_ in self._states]
-        for norm, training, buffers in self._states:
-            norm.training = training
-            norm._buffers.update((key, value.clone()) for key, value in buffers.items())
+        self._now = [(layer.training, dict(layer._buffers)) for layer, *_ in self._states]
+        for layer, training, buffers in self._states:
+            layer.training = training
+            layer._buffers.update(_copies(buffers))
 
     def __exit__(self, *error: Any) -> None:
-        for (norm, *_), (training, buffers) in zip(self._states, self._now, strict=True):
-            norm.training = training
-            norm._buffers.update(buffers)
+        for (layer, *_), (training, buffers) in zip(self._states, self._now, strict=True):
+            layer.training = training
+            layer._buffers.update(buffers)
+
+
+def _copies(buffers: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    return {key: b.clone() for key, b in buffers.items() if b is not None}
 
 
 def is_compiling() -> bool:

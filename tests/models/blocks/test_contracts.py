@@ -9,6 +9,7 @@ import math
 import operator
 import pickle
 import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from laws import (
     step,
 )
 from mmcv import ops
+from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from sketches import (
@@ -538,6 +540,15 @@ class TestCheckpointing:
                 map(torch.equal, saved.values(), running_statistics(saving).values())
             )
 
+    def test_a_spectral_norm_iterates_once(self, name):
+        plain, saving = (build(name, with_cp=cp) for cp in (False, True))
+        for block in (plain, saving):
+            torch.manual_seed(0)
+            conv = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
+            parametrizations.spectral_norm(conv)
+            block(image(2, 4, 8, 8)).sum().backward()
+        assert_same(plain.state_dict(), saving.state_dict())
+
     def test_input_needs_no_gradient(self, name):
         block = build(name, with_cp=True)
         block(image(2, 4, 8, 8)).sum().backward()
@@ -907,6 +918,9 @@ class TestTransforms:
         stacked = {key: torch.stack([w, w + 1]) for key, w in weights.items()}
         ensemble = torch.func.vmap(call, in_dims=(0, None))(stacked, self.x)
         assert_same(other(self.x), ensemble[0])
+        for key, weight in weights.items():
+            one = torch.func.vmap(lambda w, key=key: call({**weights, key: w}, self.x))
+            assert_same(other(self.x), one(torch.stack([weight, weight + 1]))[0])
         gradients = torch.func.grad(lambda w: call(w, self.x).square().sum())(weights)
         loss = other(self.x).square().sum()
         assert_same(torch.autograd.grad(loss, [*weights.values()]), [*gradients.values()])
@@ -1018,6 +1032,86 @@ class TestFromConv:
         assert_same(conv(x), kind.from_conv(conv)(x), tolerance=1e-6)
 
 
+class Free(ReparamBlock):
+    """A block of whatever branches it is given."""
+
+    def __init__(self, *args, make, **options):
+        self.make = make
+        super().__init__(*args, **options)
+
+    def build_branches(self):
+        return self.make(self)
+
+
+def main_and(**others):
+    """The kxk conv with its norm, and other branches."""
+    return lambda block: {
+        'main': block.conv_norm(block.build_conv(3)),
+        **{name: make(block) for name, make in others.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda b: {'main': b.build_conv(3)}, 'main of Free is no sequence of a conv'),
+        (
+            lambda b: {'main': ConvModule(4, 4, 3, padding=1, act_cfg=None)},
+            'main of Free is no sequence of a conv',
+        ),
+        (lambda b: {'main': nn.Sequential(OrderedDict(conv=b.build_conv(3)))}, 'no place'),
+        (
+            main_and(other=lambda b: IdentityConv1x1(4)),
+            'other of Free has no last scale or kernel that could start at 0',
+        ),
+    ],
+    ids=['conv', 'ConvModule', 'no norm', 'identity conv'],
+)
+def test_from_conv_refuses_branches_that_it_does_not_know(make, message):
+    with pytest.raises(ValueError, match=message):
+        Free.from_conv(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), make=make)
+
+
+@pytest.mark.parametrize('name', ['act', 'se_layer', 'branch_reparam', 'stride', 'act.0'])
+def test_names_that_a_block_has_itself(name):
+    make = main_and(**{name: lambda b: b.build_norm(4)})
+    with pytest.raises(ValueError, match='is no name for a branch'):
+        Free(4, 4, 3, make=make)
+
+
+def test_a_block_of_mixed_precision():
+    """Norms in float32 and convs in half, a norm first."""
+    block = Free(
+        4,
+        4,
+        3,
+        one_conv=True,
+        make=lambda b: {
+            'norm': b.build_norm(4),
+            'main': b.conv_norm(b.build_conv(3)),
+        },
+    )
+    x = image(2, 4, 8, 8)
+    expected = randomise(block.double()).eval()(x)
+    for module in block.bfloat16().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.float()
+    output = block(x.bfloat16())
+    assert output.dtype == torch.bfloat16
+    assert_same(expected, output)
+    block.switch_to_deploy()
+    assert {p.dtype for p in block.parameters()} == {torch.bfloat16}
+    assert_same(expected, block(x.bfloat16()))
+
+
+def test_a_block_without_parameters():
+    block = Free(4, 4, 3, one_conv=True, make=lambda b: {'same': nn.Identity()})
+    x = image(2, 4, 8, 8)
+    assert_same(x.relu(), block.eval()(x.clone()))
+    with pytest.raises(NotFoldableError, match='no branch has a parameter'):
+        block.switch_to_deploy()
+
+
 def test_from_conv_of_other_types():
     conv = Conv2dAdaptivePadding(4, 6, 3, stride=2).double()
     norm = nn.SyncBatchNorm(6)
@@ -1029,7 +1123,7 @@ def test_from_conv_of_other_types():
     assert type(block.branch_1x1.norm) is nn.SyncBatchNorm
     with pytest.raises(NotFoldableError, match='ConvWS2d has a forward of its own'):
         DiverseBranchBlock.from_conv(ConvWS2d(4, 4, 3))
-    with pytest.raises(ValueError, match='branch_identity of QARepVGGBlock has no scale'):
+    with pytest.raises(ValueError, match='branch_identity of QARepVGGBlock has no last'):
         QARepVGGBlock.from_conv(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
 
 

@@ -5,13 +5,23 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import assert_differ, assert_same, assert_same_step, image, randomise, step
+from laws import (
+    always_one_conv,
+    assert_differ,
+    assert_same,
+    assert_same_step,
+    image,
+    randomise,
+    step,
+)
+from mmcv.cnn import fuse_conv_bn
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from mmrep.models.blocks import DiverseBranchBlock
 from mmrep.models.layers.pointwise_spatial import PointwiseSpatial
+from mmrep.reparam import branch_by_branch
 
 BRANCHES = ('branch_1x1_kxk', 'branch_avg')
 X = image(4, 4, 16, 16)
@@ -154,3 +164,38 @@ def test_statistics_that_are_lost():
         module.conv1(X), None, None, module.norm1.weight, module.norm1.bias, True
     )
     assert_same(module.norm2(module.conv2(u)), module(X))
+
+
+@pytest.mark.parametrize('geometry', ['size is kept', 'stride', 'SAME'])
+@pytest.mark.parametrize('training', [True, False])
+def test_convs_with_a_bias(geometry, training):
+    """As somebody's who puts other convs in their place."""
+    module = branch('branch_1x1_kxk', internal_channels=8, **GEOMETRIES[geometry])
+    for conv in (module.conv1, module.conv2):
+        conv.bias = nn.Parameter(image(conv.out_channels, seed=3))
+    module.train(training)
+    slow = copy.deepcopy(module)
+    slow.conv2.register_forward_hook(lambda *_: None)
+    x = image(2, 4, 9, 8)
+    assert_same(slow(x), module(x))
+    block = DiverseBranchBlock(4, 4, internal_channels=8, **GEOMETRIES[geometry]).double()
+    block.branch_1x1_kxk = module
+    if not training:
+        randomise(block).eval()
+        with branch_by_branch(block):
+            expected = block(x)
+        with always_one_conv(block):
+            assert_same(expected, block(x))
+
+
+@pytest.mark.parametrize('one_conv', [True, False])
+def test_norms_that_mmcv_has_fused(one_conv):
+    """Its ``fuse_conv_bn`` leaves a bias in the conv, and no norm."""
+    block = randomise(DiverseBranchBlock(4, 4, one_conv=one_conv).double()).eval()
+    x = image(2, 4, 9, 8)
+    expected = block(x)
+    fused = fuse_conv_bn(copy.deepcopy(block))
+    assert isinstance(fused.branch_avg.norm1, nn.Identity)
+    assert_same(expected, fused(x))
+    fused.switch_to_deploy()
+    assert_same(expected, fused(x))
