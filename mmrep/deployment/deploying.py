@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os.path import expanduser
 from pathlib import Path
 
@@ -118,7 +118,7 @@ def deploy_checkpoint(
         'seed': seed,
         'rel_l2': max(d.rel_l2 for d in differences.values()),
         'max_abs': max(d.max_abs for d in differences.values()),
-        'outputs': {name: d.as_dict() for name, d in differences.items()},
+        'outputs': {name: asdict(d) for name, d in differences.items()},
         'blocks': len(report.switched),
         'params_before': report.params_before,
         'params_after': report.params_after,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,10 +23,6 @@ class Difference:
     rel_l2: float
     max_abs: float
     argmax_agreement: float
-
-    def as_dict(self) -> dict[str, float]:
-        """The fields as a plain dict."""
-        return asdict(self)
 
 
 def compare_tensors(reference: Tensor, output: Tensor) -> Difference:

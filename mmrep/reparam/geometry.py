@@ -23,8 +23,7 @@ class ConvGeometry:
     """What a 2-d conv does besides multiplying: everything but its tensors.
 
     Args:
-        in_channels: The number of input channels.
-        out_channels: The number of output channels.
+        in_channels, out_channels: The numbers of channels.
         kernel_size: ``(kh, kw)``.
         stride: Stride over rows and columns, in pixels. Default: 1.
         padding: Rows above and below, columns left and right, in pixels. Default: 0.
@@ -167,15 +166,31 @@ def linear_conv_type(conv: nn.Module) -> type[nn.Conv2d]:
     return known_type(conv, LINEAR_CONVS)
 
 
-def conv_geometry(layer: nn.Module) -> ConvGeometry:
+def conv_geometry(conv: nn.Module) -> ConvGeometry:
     """The geometry of a conv layer whose ``weight`` is what it convolves with.
 
     Open to new conv types, see :func:`~mmrep.reparam.register_linear_conv`.
 
     Raises:
-        NotFoldableError: If the layer is no such conv.
+        NotFoldableError: If it is no such conv.
     """
-    return conv2d_geometry(layer, LINEAR_CONVS[linear_conv_type(layer)])
+    padding_mode = LINEAR_CONVS[linear_conv_type(conv)]
+    padding = conv.padding
+    if isinstance(padding, str):
+        span = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        if padding == 'same' and any(pixels % 2 for pixels in span):
+            raise NotFoldableError("padding='same' of an even kernel pads unevenly")
+        padding = (0, 0) if padding == 'valid' else (span[0] // 2, span[1] // 2)
+    return ConvGeometry(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        padding,
+        conv.dilation,
+        conv.groups,
+        padding_mode or conv.padding_mode,
+    )
 
 
 def weight_in_eval_mode(layer: nn.Module) -> Tensor:
@@ -196,23 +211,3 @@ def weight_in_eval_mode(layer: nn.Module) -> Tensor:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def conv2d_geometry(conv: nn.Conv2d, padding_mode: str | None = None) -> ConvGeometry:
-    """The geometry that an ``nn.Conv2d``'s attributes say, whatever its forward does."""
-    padding = conv.padding
-    if isinstance(padding, str):
-        span = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        if padding == 'same' and any(pixels % 2 for pixels in span):
-            raise NotFoldableError("padding='same' of an even kernel pads unevenly")
-        padding = (0, 0) if padding == 'valid' else (span[0] // 2, span[1] // 2)
-    return ConvGeometry(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        padding,
-        conv.dilation,
-        conv.groups,
-        padding_mode or conv.padding_mode,
-    )

@@ -7,14 +7,13 @@ from torch import Tensor, fx, nn
 
 from .fold import LinearConv, computes_as_folded, fold_layer
 from .geometry import LINEAR_CONVS, NotFoldableError, Size, conv_geometry
+from .transforms import KernelBias
 
 #: Output pixels of a batch from which one conv takes less time than the layers.
 #: Deriving a kernel takes the same for every input; what it saves grows with the pixels.
 #: Both grow with the channels, so that the number of pixels alone is a fair rule.
 #: Measured on two cores; no GPU was at hand.
 AUTO_PIXELS = 400
-
-KernelBias = tuple[Tensor, Tensor]
 
 
 def one_conv_kernel(

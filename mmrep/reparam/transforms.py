@@ -7,7 +7,7 @@ tensors of a batch norm are ``(channels,)``; ``gamma=None`` stands for ones and
 ``beta=None`` for zeros.
 
 Numerals refer to section 3.2 of `Diverse Branch Block: Building a Convolution as an
-Inception-like Unit <https://arxiv.org/abs/2103.13425>`_.
+Inception-like Unit <https://arxiv.org/abs/2103.13425>`_, whose IV no block here needs.
 """
 
 import math
@@ -144,15 +144,6 @@ def constant_response(weight: Tensor, value: Tensor, groups: int = 1) -> Tensor:
     """
     taps = weight.sum((2, 3)).reshape(groups, weight.size(0) // groups, -1)
     return (taps @ value.reshape(groups, -1, 1)).flatten()
-
-
-def concat_depth(branches: Sequence[KernelBias]) -> KernelBias:
-    """Merge convs whose outputs are concatenated over channels into one (IV).
-
-    ``conv(x, cat W_i, cat b_i) == cat conv(x, W_i, b_i)``.
-    """
-    weights, biases = zip(*branches, strict=True)
-    return torch.cat(weights), torch.cat(biases)
 
 
 def average_kernel(

@@ -1,5 +1,6 @@
 import hashlib
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ class TestDeployFiles:
             seed=4,
             rel_l2=difference.rel_l2,
             max_abs=difference.max_abs,
-            outputs=dict(output=difference.as_dict()),
+            outputs=dict(output=asdict(difference)),
             blocks=len(done.report.switched),
             params_before=done.report.params_before,
             params_after=done.report.params_after,

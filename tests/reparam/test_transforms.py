@@ -14,7 +14,6 @@ from mmrep.reparam import (
     add_branches,
     average_kernel,
     bn_affine,
-    concat_depth,
     constant_response,
     fuse_bn,
     identity_kernel,
@@ -160,14 +159,6 @@ def test_spread_of_a_dilated_kernel(options, step):
 
 
 @given(conv_options(padding_modes=ZEROS))
-def test_concat_depth(options):
-    options['groups'] = 1
-    convs = [Conv(options, seed=seed) for seed in range(3)]
-    merged = concat_depth([(conv.weight, conv.bias) for conv in convs])
-    assert_same(torch.cat([conv() for conv in convs], 1), convs[0](*merged))
-
-
-@given(conv_options(padding_modes=ZEROS))
 def test_average_kernel(options):
     conv = Conv(options)
     channels, groups = options['in_channels'], options['groups']
@@ -297,7 +288,6 @@ FUNCTIONS = {
         lambda w, v: constant_response(w, v, 2),
         [(4, 3, 3, 2), (6,)],
     ),
-    'concat_depth': (listed(concat_depth), [(4, 2, 3, 3), (4,)] * 2),
     'bn_affine': (
         lambda mean, var, gamma, beta: bn_affine(mean, var, 0.1, gamma, beta),
         [(4,)] * 4,

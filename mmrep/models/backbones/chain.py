@@ -1,5 +1,6 @@
 """Backbones that are blocks in a row: VGG, AlexNet and MobileNetV1."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from mmengine.model import Sequential
@@ -198,12 +199,9 @@ class DBBMobileNetV1(ChainBackbone):
             stage.add_module('stem', stem)
         for j in range(count):
             stride = 2 if index and j == 0 else 1
-            layer = Sequential()
-            layer.add_module(
-                'depthwise',
-                self.units.block(ins, ins, 3, stride=stride, padding=1, groups=ins),
-            )
-            layer.add_module('pointwise', self.units.block(ins, outs, 1))
-            stage.add_module(str(j), layer)
+            depthwise = self.units.block(ins, ins, 3, stride=stride, padding=1, groups=ins)
+            pointwise = self.units.block(ins, outs, 1)
+            layer = OrderedDict(depthwise=depthwise, pointwise=pointwise)
+            stage.add_module(str(j), Sequential(layer))
             ins = outs
         return stage

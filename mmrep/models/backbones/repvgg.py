@@ -15,20 +15,9 @@ _G2 = dict.fromkeys(range(2, 27, 2), 2)
 _G4 = dict.fromkeys(range(2, 27, 2), 4)
 
 
-def _arch(
-    num_blocks: Sequence[int],
-    width_factor: Sequence[float],
-    group_layer_map: dict[int, int] | None = None,
-    se_cfg: dict | None = None,
-    **options,
-) -> dict:
-    return dict(
-        num_blocks=num_blocks,
-        width_factor=width_factor,
-        group_layer_map=group_layer_map,
-        se_cfg=se_cfg,
-        **options,
-    )
+def _arch(num_blocks, width_factor, group_layer_map=None, se_cfg=None, **options) -> dict:
+    arch = dict(num_blocks=num_blocks, width_factor=width_factor, se_cfg=se_cfg)
+    return arch | dict(group_layer_map=group_layer_map, **options)
 
 
 _A = (2, 4, 14, 1)

@@ -1,5 +1,6 @@
 """A re-parameterizable block: the sum of its branches, then SE, then an activation."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain, pairwise
@@ -253,12 +254,8 @@ class ReparamBlock(BaseModule):
 
     def conv_norm(self, conv: nn.Module, **before: nn.Module) -> Sequential:
         """``conv`` with a norm after it and, by name, other layers before it."""
-        branch = Sequential()
-        for name, layer in before.items():
-            branch.add_module(name, layer)
-        branch.add_module('conv', conv)
-        branch.add_module('norm', self.build_norm(self.out_channels))
-        return branch
+        norm = self.build_norm(self.out_channels)
+        return Sequential(OrderedDict(**before, conv=conv, norm=norm))
 
     def aligned_conv(
         self, kernel_size: int | Size, dilation: int | Size | None = None

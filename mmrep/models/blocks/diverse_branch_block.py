@@ -1,5 +1,6 @@
 """The Diverse Branch Block."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -25,15 +26,10 @@ class DiverseBranchBlock(ReparamBlock):
     <https://arxiv.org/abs/2103.13425>`_, section 3.3 and figure 3.
 
     Args:
-        in_channels (int): Number of input channels.
-        out_channels (int): Number of output channels.
+        in_channels, out_channels, stride, padding, groups: See the base.
         kernel_size (int | tuple[int, int]): Rows and columns of the kernel. Default: 3.
-        stride (int | tuple[int, int]): Stride. Default: 1.
-        padding (int | tuple[int, int], optional): Padding, in pixels. Default: None,
-            which means as much as keeps the size at stride 1.
         dilation (int | tuple[int, int]): Dilation of every kxk conv and of the pooling.
             Default: 1.
-        groups (int): Number of groups. Default: 1.
         internal_channels (int, optional): Channels inside the 1x1-kxk branch. Default:
             None, which means ``in_channels``, or twice as many in a depthwise block.
         branches (Sequence[str]): Which branches to build, in the paper's names. Default:
@@ -117,10 +113,7 @@ class DiverseBranchBlock(ReparamBlock):
         pool = DilatedAvgPool2d(replace(self.frame, in_channels=self.out_channels))
         norm = self.build_norm(self.out_channels)
         if self.depthwise:
-            branch = Sequential()
-            branch.add_module('pool', pool)
-            branch.add_module('norm2', norm)
-            return branch
+            return Sequential(OrderedDict(pool=pool, norm2=norm))
         return PointwiseSpatial(
             self._pointwise(self.out_channels),
             self.build_norm(self.out_channels),

@@ -19,13 +19,8 @@ class RepVGGBlock(ReparamBlock):
     <https://arxiv.org/abs/2101.03697>`_, section 3.2 and figure 4.
 
     Args:
-        in_channels (int): Number of input channels.
-        out_channels (int): Number of output channels.
-        stride (int | tuple[int, int]): Stride. Default: 1.
+        in_channels, out_channels, stride, dilation, groups, padding_mode: See the base.
         padding (int | tuple[int, int]): Padding of the 3x3 conv, in pixels. Default: 1.
-        dilation (int | tuple[int, int]): Dilation of the 3x3 conv. Default: 1.
-        groups (int): Number of groups. Default: 1.
-        padding_mode (str): As ``nn.Conv2d``'s, for every branch. Default: ``'zeros'``.
         kernel_size (int): 3, and nothing else; for bodies that say it. Default: 3.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
     """
