@@ -56,8 +56,7 @@ class LinearConv(NamedTuple):
         bias: Bias ``(out,)``; ``None`` for zeros.
         kernel_size: Rows and columns of the kernel.
         groups: The number of groups.
-        stride: Stride over rows and columns, in pixels.
-        dilation: Distance between the taps, in pixels.
+        stride, dilation: Over rows and columns, in pixels.
         start: Row and column of the first tap at output (0, 0), relative to the input.
         fill: What was put around the input, as a padding mode; ``None`` for nothing.
         cropped: Whether pixels of the input were cut off.

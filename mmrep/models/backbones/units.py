@@ -17,9 +17,7 @@ class UnitConfig:
     """How a body builds its units: a conv, a norm and, maybe, an activation.
 
     Args:
-        conv_cfg (dict, optional): Config of the convs.
-        norm_cfg (dict): Config of the norms.
-        act_cfg (dict): Config of the activations.
+        conv_cfg, norm_cfg, act_cfg (dict, optional): Configs of a unit's layers.
         block_cfg (dict, optional): Config of the block in the place of a unit.
         deploy (bool): Whether blocks are built as single convs.
         reparam_kernels (Sequence[int]): Kernel sizes of the units that are this block.
@@ -40,9 +38,7 @@ class UnitConfig:
         """A unit as one block: the configured one, or a plain ``ConvNormBlock``.
 
         Args:
-            in_channels (int): Number of input channels.
-            out_channels (int): Number of output channels.
-            kernel_size (int): Kernel size.
+            in_channels, out_channels, kernel_size (int): The conv's.
             **options: Stride, padding, dilation, groups, and what differs from here.
         """
         cfg = dict(
@@ -74,9 +70,7 @@ class UnitConfig:
         Where a block takes the place of both, it comes as the conv, with no norm.
 
         Args:
-            in_channels (int): Number of input channels.
-            out_channels (int): Number of output channels.
-            kernel_size (int): Kernel size.
+            in_channels, out_channels, kernel_size (int): The conv's.
             postfix (int | str): What the norm's name ends with. Default: ''.
             conv_cfg (dict, optional): A conv type of the unit's own, which no block
                 replaces. Default: None.

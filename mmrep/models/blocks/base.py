@@ -50,8 +50,7 @@ class ReparamBlock(BaseModule):
     :func:`~mmrep.reparam.one_conv_kernel`.
 
     Args:
-        in_channels (int): Number of input channels.
-        out_channels (int): Number of output channels.
+        in_channels, out_channels (int): Numbers of channels.
         kernel_size (int | tuple[int, int]): Rows and columns of the kernel.
         stride (int | tuple[int, int]): Stride. Default: 1.
         padding (int | tuple[int, int], optional): Padding, in pixels. Default: None,

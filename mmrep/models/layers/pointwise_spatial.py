@@ -37,8 +37,7 @@ class PointwiseSpatial(nn.Module):
     branch trains and cannot be folded.
 
     Args:
-        conv1 (nn.Module): The 1x1 conv.
-        norm1 (nn.Module): The norm after it.
+        conv1, norm1 (nn.Module): The 1x1 conv and the norm after it.
         spatial (nn.Module): The kxk conv or the pooling, with padding.
         norm2 (nn.Module): The last norm.
         geometry (ConvGeometry): What the spatial layer does: stride, padding and its mode.
