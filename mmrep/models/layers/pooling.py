@@ -37,7 +37,8 @@ class DilatedAvgPool2d(nn.Module):
             return F.avg_pool2d(x, taps, geometry.stride, geometry.padding)
         channels = geometry.in_channels
         weight = x.new_full((channels, 1, *taps), 1 / (taps[0] * taps[1]))
-        with torch.autocast(x.device.type, enabled=False):
+        # The meta device has no autocast of its own.
+        with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
             return replace(geometry, groups=channels).convolve(x, weight, None)
 
     def extra_repr(self) -> str:

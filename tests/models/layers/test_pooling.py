@@ -155,3 +155,19 @@ def test_a_trace_has_no_function_of_ours(name):
     kinds = {node.kind() for node in graph.nodes()}
     assert kinds & {'aten::avg_pool2d', 'aten::_convolution'}
     assert not any(kind.startswith('prim::PythonOp') for kind in kinds)
+
+
+def test_autocast_does_not_round_the_share():
+    """1 / 9 in half precision is 0.2 % too much."""
+    x = image(2, 3, 8, 8, dtype=torch.float32).abs()
+    pool = DilatedAvgPool2d(keeping_size((3, 3)))
+    with torch.autocast('cpu', torch.bfloat16):
+        output = pool(x)
+    assert_same(pool(x), output, tolerance=1e-6)
+
+
+@pytest.mark.parametrize('name', GEOMETRIES)
+def test_meta_device(name):
+    pool = DilatedAvgPool2d(GEOMETRIES[name])
+    x = image(2, 3, 8, 8)
+    assert pool(x.to('meta')).shape == pool(x).shape
