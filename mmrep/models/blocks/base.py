@@ -190,7 +190,7 @@ class ReparamBlock(BaseModule):
             self.post_norm = norm
             norm = None
         if hasattr(main, 'norm'):
-            main.norm = nn.Identity() if norm is None else norm
+            main.norm = nn.Identity().train(self.training) if norm is None else norm
 
     def build_branches(self) -> Mapping[str, nn.Module]:
         """The branches by name, the main one first.
