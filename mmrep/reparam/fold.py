@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .geometry import (
@@ -355,7 +355,7 @@ def computes_as_folded(layer: nn.Module) -> bool:
     if is_watched(layer):
         return False
     eval_only = layer.training and (
-        has_running_statistics(layer) or known_type(layer, _FOLDS) in _EVAL_ONLY
+        isinstance(layer, _NormBase) or known_type(layer, _FOLDS) in _EVAL_ONLY
     )
     return not eval_only
 

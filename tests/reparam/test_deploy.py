@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, prune
 
 from mmrep.models.backbones import DBBResNet, RepVGG
 from mmrep.models.blocks import ConvNormBlock, DiverseBranchBlock, RepVGGBlock
+from mmrep.models.layers import SELayer
 from mmrep.reparam import (
     NotFoldableError,
     count_parameters,
@@ -139,6 +140,14 @@ def test_keeps_the_device():
     assert {parameter.device.type for parameter in model.parameters()} == {'meta'}
 
 
+@pytest.mark.parametrize('part', ['branch_3x3.conv.weight', 'branch_norm.bias'])
+def test_can_be_trained_if_any_part_can(part):
+    block = RepVGGBlock(4, 4).requires_grad_(False)
+    block.get_parameter(part).requires_grad_()
+    block.switch_to_deploy()
+    assert all(parameter.requires_grad for parameter in block.parameters())
+
+
 @pytest.mark.parametrize('requires_grad', [True, False])
 def test_keeps_requires_grad(requires_grad):
     """A frozen block stays frozen, and the others can be trained."""
@@ -223,21 +232,40 @@ class TestNested:
         with always_one_conv(block):
             assert count_convs(block, x) == 1
             assert_same(expected, block(x))
+        inside = inner(x)
         if first == 'both':
             report = switch_to_deploy(block)
             assert report.switched == ['', 'branch_inner.0']
-            assert inner.deploy
         else:
             (block if first == 'outer' else inner).switch_to_deploy()
-            assert block.deploy is (first == 'outer')
+        assert block.deploy is (first != 'inner')
+        assert inner.deploy is (first != 'outer')
+        for each in (block, inner):
+            assert each.deploy is not bool(each.branches())
+        assert_same(inside, inner(x))
         assert_same(expected, block(x))
         switch_to_deploy(block)
         assert block.deploy
         assert_same(expected, block(x))
 
-    def test_with_an_activation_inside(self):
+    def test_innermost_first(self, monkeypatch):
+        block, order = Nested(4, 4, 3), []
+        for each in reparam_blocks(block).values():
+            switch = each.switch_to_deploy
+            monkeypatch.setattr(
+                each,
+                'switch_to_deploy',
+                lambda each=each, switch=switch: (order.append(type(each)), switch()),
+            )
+        switch_to_deploy(block)
+        assert order == [RepVGGBlock, Nested]
+
+    @pytest.mark.parametrize(
+        ('part', 'layer'), [('act', nn.ReLU()), ('se_layer', SELayer(4))]
+    )
+    def test_with_an_activation_inside(self, part, layer):
         block = Nested(4, 4, 3)
-        block.branch_inner[0].act = nn.ReLU()
+        setattr(block.branch_inner[0], part, layer)
         with pytest.raises(NotFoldableError, match='branch_inner: RepVGGBlock has an act'):
             switch_to_deploy(block)
         assert not block.deploy
@@ -315,6 +343,17 @@ class TestFuseConvNorm:
             assert parameter.dtype == torch.float16
             assert parameter.requires_grad is requires_grad
         assert not fused.training
+
+    def test_in_float64(self):
+        unit = randomise(nn.Sequential(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)))
+        exact = fuse_conv_norm(*copy.deepcopy(unit).double())
+        assert torch.equal(fuse_conv_norm(*unit).weight, exact.weight.float())
+
+    @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+    def test_keeps_the_memory_format(self, layout):
+        conv = nn.Conv2d(4, 6, 3).to(memory_format=layout)
+        fused = fuse_conv_norm(conv, nn.BatchNorm2d(6))
+        assert fused.weight.stride() == conv.weight.stride()
 
     @pytest.mark.parametrize(
         ('conv', 'norm'),

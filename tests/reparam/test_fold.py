@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from mmrep.reparam import (
     NotFoldableError,
     computes_as_folded,
     conv_geometry,
+    fold,
     fold_branches,
     fold_layer,
     fold_norm,
@@ -181,6 +183,25 @@ def test_dilated_kernel_in_a_frame_of_smaller_dilation(kernel_size, dilation):
     assert_folds(branches, frame(kernel_size=5))
 
 
+def test_a_dilated_kernel_before_a_1x1():
+    branch = nn.Sequential(conv(3, dilation=2, padding=2), conv(1))
+    assert_folds({'branch': branch}, frame(dilation=(2, 2), padding=(2, 2)))
+
+
+@pytest.mark.parametrize(('first', 'second'), [(2, 3), (3, 2), (6, 3), (2, 6)])
+def test_groups_in_a_row(first, second):
+    """The common divisor of both is left."""
+    layers = nn.Conv2d(6, 6, 1, groups=first), nn.Conv2d(6, 6, 3, groups=second)
+    groups = math.gcd(first, second)
+    branch = nn.Sequential(*layers)
+    assert_folds({'branch': branch}, frame(6, padding=(0, 0), groups=groups))
+
+
+def test_paddings_in_a_row():
+    branch = nn.Sequential(nn.ZeroPad2d(1), conv(3))
+    assert_folds({'branch': branch}, frame(padding=(2, 2)))
+
+
 @pytest.mark.parametrize('groups', [1, 2])
 def test_a_norm_after_the_sum(groups):
     """What is folded can be followed, as in QARepVGG."""
@@ -242,6 +263,19 @@ def own_forward() -> nn.Module:
     return layer
 
 
+def own_conv_forward() -> nn.Module:
+    layer = conv(3)
+    layer._conv_forward = lambda x, weight, bias: F.conv2d(x, 2 * weight, padding=1)
+    return layer
+
+
+def pruned_and_hooked() -> nn.Module:
+    """A hook that sets the weight, and one that does anything."""
+    layer = hooked()
+    prune.identity(layer, 'weight')
+    return layer
+
+
 def hooked(register: str = 'register_forward_hook') -> nn.Module:
     layer = conv(3)
     getattr(layer, register)(lambda *_: None)
@@ -283,6 +317,7 @@ REFUSED = {
         'SwappedWrapper has a forward',
     ),
     'own forward of one layer': (own_forward, 'Conv2d has a forward of its own'),
+    'own kernel of one layer': (own_conv_forward, 'Conv2d has a forward of its own'),
     'own forward of a norm': (lambda: Doubled(4), 'Doubled has a forward of its own'),
     'own forward of a sequence': (
         lambda: Skipping(conv(1), nn.BatchNorm2d(4)),
@@ -290,6 +325,10 @@ REFUSED = {
     ),
     'own forward of the identity': (Negative, 'Negative has a forward of its own'),
     'hook': (hooked, 'Conv2d has a forward hook, which may change'),
+    'hook beside one that prunes': (
+        pruned_and_hooked,
+        'Conv2d has a forward hook, which may change',
+    ),
     'hook before': (
         lambda: hooked('register_forward_pre_hook'),
         'Conv2d has a forward hook, which may change',
@@ -304,6 +343,10 @@ REFUSED = {
     ),
     'scales of the last dimension': (lambda: LayerScale(4), "data_format='channels_last'"),
     'ConvModule with an act': (lambda: ConvModule(4, 4, 1), 'has an activation'),
+    'ConvModule that pads by a layer': (
+        lambda: ConvModule(4, 4, 1, padding=1, padding_mode='reflect', act_cfg=None),
+        'ReflectionPad2d is no linear layer',
+    ),
     'more outputs': (lambda: nn.Conv2d(4, 8, 1), '8 outputs.* does not fit into'),
     'dilation between taps': (
         other(kernel_size=3, dilation=3, padding=3),
@@ -315,6 +358,7 @@ REFUSED = {
     'padding mode': (other(padding_mode='reflect'), 'does not fit into'),
     'large kernel': (other(kernel_size=5), r'\(5, 5\) kernel .*does not fit into'),
     'off the frame': (other(kernel_size=1, padding=2), r'first tap \(-2, -2\)'),
+    'over its far edge': (other(kernel_size=3, padding=0), r'first tap \(0, 0\)'),
 }
 
 
@@ -325,6 +369,17 @@ def test_refuses(name):
     branches = {'fine': nn.BatchNorm2d(4), 'odd': nn.Sequential(make())}
     with pytest.raises(NotFoldableError, match=f'^odd: .*{message}'):
         fold_branches(branches, frame())
+
+
+@pytest.mark.parametrize(
+    'kind', [kind for kind in fold._FOLDS if isinstance(kind, type)], ids=str
+)
+def test_refuses_a_forward_of_its_own_of_every_type(kind):
+    own = type('Own', (kind,), {'forward': lambda self, x: x})
+    layer = own.__new__(own)
+    nn.Module.__init__(layer)
+    with pytest.raises(NotFoldableError, match='Own has a forward of its own'):
+        fold_branches({'branch': layer}, frame())
 
 
 @pytest.mark.parametrize(
@@ -344,6 +399,8 @@ def test_refuses(name):
             'pads by the size of a map that was padded before',
         ),
         ([nn.ZeroPad2d(-1), conv(3, padding=2)], 'padded to a map that is not the input'),
+        ([nn.ZeroPad2d((0, 0, 1, -1)), conv(3)], 'padded to a map that is not the input'),
+        ([conv(1, stride=2), conv(1, padding=1)], 'of stride 1 can stand before a padding'),
         ([nn.BatchNorm2d(4), nn.ZeroPad2d(1), conv(3, padding=0)], 'pads with zeros'),
         ([conv(1, bias=True), conv(3)], 'pads with zeros what a layer with a bias'),
         ([nn.BatchNorm2d(4), conv(3)], 'pads with zeros what a layer with a bias'),
@@ -377,11 +434,10 @@ def test_more_groups_than_the_branch_has():
         fold_branches({'branch': conv(3)}, frame(groups=2))
 
 
-def test_kernel_between_the_taps():
-    with pytest.raises(NotFoldableError, match=r'\(1, 1\) kernel .*does not fit into'):
-        fold_branches(
-            {'branch': conv(1, padding=1)}, frame(padding=(2, 2), dilation=(2, 2))
-        )
+@pytest.mark.parametrize('branch', [conv(1, padding=1), conv(2, padding=2, dilation=3)])
+def test_kernel_between_the_taps(branch):
+    with pytest.raises(NotFoldableError, match=r'kernel .*does not fit into'):
+        fold_branches({'branch': branch}, frame(padding=(2, 2), dilation=(2, 2)))
 
 
 def test_dilation_of_a_single_tap_does_not_matter():
@@ -394,7 +450,7 @@ def test_new_layer_type_by_registration():
 
     class Twice(nn.Module):
         def forward(self, x):
-            return 2 * x
+            return 2 * x + 1
 
     branch = nn.Sequential(conv(3, bias=True), Twice(), nn.BatchNorm2d(4))
     with pytest.raises(NotFoldableError, match=r'^branch: .*Twice'):
@@ -402,7 +458,8 @@ def test_new_layer_type_by_registration():
 
     @register_fold(Twice)
     def _(layer, done):
-        return done.then_scale(torch.full((done.out_channels,), 2.0).double())
+        ones = torch.ones(done.out_channels, dtype=done.dtype)
+        return done.then_scale(2 * ones, ones)
 
     assert_folds({'branch': branch}, frame())
 
@@ -439,10 +496,24 @@ def test_new_norm_type_by_registration():
     assert_folds({'unit': unit}, frame())
 
 
-@pytest.mark.parametrize('force', [conv, lambda: nn.BatchNorm2d(4), nn.Dropout])
+@pytest.mark.parametrize(
+    'force',
+    [
+        conv,
+        lambda: nn.BatchNorm2d(4),
+        lambda: nn.SyncBatchNorm(4),
+        lambda: nn.InstanceNorm2d(4, track_running_stats=True),
+        lambda: FrozenBatchNorm2d(4),
+        nn.Dropout,
+        nn.Dropout1d,
+        nn.Dropout2d,
+        nn.AlphaDropout,
+        DropPath,
+    ],
+)
 def test_computes_as_folded(force):
     layer = force()
-    mode_matters = not isinstance(layer, nn.Conv2d)
+    mode_matters = not isinstance(layer, nn.Conv2d | FrozenBatchNorm2d)
     assert computes_as_folded(layer) is not mode_matters
     assert computes_as_folded(layer.eval())
     handle = layer.register_full_backward_hook(lambda *_: None)

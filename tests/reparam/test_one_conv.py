@@ -1,8 +1,12 @@
 """A plain conv and its norm as one conv; for blocks, see test_contracts.py."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from laws import assert_differ, assert_same, count_convs, image, randomise, step
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from mmengine.model.efficient_conv_bn_eval import (
     turn_on_efficient_conv_bn_eval_for_single_model,
@@ -12,7 +16,7 @@ from torch import Tensor, nn
 
 from mmrep.models.backbones import RepVGG
 from mmrep.models.blocks import RepVGGBlock
-from mmrep.reparam import conv_norm, fold_norm, register_fold
+from mmrep.reparam import conv_norm, fold_norm, fuse_bn, register_fold
 
 
 class Unit(nn.Module):
@@ -66,9 +70,9 @@ def test_the_same_with_gradients(options):
 
 @pytest.mark.parametrize(('one_conv', 'size', 'norms'), [('auto', 20, 0), ('auto', 19, 1)])
 def test_from_so_many_output_pixels_on(one_conv, size, norms):
-    x = image(1, 4, 2 * size, 40)
-    assert norms_of(unit(one_conv, stride=2), x) == norms
-    assert count_convs(unit(one_conv, stride=2), x) == 1
+    for x in (image(1, 4, 2 * size, 40), image(2, 4, 2 * size, 20)):
+        assert norms_of(unit(one_conv, stride=2), x) == norms
+        assert count_convs(unit(one_conv, stride=2), x) == 1
 
 
 @pytest.mark.parametrize(
@@ -79,8 +83,16 @@ def test_from_so_many_output_pixels_on(one_conv, size, norms):
         lambda unit: unit.conv.register_full_backward_hook(lambda *_: None),
         lambda unit: nn.utils.parametrizations.weight_norm(unit.conv),
         lambda unit: setattr(unit, 'conv', ConvWS2d(4, 6, 3, padding=1).double()),
+        lambda unit: setattr(unit, 'conv', nn.Sequential(unit.conv)),
     ],
-    ids=['batch statistics', 'hook', 'backward hook', 'parametrization', 'another conv'],
+    ids=[
+        'batch statistics',
+        'hook',
+        'backward hook',
+        'parametrization',
+        'another conv',
+        'a module without a geometry',
+    ],
 )
 def test_not_where_it_would_be_another_function(change):
     plain, one = unit(False), unit(True)
@@ -96,6 +108,26 @@ def test_half_precision_is_folded_in_float32():
     output = half(X.bfloat16())
     assert output.dtype == torch.bfloat16
     assert_same(unit()(X), output)
+    conv, norm = unit().bfloat16().children()
+    weight, bias = copy.deepcopy(conv).float().weight, None
+    exact = fuse_bn(
+        weight,
+        bias,
+        *(tensor.float() for tensor in (norm.running_mean, norm.running_var)),
+        norm.eps,
+        *(tensor.float() for tensor in norm.parameters()),
+    )
+    kernel, bias = (tensor.bfloat16() for tensor in exact)
+    assert torch.equal(output, F.conv2d(X.bfloat16(), kernel, bias, padding=1))
+
+
+@pytest.mark.parametrize('size', [(8, 8), (7, 8)], ids=str)
+def test_same_padding_with_a_stride(size):
+    conv = Conv2dAdaptivePadding(4, 6, 3, stride=2)
+    one = randomise(Unit(conv, nn.BatchNorm2d(6)).double()).eval()
+    x = image(2, 4, *size)
+    assert norms_of(one, x) == 0
+    assert_same(one.norm(one.conv(x)), one(x))
 
 
 def test_a_norm_with_statistics_moves_them_in_training():

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -119,6 +120,24 @@ def test_merge_kxk_1x1(options, bias1, bias2, factor, data):
     merged = merge_convs(first.weight, first.bias, weight, bias, groups1, groups2)
     geometry = {**options, 'groups': math.gcd(groups1, groups2)}
     assert_same(expected, Conv(geometry, x=first.x)(*merged))
+
+
+@pytest.mark.parametrize('kernels', [((1, 1), (2, 3)), ((2, 3), (1, 1))], ids=str)
+def test_merge_in_all_groups(kernels):
+    """Whichever way is the shortest for them: depthwise with a multiplier among them."""
+    x = image(2, 4, 4, 5)
+    for mid, out in itertools.product((4, 8), (2, 4, 8)):
+        for groups1, groups2 in itertools.product((1, 2, 4), (1, 2, 4, 8)):
+            if mid % groups2 or out % groups2:
+                continue
+            weight1 = image(mid, 4 // groups1, *kernels[0], seed=3)
+            weight2 = image(out, mid // groups2, *kernels[1], seed=4)
+            bias1, bias2 = image(mid, seed=5), image(out, seed=6)
+            u = F.conv2d(x, weight1, bias1, groups=groups1)
+            expected = F.conv2d(u, weight2, bias2, groups=groups2)
+            merged = merge_convs(weight1, bias1, weight2, bias2, groups1, groups2)
+            groups = math.gcd(groups1, groups2)
+            assert_same(expected, F.conv2d(x, *merged, groups=groups))
 
 
 @pytest.mark.parametrize(

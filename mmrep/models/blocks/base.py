@@ -199,7 +199,7 @@ class ReparamBlock(BaseModule):
                 raise ValueError(f'{kind} ends with a norm: give one')
             self.post_norm, norm = norm, None
         if 'norm' in layers:
-            main.norm = nn.Identity() if norm is None else norm
+            main.norm = nn.Identity().train(self.training) if norm is None else norm
         elif norm is not None:
             raise ValueError(f'{kind} has no place for a norm: give the conv alone')
 

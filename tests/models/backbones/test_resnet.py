@@ -10,6 +10,7 @@ from laws import (
     assert_same_step,
     count_convs,
     image,
+    kept_maps,
     randomise,
     step,
 )
@@ -272,6 +273,8 @@ class TestInitWeights:
             dict(depth=50, block_cfg=DBB),
             dict(depth=18, block_cfg=dict(type='mmrep.RepVGGBlock')),
             dict(depth=18, block_cfg=dict(type='mmrep.ConvNormBlock')),
+            dict(depth=18, block_cfg=DBB, norm_cfg=dict(type='GN', num_groups=2)),
+            dict(depth=50, norm_cfg=dict(type='GN', num_groups=2)),
         ],
         ids=str,
     )
@@ -380,6 +383,15 @@ class TestTraining:
         )
         x = image(2, 3, 32, 32)
         assert_same_step(step(plain.double(), x), step(saving.double(), x))
+
+    @pytest.mark.parametrize('depth', [18, 50])
+    def test_with_cp_keeps_the_input_of_a_block(self, depth):
+        options = dict(depth=depth, num_stages=1, strides=(1,), dilations=(1,))
+        options |= SMALL | dict(out_indices=(0,))
+        plain, saving = (DBBResNet(**options, with_cp=cp).layer1[1] for cp in (False, True))
+        x = image(4, plain.inplanes, 64, 64, dtype=torch.float32).requires_grad_()
+        assert kept_maps(saving, x) <= 0.1
+        assert kept_maps(plain, x) >= 1
 
 
 class TestArguments:

@@ -65,6 +65,7 @@ BLOCKS = {
     ),
 }
 FORMS = ('train', 'eval', 'deploy')
+old_torch = tuple(map(int, torch.__version__.split('.')[:2])) < (2, 5)
 
 every_block = pytest.mark.parametrize('name', BLOCKS)
 every_form = pytest.mark.parametrize('form', FORMS)
@@ -178,8 +179,10 @@ class TestOneConv:
             block.one_conv = 100
             assert count_convs(block, image(1, 4, size // 2, size // 2)) == one
             assert count_convs(block, image(1, 4, size // 2, size // 2 - stride)) > one
-            block.one_conv = True
-            assert count_convs(block, image(1, 4, 3, 3)) == one
+            assert count_convs(block, image(2, 4, size // 2, size // 4)) == one
+            for always in (True, 0):
+                block.one_conv = always
+                assert count_convs(block, image(1, 4, 3, 3)) == one
 
     def test_refuses(self):
         with pytest.raises(ValueError, match="one_conv is True, False, 'auto' or a number"):
@@ -382,6 +385,21 @@ class TestSwitch:
             assert_same(block(x), outcome['outputs']['output'])
 
 
+def test_a_first_kernel_of_one_tap_leaves_the_layout():
+    """It is contiguous in every memory format."""
+
+    class PointFirst(ReparamBlock):
+        def build_branches(self):
+            return {
+                'point': self.conv_norm(**self.aligned_conv(1)),
+                'square': self.conv_norm(self.build_conv(3)),
+            }
+
+    block = PointFirst(4, 4, 3)
+    block.switch_to_deploy()
+    assert block.branch_reparam.weight.is_contiguous()
+
+
 @every_block
 @pytest.mark.parametrize('conv_type', ['ConvWS', 'ConvAWS', 'DCN', 'DCNv2'])
 def test_convs_whose_kernel_is_not_their_weight(name, conv_type):
@@ -471,6 +489,26 @@ class TestAdaptivePadding:
                 form(image(1, 4, 7, 8))
         assert_same(block(image(1, 4, 8, 8)), expected)
 
+    @every_block
+    def test_every_size_is_right_before_a_kernel_is_fused(self, name):
+        """In a deploy form that is trained from its start."""
+        block = BLOCKS[name](stride=2, conv_cfg=SAME, deploy=True).double()
+        for size in (7, 8):
+            assert block(image(2, 4, size, size)).shape == (2, 4, 4, 4)
+
+    @pytest.mark.skipif(old_torch, reason='torch.export is young there')
+    @every_block
+    def test_the_deploy_form_is_one_graph(self, name):
+        """It asks no buffer where its taps lie: that would wait for a GPU."""
+        block = build(name, 'eval', stride=2, conv_cfg=SAME)
+        x = image(2, 4, 8, 8)
+        expected = block(x)
+        block.switch_to_deploy()
+        torch._dynamo.reset()
+        compiled = torch.compile(block, fullgraph=True, backend='eager')
+        assert_same(expected, compiled(x))
+        assert_same(expected, torch.export.export(block, (x,)).module()(x))
+
     @pytest.mark.parametrize('padding', [0, 2])
     @pytest.mark.parametrize('stride', [1, 2])
     def test_padding_has_no_say(self, padding, stride):
@@ -555,18 +593,18 @@ class TestCheckpointing:
         assert all(p.grad is not None for p in block.parameters())
 
     @pytest.mark.parametrize('callers', CALLERS)
-    def test_saves_memory(self, name, callers):
+    @pytest.mark.parametrize('form', ['train', 'eval'])
+    def test_saves_memory(self, name, callers, form):
         """Besides the input and the output no map is left, whatever the caller does."""
         x = image(4, 4, 32, 32).requires_grad_()
+        options = dict(form=form, one_conv=False)
         plain, saving = (
-            kept_maps(CALLERS[callers](build(name, with_cp=cp)), x) for cp in (False, True)
+            kept_maps(CALLERS[callers](build(name, with_cp=cp, **options)), x)
+            for cp in (False, True)
         )
         assert saving <= 0.1
         if callers == 'nobody':
             assert plain >= 1
-
-
-old_torch = tuple(map(int, torch.__version__.split('.')[:2])) < (2, 5)
 
 
 @every_block
@@ -727,6 +765,7 @@ def test_a_new_block_costs_its_branches(names):
 
     block = Cross(4, 4, 3).double()
     assert {'rows.conv.weight', 'list.0.weight'} <= block.state_dict().keys()
+    assert len(block.last_norms()) == len(names) - 1
     deployed = assert_deploy_equivalent(block, image(2, 4, 7, 7))
     assert deployed.state_dict().keys() == {
         'branch_reparam.weight',
@@ -735,11 +774,31 @@ def test_a_new_block_costs_its_branches(names):
     assert_one_conv_exact(Cross(4, 4, 3).double(), image(2, 4, 7, 7))
 
 
+@every_block
+@pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='GN', num_groups=2)])
+def test_last_norms_multiply_all_of_the_output(name, norm_cfg):
+    """By which a residual block starts as its shortcut."""
+    block = BLOCKS[name](norm_cfg=norm_cfg)
+    block.init_weights()
+    x = image(2, 4, 8, 9, dtype=torch.float32)
+    assert block.linear(x).norm() > 0
+    with torch.no_grad():
+        for norm in block.last_norms():
+            norm.weight.zero_()
+    assert block.linear(x).norm() == 0
+
+
 def layers_of(block: ReparamBlock) -> dict[str, nn.Module]:
     """The layers in the branches and after them that have weights, by name."""
     names = {id(module): name for name, module in block.named_modules()}
     modules = (m for part in block.linear_parts() for m in part.modules())
     return {names[id(m)]: m for m in modules if getattr(m, 'weight', None) is not None}
+
+
+def modules_of(block: ReparamBlock) -> dict[str, nn.Module]:
+    """All that computes in the branches and after them, by name."""
+    inside = {id(m) for part in block.linear_parts() for m in part.modules()}
+    return {name: m for name, m in block.named_modules() if id(m) in inside}
 
 
 class Doubled(nn.Module):
@@ -784,6 +843,15 @@ INTERVENTIONS = {
 }
 
 
+#: Ways to be told of what a module computes.
+HOOKS = (
+    'forward_hook',
+    'forward_pre_hook',
+    'full_backward_hook',
+    'full_backward_pre_hook',
+)
+
+
 @every_block
 class TestInterventions:
     """What somebody does to a layer inside is never passed over, nor an error."""
@@ -805,49 +873,50 @@ class TestInterventions:
                 block.switch_to_deploy()
             assert block.state_dict().keys() == before
 
-    @pytest.mark.parametrize('kind', ['branch', 'identity'])
-    def test_containers_with_a_forward_of_their_own(self, name, kind):
-        block = build(name, 'eval', one_conv=True)
-        for module in block.modules():
-            if type(module).__name__ in ('Sequential', 'Identity', 'PointwiseSpatial'):
-                own = type(module).forward
-                forward = {'forward': lambda self, x, own=own: 2 * own(self, x)}
-                module.__class__ = type('Own', (type(module),), forward)
-        with branch_by_branch(block):
-            expected = block(self.x)
-        assert_same(expected, block(self.x))
-        with pytest.raises(NotFoldableError, match='Own has a forward of its own'):
-            block.switch_to_deploy()
+    def test_every_module_with_a_forward_of_its_own(self, name):
+        """Containers and layers without weights, too."""
+        plain = build(name, 'eval', one_conv=True)
+        for part in modules_of(plain):
+            block = copy.deepcopy(plain)
+            double_by_subclass(block, part)
+            with branch_by_branch(block):
+                expected = block(self.x)
+            assert_differ(plain(self.x), expected)
+            assert_same(expected, block(self.x))
+            with pytest.raises(NotFoldableError, match='Own has a forward of its own'):
+                block.switch_to_deploy()
 
     @pytest.mark.parametrize('one_conv', [True, False])
     def test_every_hook_fires(self, name, one_conv):
         block = build(name, 'eval', one_conv=one_conv, act_cfg=None)
         fired = []
-        for key, layer in layers_of(block).items():
+        for key, layer in modules_of(block).items():
             layer.register_forward_hook(lambda *_, k=key: fired.append(f'forward {k}'))
             layer.register_full_backward_hook(
                 lambda *_, k=key: fired.append(f'backward {k}')
             )
         block(self.x.clone().requires_grad_()).sum().backward()
         ways = ('forward', 'backward')
-        assert sorted(fired) == sorted(f'{w} {k}' for w in ways for k in layers_of(block))
+        assert sorted(fired) == sorted(f'{w} {k}' for w in ways for k in modules_of(block))
 
-    def test_backward_hooks_alone_fire(self, name):
-        block = build(name, 'eval', one_conv=True, act_cfg=None)
-        fired = []
-        for layer in layers_of(block).values():
-            layer.register_full_backward_hook(lambda *_: fired.append(1))
-        block(self.x.clone().requires_grad_()).sum().backward()
-        assert len(fired) == len(layers_of(block))
+    @pytest.mark.parametrize('way', HOOKS)
+    def test_a_hook_alone_fires(self, name, way):
+        """On any one module, be it a container, where nothing else forbids one conv."""
+        plain = build(name, 'eval', one_conv=True, act_cfg=None)
+        for part in modules_of(plain):
+            block, fired = copy.deepcopy(plain), []
+            register = getattr(block.get_submodule(part), f'register_{way}')
+            register(lambda *_, fired=fired: fired.append(1))
+            block(self.x.clone().requires_grad_()).sum().backward()
+            assert fired == [1], part
 
-    def test_hooks_on_all_modules_fire(self, name):
+    @pytest.mark.parametrize('way', HOOKS)
+    def test_a_hook_on_all_modules_fires(self, name, way):
         block, seen = build(name, 'eval', one_conv=True), []
-        handle = torch.nn.modules.module.register_module_forward_hook(
-            lambda module, *_: seen.append(module)
-        )
-        with handle:
-            block(self.x)
-        assert all(layer in seen for layer in layers_of(block).values())
+        register = f'register_module_{way}'
+        with getattr(nn.modules.module, register)(lambda module, *_: seen.append(module)):
+            block.linear(self.x.clone().requires_grad_()).sum().backward()
+        assert {id(module) for module in modules_of(block).values()} <= set(map(id, seen))
 
     def test_statistics_that_are_lost(self, name):
         """As test-time adaptation sets them to None, to use those of the batch."""
@@ -1011,15 +1080,19 @@ class TestFromConv:
         block.switch_to_deploy()
         assert_same(expected, block(x))
 
-    def test_keeps_dtype_mode_and_what_is_frozen(self, name):
+    @pytest.mark.parametrize('training', [True, False])
+    def test_keeps_dtype_device_mode_and_what_is_frozen(self, name, training):
         conv, norm = self.make(name, stride=2)
         conv.requires_grad_(False)
-        conv.bfloat16(), norm.bfloat16().eval()
+        conv.to('meta', torch.bfloat16).train(training)
+        norm.to('meta', torch.bfloat16).train(not training)
         block = type(BLOCKS[name]()).from_conv(conv, norm)
         assert {p.dtype for p in block.parameters()} == {torch.bfloat16}
+        assert all(tensor.is_meta for tensor in block.state_dict().values())
         assert not conv.weight.requires_grad
-        assert not norm.training
-        assert block.training
+        assert norm.training is not training
+        others = {m.training for m in block.modules() if m is not norm}
+        assert others == {training}
 
     def test_without_a_norm(self, name):
         conv, _ = self.make(name, bias=True, stride=2)
@@ -1110,6 +1183,21 @@ def test_a_block_without_parameters():
     assert_same(x.relu(), block.eval()(x.clone()))
     with pytest.raises(NotFoldableError, match='no branch has a parameter'):
         block.switch_to_deploy()
+
+
+def test_from_conv_with_a_last_conv_of_a_bias():
+    """It starts at zero, too."""
+
+    class Biased(ReparamBlock):
+        def build_branches(self):
+            return {
+                'main': self.conv_norm(self.build_conv(3)),
+                'other': self.build_conv(3, bias=True),
+            }
+
+    conv = randomise(nn.Conv2d(4, 4, 3, padding=1).double())
+    block, x = Biased.from_conv(conv), image(1, 4, 5, 5)
+    assert_same(conv(x), block(x))
 
 
 def test_from_conv_of_other_types():

@@ -21,7 +21,12 @@ from torch.nn.utils import parametrizations
 
 from mmrep.models.blocks import DiverseBranchBlock
 from mmrep.models.layers.pointwise_spatial import PointwiseSpatial
-from mmrep.reparam import branch_by_branch
+from mmrep.reparam import (
+    NotFoldableError,
+    branch_by_branch,
+    conv_geometry,
+    fold_branches,
+)
 
 BRANCHES = ('branch_1x1_kxk', 'branch_avg')
 X = image(4, 4, 16, 16)
@@ -98,6 +103,7 @@ GEOMETRIES = {
     'size is kept': {},
     'stride': dict(stride=2),
     'stride 3': dict(stride=3),
+    'stride 1, 3': dict(stride=(1, 3)),
     'more padding': dict(padding=3, stride=2),
     'dilation': dict(dilation=2, padding=(2, 1)),
     'reflect': dict(padding_mode='reflect'),
@@ -154,6 +160,14 @@ class TestSecondConv:
         }
         assert moved
         assert_same(moved, {key: conv.state_dict()[key] for key in moved})
+
+
+def test_nothing_after_it_pads_with_its_response():
+    module = branch('branch_1x1_kxk', kernel_size=1)
+    after = nn.Sequential(module, nn.Conv2d(4, 4, 3, padding=1))
+    frame = conv_geometry(after[1])
+    with pytest.raises(NotFoldableError, match='pads with zeros what a layer with a bias'):
+        fold_branches({'branch': after}, frame)
 
 
 def test_statistics_that_are_lost():
