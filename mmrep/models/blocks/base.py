@@ -152,8 +152,8 @@ class ReparamBlock(BaseModule):
         Args:
             conv (nn.Module): A conv of a type whose kernel is known.
             norm (nn.Module, optional): The norm after it. Default: None.
-            **options: Other arguments of the block. Default: ``act_cfg=None``, convs and
-                norms of the types of these two.
+            **options: Other arguments of the block. Default: ``act_cfg=None``, convs of
+                this type, and batch norms of this type, eps and momentum.
 
         Raises:
             NotFoldableError: If the conv is of another type.
@@ -500,5 +500,7 @@ def _last_layer(branch: nn.Module) -> nn.Module:
 def _(block: ReparamBlock, done: LinearConv) -> LinearConv:
     if block.act is not None or block.se_layer is not None:
         raise NotFoldableError(f'{type(block).__name__} has an activation or SE')
+    if block.deploy and block.frame.moves_with_size:
+        raise NotFoldableError(f'{type(block).__name__} was fused for one size of inputs')
     kernel = block.equivalent_kernel_bias(done.input_size, done.dtype, done.device)
     return done.then_conv(*kernel, block.frame)
