@@ -16,7 +16,7 @@ test: venv ## Run the tests; ARGS='-k name' goes to pytest
 	$(VENV)/bin/python -m pytest tests $(ARGS)
 
 .PHONY: bench
-bench: venv ## Measure what mmrep promises of its speed (10 minutes)
+bench: venv ## Measure what mmrep promises of its speed (7 minutes)
 	$(VENV)/bin/python benchmarks/marks.py $(ARGS)
 
 .PHONY: lint
