@@ -252,6 +252,9 @@ class LinearConv(NamedTuple):
             step = dilation // apart if own > 1 else 1
             on_taps = (start - first) % apart == 0 and (own == 1 or dilation % apart == 0)
             agrees &= on_taps and 0 <= offset < size - (own - 1) * step
+            # 'SAME' moves an odd kernel and an even frame apart for other sizes.
+            parity = (dilation * (own - 1) - apart * (size - 1)) % 2
+            agrees &= not (parity and own > 1 and frame.moves_with_size)
             places.append((offset, step))
         if not agrees:
             raise NotFoldableError(

@@ -521,6 +521,30 @@ class TestAdaptivePadding:
             usual = assert_deploy_equivalent(block(4, 4, padding=1, **options).double(), x)
             assert deployed(x).shape == usual(x).shape
 
+    def test_an_odd_kernel_in_an_even_frame(self):
+        """It moves by another parity than the frame, which a fused conv could not tell."""
+        block = Free(
+            4,
+            4,
+            4,
+            padding=1,
+            stride=2,
+            conv_cfg=SAME,
+            one_conv=True,
+            make=lambda b: {
+                'main': b.conv_norm(b.build_conv(4)),
+                'odd': b.conv_norm(**b.aligned_conv(3)),
+            },
+        )
+        randomise(block.double()).eval()
+        for size in (8, 9):
+            x = image(1, 4, size, size)
+            with branch_by_branch(block):
+                expected = block(x)
+            assert_same(expected, block(x))
+        with pytest.raises(NotFoldableError, match=r'^odd: .*does not fit into'):
+            block.switch_to_deploy()
+
     def test_same_tap_is_no_error(self):
         """With stride 1 every size has the same pad."""
         block = build('repvgg', 'eval', conv_cfg=SAME)
