@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrep.cli import ToolParser, add_config_options, run_tool, shape_argument
-from mmrep.deployment import Deployed, deploy_checkpoint, read_config
+from mmrep.deployment import Deployed, Verification, deploy_checkpoint, read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,20 +38,43 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def block_table(verification: Verification) -> Table:
+    """How far the worst of the blocks is from its branches."""
+    name = verification.worst_block
+    worst = verification.blocks[name]
+    table = Table(
+        *('worst block', 'kernel', 'bias', 'on its input', 'in float32', 'its branches'),
+    )
+    figures = worst.kernel, worst.bias, worst.seen, worst.rounding, worst.branches_rounding
+    table.add_row(
+        name.replace('[', r'\['), *('' if f is None else f'{f:.2e}' for f in figures)
+    )
+    return table
+
+
 def show(done: Deployed) -> None:
     """Print what was done."""
     console = Console()
-    outputs = Table('output', 'relative L2', 'max abs', 'argmax agreement')
-    for name, error in done.differences.items():
+    verification = done.verification
+    outputs = Table(
+        *('output', 'relative L2', 'max abs', 'argmax agreement', 'for another input')
+    )
+    for name, error in verification.outputs.items():
+        change = verification.dependence.get(name)
         outputs.add_row(
             # Brackets are markup to rich.
             name.replace('[', r'\['),
             f'{error.rel_l2:.2e}',
             f'{error.max_abs:.2e}',
             f'{error.argmax_agreement:.2%}',
+            '' if change is None else f'{change:.2e}',
         )
     console.print(f'verified on an input of shape {done.shape}:')
     console.print(outputs)
+    if verification.worst_block is not None:
+        console.print(block_table(verification))
+    for remark in verification.remarks():
+        console.print(f'note: {remark}', markup=False, soft_wrap=True)
     report = done.report
     console.print(
         f'blocks fused: {len(report.switched)}\n'

@@ -15,11 +15,13 @@ from .config import (
 from .deploying import Deployed, deploy_checkpoint
 from .export import OnnxExport, export_onnx
 from .running import VerificationError, forward
+from .verification import Verification
 
 __all__ = [
     'Deployed',
     'OnnxExport',
     'Shape',
+    'Verification',
     'VerificationError',
     'build_model',
     'deploy_checkpoint',

@@ -1,8 +1,7 @@
 """From a train-form checkpoint to a verified deploy checkpoint and its config."""
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os.path import expanduser
 from pathlib import Path
 
@@ -21,12 +20,13 @@ from mmrep.checkpoints import (
     write_checkpoint,
 )
 from mmrep.errors import CheckpointError, ConfigError, UserError
-from mmrep.reparam import DeployReport, Difference, branch_by_branch, compare_outputs
+from mmrep.reparam import DeployReport
 from mmrep.version import __version__
 
 from .building import build_model
 from .config import Shape, deploy_config, input_shape
-from .running import VerificationError, check_differences, fuse, run_form, seeded_input
+from .running import fuse
+from .verification import Verification, check_rtol, observe, verify
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Deployed:
 
     Args:
         report: Blocks and parameters.
-        differences: How far each output of the deploy form is from the train form's.
+        verification: How far the deploy form is from the train form.
         shape: The input that both saw: batch, channels, height, width.
         out: The deploy checkpoint.
         out_config: The deploy config.
@@ -44,7 +44,7 @@ class Deployed:
     """
 
     report: DeployReport
-    differences: Mapping[str, Difference]
+    verification: Verification
     shape: tuple[int, ...]
     out: Path
     out_config: Path
@@ -65,7 +65,8 @@ def deploy_checkpoint(
     """Fuse a checkpoint, verify the result and write it with its config.
 
     The train form computes branch by branch on a seeded input; the deploy form is a model
-    built from the deploy config that is written, with the weights that are written.
+    built from the deploy config that is written, with the weights that are written. Each
+    block is compared with its branches, then the outputs and the backbone's features.
 
     Args:
         config: The config that the checkpoint was trained with.
@@ -95,20 +96,15 @@ def deploy_checkpoint(
     text = deployed_config.pretty_text
     deployed_config = Config.fromstring(text, '.py')
     shape = shape or input_shape(config)
+    check_rtol(rtol)
     with ThreadPoolExecutor(1) as beside:
         # It takes a second for half a gigabyte, of which Python waits for none. That there
         # is no such file is for the reader to say.
         is_file = Path(checkpoint).is_file()
         digest = beside.submit(sha256_of, checkpoint) if is_file else None
-        model, report, differences, meta = _fuse(
-            config, deployed_config, checkpoint, shape, seed
+        model, report, verification, meta = _fuse(
+            config, deployed_config, checkpoint, shape, rtol, seed
         )
-    check_differences(
-        differences,
-        rtol,
-        'from the train form',
-        'look for an infinite or very large output of the train form, or report the config',
-    )
     meta['mmrep'] = {
         'version': __version__,
         'source': Path(checkpoint).name,
@@ -116,9 +112,7 @@ def deploy_checkpoint(
         'source_config': source_config.name,
         'input_shape': [1, *shape],
         'seed': seed,
-        'rel_l2': max(d.rel_l2 for d in differences.values()),
-        'max_abs': max(d.max_abs for d in differences.values()),
-        'outputs': {name: asdict(d) for name, d in differences.items()},
+        **verification.record(),
         'blocks': len(report.switched),
         'params_before': report.params_before,
         'params_after': report.params_after,
@@ -128,7 +122,7 @@ def deploy_checkpoint(
         write_checkpoint(out, model.state_dict(), meta)
     return Deployed(
         report,
-        differences,
+        verification,
         (1, *shape),
         out,
         out_config,
@@ -138,12 +132,17 @@ def deploy_checkpoint(
 
 
 def _fuse(
-    config: Config, deployed_config: Config, checkpoint: str, shape: Shape, seed: int
-) -> tuple[nn.Module, DeployReport, Mapping[str, Difference], dict]:
-    """Load a checkpoint, run it, fuse it and run what became of it.
+    config: Config,
+    deployed_config: Config,
+    checkpoint: str,
+    shape: Shape,
+    rtol: float,
+    seed: int,
+) -> tuple[nn.Module, DeployReport, Verification, dict]:
+    """Load a checkpoint, run it, fuse it and compare what became of it.
 
     Returns:
-        The deploy form, what was fused, how far the outputs are apart, and what the
+        The deploy form, what was fused, how far it is from the train form, and what the
         checkpoint's meta says of its weights.
     """
     # Not mapped: a map counts as memory until its last tensor goes, while what was read
@@ -159,9 +158,7 @@ def _fuse(
     meta = kept_meta(source)
     # The model alone holds the weights from here on.
     del source, state_dict
-    x = seeded_input((1, *shape), seed)
-    with branch_by_branch(model):
-        reference = run_form(model, x, 'train')
+    train_form = observe(model, (1, *shape), seed)
     trained = set(model.state_dict())
     report = fuse(model)
     # A plain network has no blocks, but its norms can be fused.
@@ -172,8 +169,4 @@ def _fuse(
         )
     deployed = build_model(deployed_config, unset=True)
     load_strictly(deployed, model.state_dict(), 'the fused model', assign=True)
-    try:
-        differences = compare_outputs(reference, run_form(deployed, x, 'deploy'))
-    except ValueError as error:
-        raise VerificationError(f'the two forms cannot be verified: {error}') from error
-    return deployed, report, differences, meta
+    return deployed, report, verify(train_form, deployed, rtol), meta

@@ -11,6 +11,7 @@ from .deploy import (
 from .equivalence import (
     Difference,
     branch_by_branch,
+    compare_named,
     compare_outputs,
     compare_tensors,
     flatten_outputs,
@@ -48,9 +49,20 @@ from .transforms import (
     pad_kernel,
     widen_groups,
 )
+from .verification import (
+    BlockDifference,
+    BlockReference,
+    block_references,
+    compare_block,
+    compare_blocks,
+    seen_inputs,
+    verifiable_blocks,
+)
 
 __all__ = [
     'LINEAR_CONVS',
+    'BlockDifference',
+    'BlockReference',
     'ConvGeometry',
     'DeployReport',
     'Difference',
@@ -58,8 +70,12 @@ __all__ = [
     'NotFoldableError',
     'add_branches',
     'average_kernel',
+    'block_references',
     'bn_affine',
     'branch_by_branch',
+    'compare_block',
+    'compare_blocks',
+    'compare_named',
     'compare_outputs',
     'compare_tensors',
     'computes_as_folded',
@@ -85,8 +101,10 @@ __all__ = [
     'register_fold',
     'register_linear_conv',
     'reparam_blocks',
+    'seen_inputs',
     'set_kernel',
     'switch_to_deploy',
+    'verifiable_blocks',
     'weight_in_eval_mode',
     'widen_groups',
 ]

@@ -1,7 +1,7 @@
 """Compare the outputs of two forms of a model."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,20 +77,26 @@ def flatten_outputs(outputs: Any, name: str = 'output') -> dict[str, Tensor]:
 
 
 def compare_outputs(reference: Any, outputs: Any) -> dict[str, Difference]:
-    """Compare nested outputs tensor by tensor.
+    """Compare nested outputs tensor by tensor; see :func:`compare_named`."""
+    return compare_named(flatten_outputs(reference), flatten_outputs(outputs))
+
+
+def compare_named(
+    reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+) -> dict[str, Difference]:
+    """Compare tensors of the same names.
 
     Raises:
-        ValueError: If they hold nothing but empty tensors, or tensors at different places.
+        ValueError: If they are nothing but empty tensors, or of different names.
     """
-    first, second = flatten_outputs(reference), flatten_outputs(outputs)
-    if first.keys() != second.keys():
+    if reference.keys() != outputs.keys():
         raise ValueError(
-            f'outputs cannot be compared: the one has {sorted(first)}, the other '
-            f'{sorted(second)}'
+            f'outputs cannot be compared: the one has {sorted(reference)}, the other '
+            f'{sorted(outputs)}'
         )
-    if not any(tensor.numel() for tensor in first.values()):
+    if not any(tensor.numel() for tensor in reference.values()):
         raise ValueError('outputs cannot be compared: they hold no tensor but empty ones')
-    return {name: compare_tensors(first[name], second[name]) for name in first}
+    return {name: compare_tensors(reference[name], outputs[name]) for name in reference}
 
 
 @contextmanager

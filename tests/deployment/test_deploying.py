@@ -107,7 +107,7 @@ class TestDeployFiles:
         project = Project(tmp_path, name)
         done = project.deploy()
         assert project.written() == ['deploy.pth', 'deploy.py']
-        assert 0 < max(d.rel_l2 for d in done.differences.values()) < 1e-5
+        assert 0 < max(d.rel_l2 for d in done.verification.outputs.values()) < 1e-5
 
         config = Config.fromfile(done.out_config)
         deployed = build_model(config)
@@ -148,7 +148,8 @@ class TestDeployFiles:
         assert meta['epoch'] == 3
         assert meta['dataset_meta'] == dict(classes=('a', 'b'), palette=[[1, 0], [0, 1]])
         assert meta.keys() == {'epoch', 'dataset_meta', 'mmrep'}
-        (difference,) = done.differences.values()
+        verification = done.verification
+        assert verification.outputs.keys() == {'output', 'backbone[0]'}
         assert meta['mmrep'] == dict(
             version=mmrep.__version__,
             source='epoch_3.pth',
@@ -156,9 +157,15 @@ class TestDeployFiles:
             source_config='net.py',
             input_shape=[1, 3, 224, 224],
             seed=4,
-            rel_l2=difference.rel_l2,
-            max_abs=difference.max_abs,
-            outputs=dict(output=asdict(difference)),
+            rel_l2=max(d.rel_l2 for d in verification.outputs.values()),
+            max_abs=max(d.max_abs for d in verification.outputs.values()),
+            outputs={name: asdict(d) for name, d in verification.outputs.items()},
+            dependence=verification.dependence,
+            ill_conditioned={},
+            worst_block=dict(
+                name=verification.worst_block,
+                **asdict(verification.blocks[verification.worst_block]),
+            ),
             blocks=len(done.report.switched),
             params_before=done.report.params_before,
             params_after=done.report.params_after,
@@ -226,7 +233,7 @@ class TestInput:
 
     def test_seed(self, project):
         errors = [
-            project.deploy(shape=(3, 9, 9), seed=seed, overwrite=True).differences
+            project.deploy(shape=(3, 9, 9), seed=seed, overwrite=True).verification
             for seed in (1, 1, 2)
         ]
         assert errors[0] == errors[1] != errors[2]
@@ -259,20 +266,22 @@ class TestRefusals:
         return str(info.value)
 
     def test_rtol(self, project):
-        self.refused(project, VerificationError, r'more than 0: nothing was', rtol=0)
-        self.refused(project, VerificationError, 'more than nan', rtol=float('nan'))
+        for rtol in (0, -1, 1, float('nan'), float('inf')):
+            self.refused(project, UserError, 'a number between 0 and 1', rtol=rtol)
 
     @pytest.mark.parametrize('value', [float('nan'), float('inf')])
     def test_weight_that_is_not_finite(self, project, value):
         state = project.model.state_dict()
         state['backbone.stage_1.0.branch_3x3.conv.weight'][0, 0, 0, 0] = value
         project.save(state)
-        self.refused(project, VerificationError, r'is inf \(relative L2\)')
+        says = 'the output of backbone.stage_1.0 is not finite'
+        self.refused(project, VerificationError, says)
 
     def test_wrong_fuse_of_another_package(self, tmp_path):
         """mmpretrain's RepVGG forgets its SE layers."""
         project = Project(tmp_path, backbone=dict(HOST_REPVGG, arch=SE))
-        self.refused(project, VerificationError, 'from the train form')
+        says = r'^backbone\.\w+ is .* from its branches'
+        self.refused(project, VerificationError, says)
 
     def test_block_that_cannot_be_fused(self, tmp_path):
         norm = dict(type='GN', num_groups=2)

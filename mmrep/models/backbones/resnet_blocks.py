@@ -1,6 +1,8 @@
 """The residual blocks of ResNet; what their convs are, a config says."""
 
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from mmcv.cnn import build_plugin_layer
 from mmengine.model import BaseModule
@@ -42,6 +44,15 @@ class UnitOwner(BaseModule):
         conv, norm = getattr(self, f'conv{index}'), self.norm(index)
         return conv(x) if norm is None else conv_norm(conv, norm, x, self.one_conv)
 
+    def plain_units(self) -> dict[str, list[nn.Module]]:
+        """The units that are no blocks: a conv and, unless they are fused, its norm."""
+        units = {}
+        for name, conv in self.named_children():
+            if re.fullmatch(r'conv\d+', name) and isinstance(conv, nn.Conv2d):
+                norm = self.norm(int(name.removeprefix('conv')))
+                units[name] = [conv] if norm is None else [conv, norm]
+        return units
+
     def fuse_plain_units(self) -> None:
         """Turn each conv and norm that equal one conv into it."""
         for index, name in list(self.norm_names.items()):
@@ -59,6 +70,14 @@ class UnitOwner(BaseModule):
 
 class PlainUnits(nn.Sequential):
     """Layers in a row, among them convs with a norm after them."""
+
+    def plain_units(self) -> dict[str, list[nn.Module]]:
+        """Each conv and the layer after it, which is its norm or, once fused, nothing."""
+        return {
+            str(index): [conv, after]
+            for index, (conv, after) in enumerate(pairwise(self))
+            if isinstance(conv, nn.Conv2d)
+        }
 
     def fuse_plain_units(self) -> None:
         """Turn each conv and norm that equal one conv into it."""

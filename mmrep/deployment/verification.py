@@ -1,0 +1,228 @@
+"""Verify that a deploy form is the function that its train form is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mmrep.errors import UserError
+from mmrep.reparam import (
+    BlockDifference,
+    BlockReference,
+    Difference,
+    block_references,
+    branch_by_branch,
+    compare_blocks,
+    compare_named,
+    compare_tensors,
+    flatten_outputs,
+    seen_inputs,
+)
+
+from .running import VerificationError, check_differences, run_form, seeded_input
+
+T = TypeVar('T')
+
+#: Of an input of unit scale, what may be rounding in float32.
+_NOISE = 32 * torch.finfo(torch.float32).eps
+
+#: An output that changes by less, relative to itself, shows little of the network.
+_HARDLY = 1e-2
+
+
+class TrainForm(NamedTuple):
+    """What a train form computes on a seeded input.
+
+    Args:
+        x: The input.
+        seed: Its seed.
+        outputs: The outputs, and the features of the backbone, by name.
+        blocks: What each block computes, by name.
+    """
+
+    x: Tensor
+    seed: int
+    outputs: dict[str, Tensor]
+    blocks: dict[str, BlockReference]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far a deploy form is from its train form.
+
+    Args:
+        outputs: How far each output, and each feature map of the backbone, is.
+        blocks: How far each block is from its branches, by name.
+        dependence: How much each output changes for another input, as relative L2; one
+            that hardly depends on the input shows little of the network before it.
+        sensitivity: Of the outputs that differ by more than was allowed, though every
+            block is right: what they change by for rounding noise in the input.
+    """
+
+    outputs: Mapping[str, Difference]
+    blocks: Mapping[str, BlockDifference]
+    dependence: Mapping[str, float]
+    sensitivity: Mapping[str, float]
+
+    @property
+    def worst_block(self) -> str | None:
+        """The name of the block that is furthest from its branches."""
+        return max(self.blocks, key=lambda name: self.blocks[name].worst, default=None)
+
+    def record(self) -> dict:
+        """What a file says of its verification, in plain types."""
+        worst = self.worst_block
+        return {
+            'rel_l2': max(d.rel_l2 for d in self.outputs.values()),
+            'max_abs': max(d.max_abs for d in self.outputs.values()),
+            'outputs': {name: asdict(d) for name, d in self.outputs.items()},
+            'dependence': dict(self.dependence),
+            'ill_conditioned': dict(self.sensitivity),
+            'worst_block': worst and {'name': worst, **asdict(self.blocks[worst])},
+        }
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the outputs, a sentence each."""
+        return [
+            *(
+                f'{name} is ill-conditioned: rounding noise in the input changes it by '
+                f'{change:.1g}, so that its difference tells nothing; every block is right'
+                for name, change in self.sensitivity.items()
+            ),
+            *(
+                f'{name} hardly depends on the input ({change:.1g}): what is verified is '
+                'every block'
+                for name, change in self.dependence.items()
+                if change < _HARDLY
+            ),
+        ]
+
+
+def check_rtol(rtol: float) -> None:
+    """Raise a ``UserError`` unless ``rtol`` is an error that can be allowed."""
+    if not 0 < rtol < 1:
+        raise UserError(
+            f'{rtol:g} cannot be the largest relative error allowed: give --rtol a number '
+            'between 0 and 1'
+        )
+
+
+def observe(model: nn.Module, shape: tuple[int, ...], seed: int) -> TrainForm:
+    """Run a train form branch by branch on a seeded input of a shape.
+
+    Raises:
+        VerificationError: If something in it is not finite or zero everywhere; names it.
+        UserError: If the model cannot process the input.
+    """
+    x = seeded_input(shape, seed)
+    with branch_by_branch(model):
+        with seen_inputs(model) as seen:
+            outputs = _run(model, x, 'train')
+        blocks = _compared(block_references, model, seen, seed)
+    for name, output in outputs.items():
+        if not output.isfinite().all():
+            problem = 'is not finite'
+        elif output.is_floating_point() and output.numel() and not output.any():
+            problem = 'is zero everywhere, which proves nothing'
+        else:
+            continue
+        raise VerificationError(
+            f'{name} of the train form {problem}: nothing was written; look at the weights '
+            'of the checkpoint, or try another --shape'
+        )
+    return TrainForm(x, seed, outputs, blocks)
+
+
+def verify(train: TrainForm, deployed: nn.Module, rtol: float) -> Verification:
+    """Compare a deploy form with its train form: block by block, then the outputs.
+
+    An output may differ by more than ``rtol`` where every block is right and rounding
+    noise in the input changes it by as much: the network amplifies rounding, and the
+    blocks decide.
+
+    Args:
+        train: What :func:`observe` saw.
+        deployed: The deploy form.
+        rtol: The largest relative L2 error of an output; see
+            :meth:`~mmrep.reparam.BlockDifference.is_within` for that of a block.
+
+    Raises:
+        VerificationError: If something differs by more, if two runs of the deploy form
+            differ, or if no output depends on the input.
+    """
+    blocks = _compared(compare_blocks, train.blocks, deployed)
+    _check_blocks(blocks, rtol)
+    outputs, again = (_run(deployed, train.x, 'deploy') for _ in range(2))
+    differences = _compared(compare_named, train.outputs, outputs)
+    check_differences(
+        _compared(compare_named, outputs, again),
+        rtol,
+        'apart in two runs of the deploy form on one input',
+        'turn off what is random in it, as dropout or sampling',
+    )
+    other = seeded_input(tuple(train.x.shape), train.seed + 1)
+    dependence = _changes(outputs, _run(deployed, other, 'deploy'))
+    if not any(dependence.values()):
+        raise VerificationError(
+            'no output depends on the input, so that none proves anything: nothing was '
+            'written; look at the weights of the checkpoint'
+        )
+    beyond = {name: d for name, d in differences.items() if not d.rel_l2 <= rtol}
+    sensitivity = {}
+    if beyond:
+        noise = _NOISE * seeded_input(tuple(train.x.shape), train.seed + 2)
+        changes = _changes(outputs, _run(deployed, train.x + noise, 'deploy'))
+        sensitivity = {n: changes[n] for n in beyond if beyond[n].rel_l2 <= changes[n]}
+    check_differences(
+        {name: d for name, d in beyond.items() if name not in sensitivity},
+        rtol,
+        'from the train form',
+        'every block is right, so look for what stands between them, or report the config',
+    )
+    return Verification(differences, blocks, dependence, sensitivity)
+
+
+def _check_blocks(blocks: Mapping[str, BlockDifference], rtol: float) -> None:
+    for name, difference in blocks.items():
+        if not difference.is_within(rtol):
+            raise VerificationError(
+                f'{name} is {max(difference.worst, difference.rounding or 0.0):.3g} '
+                '(relative L2) from its branches, which is more than rounding: nothing was '
+                'written; report the block, or the config'
+            )
+
+
+def _run(model: nn.Module, x: Tensor, form: str) -> dict[str, Tensor]:
+    """The outputs of a model and the features of its backbone, by name."""
+    features: list = []
+    backbone = getattr(model, 'backbone', None)
+    hook = None
+    if isinstance(backbone, nn.Module):
+        hook = backbone.register_forward_hook(lambda *args: features.append(args[-1]))
+    try:
+        outputs = flatten_outputs(run_form(model, x, form))
+    finally:
+        if hook is not None:
+            hook.remove()
+    return outputs | (flatten_outputs(features[0], 'backbone') if features else {})
+
+
+def _compared(compare: Callable[..., T], *forms: Any) -> T:
+    """What a comparison finds; forms that cannot be compared are not verified."""
+    try:
+        return compare(*forms)
+    except ValueError as error:
+        raise VerificationError(f'the two forms cannot be verified: {error}') from error
+
+
+def _changes(
+    outputs: Mapping[str, Tensor], others: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """How much each real output changes, relative to itself."""
+    return {
+        name: compare_tensors(output, others[name]).rel_l2
+        for name, output in outputs.items()
+        if output.is_floating_point()
+    }

@@ -1,0 +1,323 @@
+"""Verify every block of a model by itself: its fused conv against its branches.
+
+The outputs of a model say little of a block where a head hides the backbone, or where a
+deep network amplifies rounding. A block by itself is an affine function of its input, or
+nearly so, and is compared on inputs that show all of it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf, isnan
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .deploy import reparam_blocks
+from .equivalence import flatten_outputs
+from .geometry import ConvGeometry, NotFoldableError, conv_geometry
+
+#: Pixels of a seeded input, at least, and how many a kernel leaves free in it.
+_PIXELS, _FREE = 8, 4
+
+#: Errors of a channel count relative to its own response, or to this part of the mean
+#: one: a response that is zero on paper is rounding noise in the computer.
+_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class BlockDifference:
+    """How far a fused block is from its branches, as relative L2 errors.
+
+    Of a re-parameterizable block, what is compared is the part that was fused, without
+    the SE layer and the activation that both forms have.
+
+    Args:
+        kernel: Of the response to a seeded input of unit scale, less the response to
+            zeros, in float64; of the worst channel.
+        bias: Of the response to zeros, in float64; of the worst channel.
+        seen: Of the output on the input that the block got from the model, in float64.
+            ``None`` if it got none.
+        rounding: The same in the model's own dtype, against float64.
+        branches_rounding: The same of the branches.
+    """
+
+    kernel: float
+    bias: float
+    seen: float | None = None
+    rounding: float | None = None
+    branches_rounding: float | None = None
+
+    @property
+    def worst(self) -> float:
+        """The largest error in float64, which is that of fusing alone."""
+        return max(self.kernel, self.bias, self.seen or 0.0)
+
+    def is_within(self, rtol: float, dtype: torch.dtype = torch.float32) -> bool:
+        """Whether the fused block is as close to its branches as fusing can bring it.
+
+        In float64, the responses must be within a tenth of ``rtol``, though not nearer
+        than rounding the kernel to its dtype allows, and the output on the seen input
+        within ``rtol``. In the model's dtype, where a sum of branches can lose more than
+        ``rtol`` itself, the fused block must not lose more than they do.
+        """
+        allowed = max(rtol / 10, 8 * torch.finfo(dtype).eps)
+        return (
+            max(self.kernel, self.bias) <= allowed
+            and (self.seen or 0.0) <= max(rtol, allowed)
+            and (self.rounding or 0.0) <= max(rtol, 2 * (self.branches_rounding or 0.0))
+        )
+
+
+class _Responses(NamedTuple):
+    """What one block computes: of a seeded input, of zeros, and of what it saw."""
+
+    seeded: Tensor
+    zeros: Tensor
+    seen: Tensor | None
+    rounded: Tensor | None
+
+
+class _Inputs(NamedTuple):
+    """Positional arguments of a block; in float64 unless it is the one that was seen."""
+
+    seeded: tuple
+    zeros: tuple
+    seen: tuple | None
+
+
+class BlockReference(NamedTuple):
+    """What a block was given in train form, and what it made of it."""
+
+    inputs: _Inputs
+    responses: _Responses
+    by_channel: bool
+
+
+class _Linear(nn.Module):
+    """The part of a block that is fused, as a module."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block.linear(x)
+
+
+def verifiable_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """What fusing replaces in a model, by name; each as a module that computes it.
+
+    The blocks, as :func:`~mmrep.reparam.reparam_blocks` finds them, without those inside
+    another; and the convs with a norm that ``plain_units`` of a module lists.
+    """
+    blocks: dict[str, nn.Module] = {}
+    for name, block in reparam_blocks(model).items():
+        # Outer ones come first.
+        if not any(name.startswith(f'{outer}.') for outer in blocks):
+            blocks[name] = _Linear(block) if hasattr(block, 'check_foldable') else block
+    for owner, module in model.named_modules():
+        if callable(getattr(module, 'plain_units', None)):
+            for name, layers in module.plain_units().items():
+                blocks[f'{owner}.{name}'.lstrip('.')] = nn.Sequential(*layers)
+    return blocks
+
+
+@contextmanager
+def seen_inputs(model: nn.Module) -> Iterator[dict[str, tuple]]:
+    """The positional arguments that each block gets first while the context is open.
+
+    By the names of :func:`verifiable_blocks`, in the order of the calls.
+    """
+    seen: dict[str, tuple] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: seen.setdefault(name, args) and None
+        )
+        for name in verifiable_blocks(model)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def block_references(
+    model: nn.Module, seen: Mapping[str, tuple], seed: int = 0
+) -> dict[str, BlockReference]:
+    """What every block of a model in train form computes, to be compared when it is fused.
+
+    The blocks must compute branch by branch
+    (:func:`~mmrep.reparam.branch_by_branch`), in eval mode.
+
+    Args:
+        model: The model.
+        seen: What :func:`seen_inputs` saw.
+        seed: Of the seeded inputs. Default: 0.
+
+    Raises:
+        ValueError: If a block of another package got no input, so that nothing is known
+            of what it takes, or if an output is not finite; names the block.
+    """
+    references = {}
+    blocks = verifiable_blocks(model)
+    # As they were called, so that the first of many wrong ones is named.
+    for name in dict.fromkeys([*seen, *blocks]):
+        block = blocks[name]
+        frame = _frame(block)
+        inputs = _inputs(block, frame, seen.get(name), seed, name)
+        responses = _respond(block, inputs, frame is not None)
+        if not all(r.isfinite().all() for r in responses if r is not None):
+            raise ValueError(f'the output of {name} is not finite')
+        references[name] = BlockReference(inputs, responses, frame is not None)
+    return references
+
+
+@torch.no_grad()
+def compare_block(reference: BlockReference, block: nn.Module) -> BlockDifference:
+    """Compare a fused block with what it was.
+
+    Args:
+        reference: What it computed in train form.
+        block: What :func:`verifiable_blocks` has of the same name in deploy form.
+
+    Raises:
+        ValueError: If an output has another shape.
+    """
+    inputs, expected, by_channel = reference
+    actual = _respond(block, inputs, by_channel)
+    varying = expected.seeded - expected.zeros
+    kernel = _error(varying, actual.seeded - actual.zeros, varying, by_channel)
+    bias = _error(expected.zeros, actual.zeros, varying, by_channel)
+    if expected.seen is None:
+        return BlockDifference(kernel, bias)
+    outputs = actual.seen, actual.rounded.double(), expected.rounded.double()
+    return BlockDifference(
+        kernel, bias, *(_error(expected.seen, output, varying) for output in outputs)
+    )
+
+
+def compare_blocks(
+    references: Mapping[str, BlockReference], model: nn.Module
+) -> dict[str, BlockDifference]:
+    """:func:`compare_block` of every block of a model in deploy form, by name.
+
+    Raises:
+        ValueError: If a block is not there, or an output has another shape.
+    """
+    blocks = verifiable_blocks(model)
+    if missing := references.keys() - blocks.keys():
+        raise ValueError(f'the deploy form has no {min(missing)}')
+    return {name: compare_block(r, blocks[name]) for name, r in references.items()}
+
+
+def _frame(block: nn.Module) -> ConvGeometry | None:
+    """The conv that a block becomes; ``None`` for one of another package."""
+    if isinstance(block, _Linear):
+        return block.block.frame
+    try:
+        return conv_geometry(block[0]) if isinstance(block, nn.Sequential) else None
+    except NotFoldableError:
+        return None
+
+
+def _inputs(
+    block: nn.Module,
+    frame: ConvGeometry | None,
+    seen: tuple | None,
+    seed: int,
+    name: str,
+) -> _Inputs:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [*block.parameters(), *block.buffers()]
+    like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        # Drawn on the CPU, which gives the same numbers for a seed everywhere.
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device)
+
+    if seen is None and (frame is None or frame.moves_with_size):
+        raise ValueError(f'the input does not reach {name}, which is not verified without')
+    if frame is None:
+        seeded = tuple(draw(a.shape) if _is_real(a) else a for a in seen)
+    else:
+        seeded = (draw((1, frame.in_channels, *_size(frame, seen))),)
+    zeros = tuple(torch.zeros_like(a) if _is_real(a) else a for a in seeded)
+    return _Inputs(seeded, zeros, seen)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _size(frame: ConvGeometry, seen: tuple | None) -> list[int]:
+    """Rows and columns that every tap of a kernel meets."""
+    sizes = []
+    for axis, (taps, apart, stride) in enumerate(
+        zip(frame.kernel_size, frame.dilation, frame.stride, strict=True)
+    ):
+        size = max(_PIXELS, apart * (taps - 1) + 1 + _FREE)
+        if frame.moves_with_size:
+            # The kernel is fused for the padding of such sizes alone.
+            size += (seen[0].shape[2 + axis] - size) % stride
+        sizes.append(size)
+    return sizes
+
+
+def _respond(block: nn.Module, inputs: _Inputs, by_channel: bool) -> _Responses:
+    wide = {
+        name: tensor.double()
+        for name, tensor in (*block.named_parameters(), *block.named_buffers())
+        if tensor.is_floating_point()
+    }
+
+    def respond(args: tuple) -> Tensor:
+        args = tuple(a.double() if _is_real(a) else a for a in args)
+        return _joined(functional_call(block, wide, args))
+
+    if by_channel:
+        # One image beside the other: most of the time goes into the weights.
+        both = map(torch.cat, zip(inputs.seeded, inputs.zeros, strict=True))
+        seeded, zeros = respond(tuple(both)).split(1)
+    else:
+        seeded, zeros = respond(inputs.seeded), respond(inputs.zeros)
+    if inputs.seen is None:
+        return _Responses(seeded, zeros, None, None)
+    return _Responses(seeded, zeros, respond(inputs.seen), _joined(block(*inputs.seen)))
+
+
+def _joined(outputs: Any) -> Tensor:
+    """The one tensor of a block's outputs, or all of them in a row."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    tensors = [t.flatten() for t in flatten_outputs(outputs).values() if _is_real(t)]
+    if not tensors:
+        raise ValueError(f'a block returns {type(outputs).__name__}, which is no tensor')
+    return torch.cat(tensors)
+
+
+def _error(
+    reference: Tensor, output: Tensor, scale: Tensor, by_channel: bool = False
+) -> float:
+    """``|y - y_ref| / |y_ref|``, of the worst channel (dimension 1) or of all together.
+
+    Where ``|y_ref|`` is next to nothing beside ``scale``, a part of that takes its place.
+    """
+    if reference.shape != output.shape:
+        raise ValueError(
+            f'outputs of shape {tuple(reference.shape)} and {tuple(output.shape)} cannot '
+            'be compared'
+        )
+
+    def sizes(tensor: Tensor) -> Tensor:
+        rows = tensor.transpose(0, 1).flatten(1) if by_channel else tensor.reshape(1, -1)
+        return rows.square().mean(1).sqrt()
+
+    size = sizes(reference).clamp(min=_FLOOR * scale.square().mean().sqrt().item())
+    error = sizes(output - reference)
+    error = torch.where(error == 0, 0.0, error / size).max().item()
+    return inf if isnan(error) else error
