@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrep.cli import ToolParser, add_config_options, run_tool, shape_argument
-from mmrep.deployment import Deployed, Verification, deploy_checkpoint, read_config
+from mmrep.deployment import Deployed, deploy_checkpoint, read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,27 +38,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def block_table(verification: Verification) -> Table:
-    """How far the worst of the blocks is from its branches."""
-    name = verification.worst_block
-    worst = verification.blocks[name]
-    table = Table(
-        *('worst block', 'kernel', 'bias', 'on its input', 'in float32', 'its branches'),
-    )
-    figures = worst.kernel, worst.bias, worst.seen, worst.rounding, worst.branches_rounding
-    table.add_row(
-        name.replace('[', r'\['), *('' if f is None else f'{f:.2e}' for f in figures)
-    )
-    return table
-
-
 def show(done: Deployed) -> None:
     """Print what was done."""
     console = Console()
     verification = done.verification
-    outputs = Table(
-        *('output', 'relative L2', 'max abs', 'argmax agreement', 'for another input')
-    )
+    outputs = Table('output', 'relative L2', 'max abs', 'argmax', 'for another input')
+    outputs.columns[0].overflow = 'fold'
     for name, error in verification.outputs.items():
         change = verification.dependence.get(name)
         outputs.add_row(
@@ -69,10 +54,11 @@ def show(done: Deployed) -> None:
             f'{error.argmax_agreement:.2%}',
             '' if change is None else f'{change:.2e}',
         )
+    if (name := verification.worst_block) is not None:
+        worst = f'{verification.blocks[name].worst:.2e}'
+        outputs.add_row(f'{len(verification.blocks)} blocks, worst: {name}', worst)
     console.print(f'verified on an input of shape {done.shape}:')
     console.print(outputs)
-    if verification.worst_block is not None:
-        console.print(block_table(verification))
     for remark in verification.remarks():
         console.print(f'note: {remark}', markup=False, soft_wrap=True)
     report = done.report

@@ -28,6 +28,7 @@ from mmrep.reparam import (
     conv_geometry,
     flatten_outputs,
     reparam_blocks,
+    seen_inputs,
 )
 from mmrep.version import __version__
 
@@ -37,6 +38,7 @@ from .onnx_graph import fold_constants, nodes_of
 from .onnx_tracing import trace
 from .onnx_verification import Reference, verify
 from .running import fuse, run_form, seeded_input
+from .verification import check_rtol, observe_blocks, verify_blocks
 
 #: The inputs that are compared: images, and rows and columns more than asked for.
 _FIXED = ((1, 0, 0), (1, 0, 0), (1, 0, 0))
@@ -83,7 +85,8 @@ def export_onnx(
     once, here, so that an operator in the graph is one that works on the input.
 
     What the file is compared with is the model as the checkpoint has it; one in train
-    form computes branch by branch in PyTorch, whichever form is exported.
+    form computes branch by branch in PyTorch, whichever form is exported, and each of its
+    blocks is compared with what it is fused to.
 
     Args:
         config: The config that the checkpoint was trained with, or its deploy config.
@@ -106,6 +109,7 @@ def export_onnx(
     if out.suffix != '.onnx':
         raise UserError(f'{out} must end in .onnx')
     refuse_existing(out, overwrite=overwrite)
+    check_rtol(rtol)
     try:
         import onnx
         import onnxruntime  # noqa: F401
@@ -118,9 +122,13 @@ def export_onnx(
     if dynamic:
         _refuse_same_padding(model)
     with branch_by_branch(model):
-        references = _references(model, given, shape or input_shape(config), dynamic)
+        with seen_inputs(model) as seen:
+            references = _references(model, given, shape or input_shape(config), dynamic)
         if form == 'deploy':
+            # None is left to fuse in a model that is given in deploy form.
+            blocks = observe_blocks(model, seen) if given == 'train' else {}
             fuse(model, '; export it with --form train')
+            verify_blocks(blocks, model, rtol)
         exported = trace(model, references, form, dynamic, opset)
     fold_constants(exported)
     properties = {

@@ -28,6 +28,9 @@ T = TypeVar('T')
 #: Of an input of unit scale, what may be rounding in float32.
 _NOISE = 32 * torch.finfo(torch.float32).eps
 
+#: A network that makes so much more of it amplifies rounding.
+_AMPLIFIED = 10
+
 #: An output that changes by less, relative to itself, shows little of the network.
 _HARDLY = 1e-2
 
@@ -92,8 +95,8 @@ class Verification:
                 for name, change in self.sensitivity.items()
             ),
             *(
-                f'{name} hardly depends on the input ({change:.1g}): what is verified is '
-                'every block'
+                f'{name} hardly depends on the input ({change:.1g}) and shows little of '
+                'the network; every block is right by itself'
                 for name, change in self.dependence.items()
                 if change < _HARDLY
             ),
@@ -120,7 +123,7 @@ def observe(model: nn.Module, shape: tuple[int, ...], seed: int) -> TrainForm:
     with branch_by_branch(model):
         with seen_inputs(model) as seen:
             outputs = _run(model, x, 'train')
-        blocks = _compared(block_references, model, seen, seed)
+        blocks = observe_blocks(model, seen, seed)
     for name, output in outputs.items():
         if not output.isfinite().all():
             problem = 'is not finite'
@@ -133,6 +136,36 @@ def observe(model: nn.Module, shape: tuple[int, ...], seed: int) -> TrainForm:
             'of the checkpoint, or try another --shape'
         )
     return TrainForm(x, seed, outputs, blocks)
+
+
+def observe_blocks(
+    model: nn.Module, seen: Mapping[str, tuple], seed: int = 0
+) -> dict[str, BlockReference]:
+    """:func:`~mmrep.reparam.block_references` of a train form that is to be verified.
+
+    Raises:
+        VerificationError: If a block cannot be; names it.
+    """
+    return _compared(block_references, model, seen, seed)
+
+
+def verify_blocks(
+    references: Mapping[str, BlockReference], deployed: nn.Module, rtol: float
+) -> dict[str, BlockDifference]:
+    """Compare every block of a deploy form with its branches.
+
+    Raises:
+        VerificationError: If one is not :meth:`~mmrep.reparam.BlockDifference.is_within`.
+    """
+    blocks = _compared(compare_blocks, references, deployed)
+    for name, difference in blocks.items():
+        if not difference.is_within(rtol):
+            raise VerificationError(
+                f'{name} is {max(difference.worst, difference.rounding or 0.0):.3g} '
+                '(relative L2) from its branches, which is more than rounding: nothing was '
+                'written; report the block, or the config'
+            )
+    return blocks
 
 
 def verify(train: TrainForm, deployed: nn.Module, rtol: float) -> Verification:
@@ -152,8 +185,7 @@ def verify(train: TrainForm, deployed: nn.Module, rtol: float) -> Verification:
         VerificationError: If something differs by more, if two runs of the deploy form
             differ, or if no output depends on the input.
     """
-    blocks = _compared(compare_blocks, train.blocks, deployed)
-    _check_blocks(blocks, rtol)
+    blocks = verify_blocks(train.blocks, deployed, rtol)
     outputs, again = (_run(deployed, train.x, 'deploy') for _ in range(2))
     differences = _compared(compare_named, train.outputs, outputs)
     check_differences(
@@ -174,7 +206,11 @@ def verify(train: TrainForm, deployed: nn.Module, rtol: float) -> Verification:
     if beyond:
         noise = _NOISE * seeded_input(tuple(train.x.shape), train.seed + 2)
         changes = _changes(outputs, _run(deployed, train.x + noise, 'deploy'))
-        sensitivity = {n: changes[n] for n in beyond if beyond[n].rel_l2 <= changes[n]}
+        sensitivity = {
+            name: changes[name]
+            for name, difference in beyond.items()
+            if max(difference.rel_l2, _AMPLIFIED * _NOISE) <= changes.get(name, 0.0)
+        }
     check_differences(
         {name: d for name, d in beyond.items() if name not in sensitivity},
         rtol,
@@ -182,16 +218,6 @@ def verify(train: TrainForm, deployed: nn.Module, rtol: float) -> Verification:
         'every block is right, so look for what stands between them, or report the config',
     )
     return Verification(differences, blocks, dependence, sensitivity)
-
-
-def _check_blocks(blocks: Mapping[str, BlockDifference], rtol: float) -> None:
-    for name, difference in blocks.items():
-        if not difference.is_within(rtol):
-            raise VerificationError(
-                f'{name} is {max(difference.worst, difference.rounding or 0.0):.3g} '
-                '(relative L2) from its branches, which is more than rounding: nothing was '
-                'written; report the block, or the config'
-            )
 
 
 def _run(model: nn.Module, x: Tensor, form: str) -> dict[str, Tensor]:

@@ -417,7 +417,20 @@ class TestRefusals:
     def test_more_than_rtol(self, tmp_path):
         project = Project(tmp_path, REPVGG)
         project.refuse('more than 1e-12', error=VerificationError, rtol=1e-12)
-        project.refuse('more than nan', error=VerificationError, rtol=float('nan'))
+        project.refuse('a number between 0 and 1', rtol=float('nan'))
+
+    def test_a_block_that_is_fused_wrong(self, tmp_path, monkeypatch):
+        """By less than the outputs would tell."""
+        fuse = export.fuse
+
+        def spoil(model: nn.Module, remedy: str) -> None:
+            fuse(model, remedy)
+            with torch.no_grad():
+                model.stage_1[0].branch_reparam.weight *= 1 + 5e-5
+
+        monkeypatch.setattr(export, 'fuse', spoil)
+        says = 'stage_1.0 is 5e-05 (relative L2) from its branches'
+        Project(tmp_path, REPVGG).refuse(says, error=VerificationError)
 
     def test_no_output(self, tmp_path):
         Project(tmp_path, dict(type='SilentNetwork')).refuse('returns no tensor')
