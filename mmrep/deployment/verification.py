@@ -11,6 +11,7 @@ from mmrep.errors import UserError
 from mmrep.reparam import (
     BlockDifference,
     BlockReference,
+    Call,
     Difference,
     block_references,
     branch_by_branch,
@@ -139,7 +140,7 @@ def observe(model: nn.Module, shape: tuple[int, ...], seed: int) -> TrainForm:
 
 
 def observe_blocks(
-    model: nn.Module, seen: Mapping[str, tuple], seed: int = 0
+    model: nn.Module, seen: Mapping[str, Call], seed: int = 0
 ) -> dict[str, BlockReference]:
     """:func:`~mmrep.reparam.block_references` of a train form that is to be verified.
 

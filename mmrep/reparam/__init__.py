@@ -1,5 +1,15 @@
 """The mathematics of structural re-parameterization; imports torch only."""
 
+from .block_verification import (
+    BlockDifference,
+    BlockReference,
+    Call,
+    block_references,
+    compare_block,
+    compare_blocks,
+    seen_inputs,
+    verifiable_blocks,
+)
 from .deploy import (
     DeployReport,
     count_parameters,
@@ -49,20 +59,12 @@ from .transforms import (
     pad_kernel,
     widen_groups,
 )
-from .verification import (
-    BlockDifference,
-    BlockReference,
-    block_references,
-    compare_block,
-    compare_blocks,
-    seen_inputs,
-    verifiable_blocks,
-)
 
 __all__ = [
     'LINEAR_CONVS',
     'BlockDifference',
     'BlockReference',
+    'Call',
     'ConvGeometry',
     'DeployReport',
     'Difference',

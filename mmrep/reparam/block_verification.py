@@ -5,7 +5,7 @@ deep network amplifies rounding. A block by itself is an affine function of its 
 nearly so, and is compared on inputs that show all of it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, isnan
@@ -80,12 +80,28 @@ class _Responses(NamedTuple):
     rounded: Tensor | None
 
 
-class _Inputs(NamedTuple):
-    """Positional arguments of a block; in float64 unless it is the one that was seen."""
+class Call(NamedTuple):
+    """The arguments of a module."""
 
-    seeded: tuple
-    zeros: tuple
-    seen: tuple | None
+    args: tuple
+    kwargs: Mapping[str, Any]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> 'Call':
+        """A call with other tensors in the place of the real ones."""
+
+        def changed(value: Any) -> Any:
+            return change(value) if _is_real(value) else value
+
+        kwargs = {name: changed(value) for name, value in self.kwargs.items()}
+        return Call(tuple(map(changed, self.args)), kwargs)
+
+
+class _Inputs(NamedTuple):
+    """What a block is called with; in the model's dtype only what it saw."""
+
+    seeded: Call
+    zeros: Call
+    seen: Call | None
 
 
 class BlockReference(NamedTuple):
@@ -126,15 +142,19 @@ def verifiable_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def seen_inputs(model: nn.Module) -> Iterator[dict[str, tuple]]:
-    """The positional arguments that each block gets first while the context is open.
+def seen_inputs(model: nn.Module) -> Iterator[dict[str, Call]]:
+    """What each block is first called with while the context is open.
 
     By the names of :func:`verifiable_blocks`, in the order of the calls.
     """
-    seen: dict[str, tuple] = {}
+    seen: dict[str, Call] = {}
+
+    def see(name: str, args: tuple, kwargs: dict) -> None:
+        seen.setdefault(name, Call(args, kwargs))
+
     handles = [
         model.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, name=name: seen.setdefault(name, args) and None
+            lambda _, args, kwargs, name=name: see(name, args, kwargs), with_kwargs=True
         )
         for name in verifiable_blocks(model)
     ]
@@ -147,7 +167,7 @@ def seen_inputs(model: nn.Module) -> Iterator[dict[str, tuple]]:
 
 @torch.no_grad()
 def block_references(
-    model: nn.Module, seen: Mapping[str, tuple], seed: int = 0
+    model: nn.Module, seen: Mapping[str, Call], seed: int = 0
 ) -> dict[str, BlockReference]:
     """What every block of a model in train form computes, to be compared when it is fused.
 
@@ -228,7 +248,7 @@ def _frame(block: nn.Module) -> ConvGeometry | None:
 def _inputs(
     block: nn.Module,
     frame: ConvGeometry | None,
-    seen: tuple | None,
+    seen: Call | None,
     seed: int,
     name: str,
 ) -> _Inputs:
@@ -243,18 +263,17 @@ def _inputs(
     if seen is None and (frame is None or frame.moves_with_size):
         raise ValueError(f'the input does not reach {name}, which is not verified without')
     if frame is None:
-        seeded = tuple(draw(a.shape) if _is_real(a) else a for a in seen)
+        seeded = seen.map(lambda tensor: draw(tensor.shape))
     else:
-        seeded = (draw((1, frame.in_channels, *_size(frame, seen))),)
-    zeros = tuple(torch.zeros_like(a) if _is_real(a) else a for a in seeded)
-    return _Inputs(seeded, zeros, seen)
+        seeded = Call((draw((1, frame.in_channels, *_size(frame, seen))),), {})
+    return _Inputs(seeded, seeded.map(torch.zeros_like), seen)
 
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _size(frame: ConvGeometry, seen: tuple | None) -> list[int]:
+def _size(frame: ConvGeometry, seen: Call | None) -> list[int]:
     """Rows and columns that every tap of a kernel meets."""
     sizes = []
     for axis, (taps, apart, stride) in enumerate(
@@ -263,7 +282,7 @@ def _size(frame: ConvGeometry, seen: tuple | None) -> list[int]:
         size = max(_PIXELS, apart * (taps - 1) + 1 + _FREE)
         if frame.moves_with_size:
             # The kernel is fused for the padding of such sizes alone.
-            size += (seen[0].shape[2 + axis] - size) % stride
+            size += (seen.args[0].shape[2 + axis] - size) % stride
         sizes.append(size)
     return sizes
 
@@ -275,19 +294,22 @@ def _respond(block: nn.Module, inputs: _Inputs, by_channel: bool) -> _Responses:
         if tensor.is_floating_point()
     }
 
-    def respond(args: tuple) -> Tensor:
-        args = tuple(a.double() if _is_real(a) else a for a in args)
-        return _joined(functional_call(block, wide, args))
+    def respond(call: Call) -> Tensor:
+        # Copies, for a block may write into what it is given.
+        call = call.map(lambda tensor: tensor.to(torch.float64, copy=True))
+        return _joined(functional_call(block, wide, call.args, call.kwargs))
 
     if by_channel:
         # One image beside the other: most of the time goes into the weights.
-        both = map(torch.cat, zip(inputs.seeded, inputs.zeros, strict=True))
-        seeded, zeros = respond(tuple(both)).split(1)
+        images = torch.cat([inputs.seeded.args[0], inputs.zeros.args[0]])
+        seeded, zeros = respond(Call((images,), {})).split(1)
     else:
         seeded, zeros = respond(inputs.seeded), respond(inputs.zeros)
     if inputs.seen is None:
         return _Responses(seeded, zeros, None, None)
-    return _Responses(seeded, zeros, respond(inputs.seen), _joined(block(*inputs.seen)))
+    copy = inputs.seen.map(torch.clone)
+    rounded = _joined(block(*copy.args, **copy.kwargs))
+    return _Responses(seeded, zeros, respond(inputs.seen), rounded)
 
 
 def _joined(outputs: Any) -> Tensor:

@@ -15,6 +15,7 @@ from mmrep.models.blocks import DiverseBranchBlock, RepVGGBlock
 from mmrep.reparam import (
     BlockDifference,
     BlockReference,
+    Call,
     block_references,
     branch_by_branch,
     compare_block,
@@ -120,8 +121,8 @@ class TestLaw:
         """A constant image, and one that is next to nothing beside its mean."""
         block = randomise(RepVGGBlock(8, 8)).eval()
         x = offset + 1e-3 * image(1, 8, 9, 9, dtype=torch.float32)
-        with torch.no_grad(), branch_by_branch(block):
-            references = block_references(block, {'': (x,)})
+        with branch_by_branch(block):
+            references = block_references(block, {'': Call((x,), {})})
         block.switch_to_deploy()
         assert compare_blocks(references, block)[''].is_within(RTOL)
         for fault in FAULTS:
@@ -174,7 +175,7 @@ class TestJudgement:
 
 
 class Foreign(nn.Module):
-    """A block of another package: not affine, its own switch, of several tensors."""
+    """A block of another package: of several tensors, and it writes into its input."""
 
     def __init__(self, wrong: float = 0.0) -> None:
         super().__init__()
@@ -182,6 +183,7 @@ class Foreign(nn.Module):
         self.branches = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)])
 
     def forward(self, x: Tensor, y: Tensor) -> dict:
+        x.clamp_(max=1)
         return dict(first=[sum(branch(x) for branch in self.branches).relu()], rest=y)
 
     @torch.no_grad()
@@ -200,7 +202,7 @@ class Owner(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor):
-        return self.block(x, x.mean(1))
+        return self.block(x.clone(), y=x.mean(1))
 
 
 class TestForeignBlocks:
@@ -220,7 +222,7 @@ class TestForeignBlocks:
 
     def test_no_tensor(self, monkeypatch):
         model = Owner(Foreign())
-        monkeypatch.setattr(Foreign, 'forward', lambda *args: 'text')
+        monkeypatch.setattr(Foreign, 'forward', lambda *args, **kwargs: 'text')
         with pytest.raises(ValueError, match='returns str, which is no tensor'):
             observe(model, 1, 4, 6, 6)
 
