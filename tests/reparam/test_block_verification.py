@@ -130,7 +130,7 @@ class TestLaw:
                 assert not compare_blocks(references, block)[''].is_within(RTOL)
 
     @pytest.mark.parametrize(
-        ('dtype', 'rtol'), [(torch.float64, 1e-10), (torch.float16, RTOL)]
+        ('dtype', 'rtol'), [(torch.float64, 1e-10), (torch.bfloat16, RTOL)]
     )
     def test_other_dtypes(self, dtype, rtol):
         block = randomise(DiverseBranchBlock(8, 8, 3)).to(dtype)
