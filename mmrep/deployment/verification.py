@@ -162,7 +162,7 @@ def verify_blocks(
     for name, difference in blocks.items():
         if not difference.is_within(rtol):
             raise VerificationError(
-                f'{name} is {max(difference.worst, difference.rounding or 0.0):.3g} '
+                f'{name} is {max(difference.worst, difference.seen or 0.0):.3g} '
                 '(relative L2) from its branches, which is more than rounding: nothing was '
                 'written; report the block, or the config'
             )

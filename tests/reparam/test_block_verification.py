@@ -146,7 +146,7 @@ class TestLaw:
 class TestJudgement:
     """What counts as right: all of it, each by its own measure."""
 
-    RIGHT = BlockDifference(1e-6, 1e-6, 5e-5, 5e-5, 1e-7)
+    RIGHT = BlockDifference(1e-6, 1e-6, 5e-5, 1e-7)
 
     @pytest.mark.parametrize(
         ('changes', 'right'),
@@ -155,9 +155,8 @@ class TestJudgement:
             (dict(kernel=2e-5), False),
             (dict(bias=2e-5), False),
             (dict(seen=2e-4), False),
-            (dict(rounding=2e-4), False),
-            (dict(rounding=2e-4, branches_rounding=1.1e-4), True),
-            (dict(seen=None, rounding=None, branches_rounding=None), True),
+            (dict(seen=2e-4, branches_seen=1.1e-4), True),
+            (dict(seen=None, branches_seen=None), True),
             (dict(kernel=float('inf')), False),
         ],
     )
@@ -166,8 +165,8 @@ class TestJudgement:
         assert BlockDifference(**fields).is_within(RTOL) is right
 
     def test_worst(self):
-        assert BlockDifference(1e-7, 3e-7).worst == 3e-7
-        assert BlockDifference(1e-7, 3e-7, 4e-7, 1.0).worst == 4e-7
+        assert BlockDifference(1e-7, 3e-7, 1.0).worst == 3e-7
+        assert BlockDifference(4e-7, 3e-7, 1.0).worst == 4e-7
 
     def test_a_tolerance_below_rounding(self):
         assert BlockDifference(2e-7, 2e-7).is_within(1e-9)
@@ -260,7 +259,7 @@ class TestBlocks:
         block.switch_to_deploy()
         (difference,) = compare_blocks(references, block).values()
         assert 0 < difference.worst < 1e-6
-        assert difference.seen is difference.rounding is None
+        assert difference.seen is difference.branches_seen is None
 
     def test_same_padding(self):
         """Its kernel is that of inputs with one remainder by the stride."""

@@ -33,7 +33,7 @@ class TestDeployFiles:
         assert '100.00%' in deployed.log
         worst = meta['worst_block']
         (row,) = [line for line in lines if 'blocks, worst: ' in line]
-        error = max(worst['kernel'], worst['bias'], worst['seen'])
+        error = max(worst['kernel'], worst['bias'])
         assert worst['name'] in deployed.log and f'{error:.2e}' in row
         assert 'blocks fused: 6' in lines
         params = f'{meta["params_before"]:,} -> {meta["params_after"]:,}'
