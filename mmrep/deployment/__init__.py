@@ -14,6 +14,7 @@ from .config import (
 )
 from .deploying import Deployed, deploy_checkpoint
 from .export import OnnxExport, export_onnx
+from .pair import check_pair
 from .running import VerificationError, forward
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     'Shape',
     'VerificationError',
     'build_model',
+    'check_pair',
     'deploy_checkpoint',
     'deploy_config',
     'enter_scope',
