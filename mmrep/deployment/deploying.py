@@ -19,7 +19,7 @@ from mmrep.checkpoints import (
     sha256_of,
     state_dict_of,
 )
-from mmrep.errors import CheckpointError, ConfigError, UserError, printable
+from mmrep.errors import CheckpointError, ConfigError, UserError
 from mmrep.reparam import DeployReport, Difference, branch_by_branch, compare_outputs
 from mmrep.version import __version__
 
@@ -123,8 +123,7 @@ def deploy_checkpoint(
         'params_before': report.params_before,
         'params_after': report.params_after,
     }
-    text = f'# The deploy form of {printable(source_config.name)}.\n{text}'
-    write_pair(out, out_config, model.state_dict(), meta, text)
+    write_pair(out, out_config, model.state_dict(), meta, text, source_config.name)
     return Deployed(
         report,
         differences,

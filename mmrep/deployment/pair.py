@@ -9,7 +9,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmrep.checkpoints import atomic_writes, save_checkpoint, sha256_of
-from mmrep.errors import CheckpointError
+from mmrep.errors import CheckpointError, printable
 
 
 def write_pair(
@@ -18,6 +18,7 @@ def write_pair(
     state_dict: Mapping[str, Tensor],
     meta: Mapping[str, Any],
     config: str,
+    source: str,
 ) -> None:
     """Write a deploy checkpoint and its config, both or neither.
 
@@ -31,15 +32,22 @@ def write_pair(
         state_dict: The weights.
         meta: What is said of them.
         config: The text of the config.
+        source: Name of the config that it is the deploy form of.
 
     Raises:
         UserError: If they cannot be written; then nothing has changed.
     """
     with atomic_writes(out_config, out) as (config_file, checkpoint_file):
         save_checkpoint(checkpoint_file, out.suffix, state_dict, meta)
-        digest = sha256_of(checkpoint_file)
-        record = f'mmrep_checkpoint = dict(file={out.name!a}, sha256={digest!r})\n'
-        config_file.write_text(config + record, 'utf-8')
+        title = f'# The deploy form of {_inert(printable(source))}.\n'
+        file, digest = _inert(ascii(out.name)), sha256_of(checkpoint_file)
+        record = f'mmrep_checkpoint = dict(file={file}, sha256={digest!r})\n'
+        config_file.write_text(title + config + record, 'utf-8')
+
+
+def _inert(text: str) -> str:
+    """Text in which mmengine finds no ``{{ variable }}`` to replace."""
+    return text.replace('{', r'\x7b')
 
 
 def check_pair(

@@ -35,11 +35,11 @@ def read(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def write(folder: Path, value: float, name: str = 'deploy.pth', meta: dict = VERIFIED):
+def write(folder: Path, value: float, name: str = 'deploy.pth', source: str = 'net.py'):
     """Write a pair whose halves both know a value."""
     out = folder / name
     weights = {'w': torch.full((4000,), float(value))}
-    write_pair(out, out.with_suffix('.py'), weights, meta, f'value = {value}\n')
+    write_pair(out, out.with_suffix('.py'), weights, VERIFIED, f'value = {value}\n', source)
 
 
 def check(config: Path, checkpoint: Path) -> None:
@@ -268,10 +268,18 @@ class TestRefusedName:
 
 
 @pytest.mark.parametrize(
-    'name', ['a\nb.pth', 'a\udcff.pth', 'a\'"b.pth', 'a{0}\\.pth', 'ä.pth']
+    'name',
+    [
+        'a\nb.pth',
+        'a\udcff.pth',
+        'a\'"b.pth',
+        'a{0}\\.pth',
+        '{{ fileBasename }}\n.pth',
+        'ä.pth',
+    ],
 )
 def test_names_are_no_code(tmp_path, name):
-    write(tmp_path, 1, name)
+    write(tmp_path, 1, name, source=name)
     config = Config.fromfile((tmp_path / name).with_suffix('.py'))
     assert config.mmrep_checkpoint.file == name
     assert config.keys() == {'value', 'mmrep_checkpoint'}
