@@ -126,7 +126,10 @@ def plain(value: Any) -> Any:
         return str(item) if isinstance(item, np.generic) else plain(item)
     if value is None or isinstance(value, Tensor):
         return value
-    for kind in (bool, int, float, str, bytes):
+    if isinstance(value, str):
+        # Names of files may hold stray bytes, which are no Unicode.
+        return value.encode('utf-8', 'backslashreplace').decode()
+    for kind in (bool, int, float, bytes):
         if isinstance(value, kind):
             # Of a subclass, too, as an enumeration's members are.
             return kind(value)

@@ -130,11 +130,11 @@ def export_onnx(
         'source_sha256': sha256_of(checkpoint),
         'source_config': Path(source_config).name,
         # What the input has gone through before.
-        'data_preprocessor': plain(
+        'data_preprocessor': (
             config.model.get('data_preprocessor') or config.get('data_preprocessor')
         ),
     }
-    onnx.helper.set_model_props(exported, {'mmrep': json.dumps(properties)})
+    onnx.helper.set_model_props(exported, {'mmrep': json.dumps(plain(properties))})
     with atomic_write(out) as temporary:
         onnx.save(exported, temporary)
         comparisons = verify(temporary, references, rtol)

@@ -151,7 +151,7 @@ class TestSafetensors:
             assert found[key].dtype == value.dtype
             assert torch.equal(found[key], value)
         assert found_meta == {
-            'classes': ['ä', '"', '\udcff\n'],
+            'classes': ['ä', '"', '\\udcff\n'],
             'at': 'a',
             '3': {'b': [1, 2]},
             'palette': [[1, 0], [0, 1]],
@@ -193,6 +193,7 @@ class TestSafetensors:
         (np.float64(0.5), 0.5),
         (np.bool_(True), True),
         (np.str_('a'), 'a'),
+        ({'ä\udcff': 'b\udcff'}, {r'ä\udcff': r'b\udcff'}),
         (np.array([[1, 2]], 'i2'), [[1, 2]]),
         (np.array(['a', None], object), ['a', None]),
         (np.longdouble(0.5), '0.5'),
@@ -205,7 +206,7 @@ class TestSafetensors:
         (None, None),
         (object, "<class 'object'>"),
     ],
-    ids=str,
+    ids=ascii,
 )
 def test_plain(value, expected):
     def types(value):
