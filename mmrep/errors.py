@@ -6,6 +6,10 @@ import textwrap
 class UserError(Exception):
     """Something that the user can mend; the message is one sentence that says how."""
 
+    def __str__(self) -> str:
+        # Names of files may hold anything, new lines included.
+        return printable(super().__str__())
+
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be read, or that is not the model's."""
@@ -13,6 +17,11 @@ class CheckpointError(UserError):
 
 class ConfigError(UserError):
     """A config that cannot be used."""
+
+
+def printable(value: object) -> str:
+    """A value as text of one line: line breaks, control characters, stray bytes escaped."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
 
 
 def reason(error: Exception) -> str:

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from mmrep.errors import reason
+from mmrep.errors import ConfigError, printable, reason
 
 
 @pytest.mark.parametrize(
@@ -15,3 +17,18 @@ from mmrep.errors import reason
 )
 def test_reason(error, text):
     assert reason(error) == text
+
+
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('a b/ä[red].py', 'a b/ä[red].py'),
+        ('a\nimport os\r\n', r'a\nimport os\r\n'),
+        ('\x1b[2Ja\udcff\x85\u2028', r'\x1b[2Ja\udcff\x85\u2028'),
+        (Path('a\tb'), r'a\tb'),
+    ],
+    ids=ascii,
+)
+def test_printable(name, text):
+    assert printable(name) == text
+    assert str(ConfigError(f'{name} is missing')) == f'{text} is missing'

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrep.benchmark import WORKS, Benchmark, benchmark, draw_plane, published_accuracy
-from mmrep.checkpoints import refuse_existing
+from mmrep.checkpoints import atomic_write, refuse_existing
 from mmrep.cli import (
     ToolParser,
     add_config_options,
@@ -22,7 +22,7 @@ from mmrep.cli import (
     shape_argument,
 )
 from mmrep.deployment import read_config
-from mmrep.errors import UserError
+from mmrep.errors import UserError, printable
 
 _TITLES = {
     'train': 'training step (forward and backward)',
@@ -80,9 +80,10 @@ def check(args: argparse.Namespace) -> None:
 
 def show(done: Benchmark) -> None:
     """Print a benchmark as tables."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     shape = 'x'.join(map(str, done.shape))
-    console.print(f'\n[bold]{done.config}[/] ({done.device}, {done.dtype}, {shape})')
+    name = printable(done.config)
+    console.print(f'\n{name} ({done.device}, {done.dtype}, {shape})', style='bold')
     sizes = Table('model', 'parameters', 'multiply-adds')
     for name, size in done.sizes.items():
         sizes.add_row(name, f'{size["parameters"]:,}', f'{size["flops"]:,}')
@@ -133,8 +134,8 @@ def main() -> None:
         if accuracy is not None:
             points.append((done[-1], accuracy))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps([asdict(d) for d in done], indent=2) + '\n')
+        with atomic_write(args.out) as temporary:
+            temporary.write_text(json.dumps([asdict(d) for d in done], indent=2) + '\n')
     if args.plane:
         draw_plane(points, args.plane)
 

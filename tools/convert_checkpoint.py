@@ -5,6 +5,7 @@ import argparse
 from mmengine.config import Config
 
 from mmrep.cli import run_tool
+from mmrep.errors import printable
 from mmrep.importers import LAYOUTS, Imported, import_checkpoint
 
 
@@ -15,7 +16,7 @@ def parse_args() -> argparse.Namespace:
         'of mmpretrain, and print the config that goes with them.'
     )
     parser.add_argument('source', help='checkpoint of the other project, in either form')
-    parser.add_argument('out', help='checkpoint to write')
+    parser.add_argument('out', help='checkpoint to write; .safetensors has that format')
     parser.add_argument(
         '--from',
         dest='layout',
@@ -35,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 def show(done: Imported) -> None:
     """Print what was done, and the configs as Python to paste."""
-    print(f'# {done.out}: {done.used} weights of {done.layout}')
+    print(f'# {printable(done.out)}: {done.used} weights of {done.layout}')
     for kind, count in done.left_out.items():
         print(f'# left out: {count} keys, {kind}')
     if done.note:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from mmrep.cli import ToolParser, add_config_options, run_tool, shape_argument
 from mmrep.deployment import OnnxExport, export_onnx, read_config
+from mmrep.errors import printable
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 def show(done: OnnxExport, form: str) -> None:
     """Print what was done."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     outputs = Table('input', 'output', 'relative L2', 'max abs', 'argmax agreement')
     for shape, differences in done.comparisons:
         for name, error in differences.items():
@@ -49,7 +50,8 @@ def show(done: OnnxExport, form: str) -> None:
     for name, count in done.operators.items():
         operators.add_row(name, str(count))
     console.print(f'graph of the {form} form, {done.blocks} blocks:', operators)
-    console.print(f'written: {done.out} ({done.size:,} bytes)', soft_wrap=True)
+    out = printable(done.out)
+    console.print(f'written: {out} ({done.size:,} bytes)', soft_wrap=True)
 
 
 def main() -> None:

@@ -7,16 +7,17 @@ from rich.table import Table
 
 from mmrep.cli import ToolParser, add_config_options, run_tool, shape_argument
 from mmrep.deployment import Deployed, deploy_checkpoint, read_config
+from mmrep.errors import printable
 
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
         description='Load a checkpoint, fuse every block, verify that the outputs are '
-        'the same, and write OUT.pth and its config OUT.py.'
+        'the same, and write OUT.pth and its config OUT.py, which knows its SHA-256.'
     )
     parser.add_argument('config', help='config that the checkpoint was trained with')
     parser.add_argument('checkpoint', help='train-form checkpoint')
-    parser.add_argument('out', help='deploy checkpoint to write, ending in .pth')
+    parser.add_argument('out', help='deploy checkpoint to write, .pth or .safetensors')
     parser.add_argument(
         '--shape',
         type=shape_argument,
@@ -31,24 +32,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--seed', type=int, default=0, help='seed of the verified input (default: 0)'
     )
-    parser.add_argument(
-        '--overwrite', action='store_true', help='replace OUT.pth and OUT.py'
-    )
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT and OUT.py')
     add_config_options(parser)
     return parser.parse_args()
 
 
 def show(done: Deployed) -> None:
     """Print what was done."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     verification = done.verification
     outputs = Table('output', 'relative L2', 'max abs', 'argmax', 'for another input')
     outputs.columns[0].overflow = 'fold'
     for name, error in verification.outputs.items():
         change = verification.dependence.get(name)
         outputs.add_row(
-            # Brackets are markup to rich.
-            name.replace('[', r'\['),
+            name,
             f'{error.rel_l2:.2e}',
             f'{error.max_abs:.2e}',
             f'{error.argmax_agreement:.2%}',
@@ -60,14 +58,14 @@ def show(done: Deployed) -> None:
     console.print(f'verified on an input of shape {done.shape}:')
     console.print(outputs)
     for remark in verification.remarks():
-        console.print(f'note: {remark}', markup=False, soft_wrap=True)
+        console.print(f'note: {remark}', soft_wrap=True)
     report = done.report
     console.print(
         f'blocks fused: {len(report.switched)}\n'
         f'parameters:   {report.params_before:,} -> {report.params_after:,}\n'
         f'file size:    {done.bytes_before:,} -> {done.bytes_after:,} bytes\n'
-        f'written:      {done.out}\n'
-        f'              {done.out_config}',
+        f'written:      {printable(done.out)}\n'
+        f'              {printable(done.out_config)}',
         soft_wrap=True,
     )
 

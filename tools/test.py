@@ -17,7 +17,7 @@ from mmrep.checkpoints import (
     use_safe_reading,
 )
 from mmrep.cli import add_runner_arguments, prepare_run, run_tool
-from mmrep.deployment import input_shape, read_config
+from mmrep.deployment import check_pair, input_shape, read_config
 from mmrep.errors import ConfigError, UserError
 from mmrep.reparam import NotFoldableError
 
@@ -117,12 +117,14 @@ def main() -> None:
     cfg = read_config(args.config, args.cfg_options)
     merge_args(cfg, args)
     use_safe_reading()
-    state_dict = state_dict_of(read_checkpoint(args.checkpoint), args.checkpoint)
+    checkpoint = read_checkpoint(args.checkpoint)
+    check_pair(cfg, args.config, args.checkpoint, checkpoint)
+    state_dict = state_dict_of(checkpoint, args.checkpoint)
     runner = Runner.from_cfg(cfg)
     # mmengine loads what fits and leaves the rest random.
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     load_strictly(model.module if args.tta else model, state_dict, args.checkpoint)
-    del state_dict
+    del checkpoint, state_dict
     if args.out_item == 'pred':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     try:

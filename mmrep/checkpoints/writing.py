@@ -1,64 +1,19 @@
-"""Write files whole or not at all."""
+"""Write checkpoints: the same bytes for the same contents."""
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from mmrep.errors import UserError
+from mmrep.errors import UserError, reason
 
-
-def refuse_existing(*paths: str | Path, overwrite: bool = False) -> None:
-    """Raise a ``UserError`` if a path is a folder, or a file that must be kept."""
-    for path in map(Path, paths):
-        if path.is_dir():
-            raise UserError(f'{path} is a folder: give the name of a file')
-        if path.exists() and not overwrite:
-            raise UserError(f'{path} exists: give another name, or --overwrite')
-
-
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A temporary file that becomes ``path`` if the block ends well, and else goes.
-
-    The folder of ``path`` is made. The contents are on the disk before they take the name,
-    so that a machine that stops leaves the old file or the new one, whole.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent
-    )
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        # A temporary file is its owner's alone; the result is like any other file.
-        temporary.chmod(0o666 & ~umask)
-        _sync(temporary, os.O_RDWR)
-        temporary.replace(path)
-        if hasattr(os, 'O_DIRECTORY'):
-            # The name is the folder's contents. Windows opens no folder.
-            _sync(path.parent, os.O_RDONLY)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path, flags: int) -> None:
-    handle = os.open(path, flags)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+from .atomic import atomic_write
 
 
 def write_checkpoint(
@@ -66,34 +21,115 @@ def write_checkpoint(
 ) -> None:
     """Write ``dict(state_dict=..., meta=...)``, readable with ``weights_only=True``.
 
+    A path that ends in ``.safetensors`` has that format, and :func:`save_checkpoint` says
+    what becomes of ``meta`` there.
+
     Args:
         path: The file; replaced whole or not at all.
         state_dict: The weights; written as plain tensors.
         meta: What is said of them; see :func:`plain`.
     """
-    tensors = {key: value.detach() for key, value in state_dict.items()}
     with atomic_write(path) as temporary:
-        torch.save(dict(state_dict=tensors, meta=plain(meta)), temporary)
+        save_checkpoint(temporary, Path(path).suffix, state_dict, meta)
+
+
+def save_checkpoint(
+    path: Path, suffix: str, state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint into a file of any name, in the format that a suffix says.
+
+    In ``.safetensors`` the ``meta`` is JSON, an entry of the file's metadata: tuples come
+    back as lists and keys as strings, and tensors that share memory are written apart.
+
+    Raises:
+        UserError: If the format cannot hold the weights.
+    """
+    tensors = {key: value.detach() for key, value in state_dict.items()}
+    if suffix == '.safetensors':
+        try:
+            parts = _safetensors(tensors, plain(meta))
+        except Exception as error:
+            # The library raises whatever type comes to hand.
+            raise UserError(
+                f'a .safetensors file cannot hold this checkpoint ({reason(error)}): give '
+                'a name that ends in .pth'
+            ) from error
+        with open(path, 'wb') as file:
+            file.writelines(parts)
+        return
+    content = dict(
+        state_dict={key: _compact(value) for key, value in tensors.items()},
+        meta=plain(meta),
+    )
+    # Given a path, torch would write its name into the file, too.
+    with open(path, 'wb') as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # After a failed write, torch's own writer complains of the position.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor without the rest of a larger storage, which ``torch.save`` would write."""
+    if tensor.layout != torch.strided or tensor.nbytes == tensor.untyped_storage().nbytes():
+        return tensor
+    return tensor.clone()
+
+
+def _safetensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[bytes]:
+    """The contents of a ``.safetensors`` file, in parts."""
+    storages, apart = set(), {}
+    for key, tensor in tensors.items():
+        # The format has neither strides nor shared memory.
+        shared = tensor.untyped_storage().data_ptr() in storages
+        storages.add(tensor.untyped_storage().data_ptr())
+        apart[key] = tensor.clone() if shared else tensor
+        apart[key] = apart[key].contiguous()
+    metadata = dict(format='pt', meta=json.dumps(meta, default=_for_json))
+    content = safetensors.torch.save(apart, metadata)
+    # The library writes the entries of the metadata in an order by chance.
+    start = 8 + int.from_bytes(content[:8], 'little')
+    header = json.loads(content[8:start]) | dict(__metadata__=metadata)
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    return [len(text).to_bytes(8, 'little'), text, memoryview(content)[start:]]
+
+
+def _for_json(value: Any) -> Any:
+    """What JSON has for a value of another type."""
+    return value.tolist() if isinstance(value, Tensor) else str(value)
 
 
 def plain(value: Any) -> Any:
     """``value`` in Python's own types: no numpy, no configs, no objects.
 
-    Tensors stay, and what has no such form becomes its ``str``.
+    Tensors stay, sets become sorted lists or, frozen, tuples, and what has no such form
+    becomes its ``str``.
     """
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return tuple(plain(item) for item in value)
-    if isinstance(value, list | set | frozenset):
+    if isinstance(value, list):
         return [plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        # Their own order is another in every process.
+        items = sorted(map(plain, value), key=repr)
+        # What may be a key stays such.
+        return items if isinstance(value, set) else tuple(items)
     if isinstance(value, np.ndarray | np.generic):
         item = value.tolist()
         # A long double has no other form.
         return str(item) if isinstance(item, np.generic) else plain(item)
     if value is None or isinstance(value, Tensor):
         return value
-    for kind in (bool, int, float, str, bytes):
+    if isinstance(value, str):
+        # Names of files may hold stray bytes, which are no Unicode.
+        return value.encode('utf-8', 'backslashreplace').decode()
+    for kind in (bool, int, float, bytes):
         if isinstance(value, kind):
             # Of a subclass, too, as an enumeration's members are.
             return kind(value)

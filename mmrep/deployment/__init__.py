@@ -14,6 +14,7 @@ from .config import (
 )
 from .deploying import Deployed, deploy_checkpoint
 from .export import OnnxExport, export_onnx
+from .pair import check_pair
 from .running import VerificationError, forward
 from .verification import Verification
 
@@ -24,6 +25,7 @@ __all__ = [
     'Verification',
     'VerificationError',
     'build_model',
+    'check_pair',
     'deploy_checkpoint',
     'deploy_config',
     'enter_scope',

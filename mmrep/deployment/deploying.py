@@ -9,15 +9,14 @@ from mmengine.config import Config
 from torch import nn
 
 from mmrep.checkpoints import (
-    atomic_write,
     is_deploy_form,
     kept_meta,
     load_strictly,
+    out_path,
     read_checkpoint,
     refuse_existing,
     sha256_of,
     state_dict_of,
-    write_checkpoint,
 )
 from mmrep.errors import CheckpointError, ConfigError, UserError
 from mmrep.reparam import DeployReport
@@ -25,6 +24,7 @@ from mmrep.version import __version__
 
 from .building import build_model
 from .config import Shape, deploy_config, input_shape
+from .pair import write_pair
 from .running import fuse
 from .verification import Verification, check_rtol, observe, verify
 
@@ -71,7 +71,8 @@ def deploy_checkpoint(
     Args:
         config: The config that the checkpoint was trained with.
         checkpoint: The train-form checkpoint.
-        out: The deploy checkpoint; its config is written beside it as ``.py``.
+        out: The deploy checkpoint, ``.pth`` or ``.safetensors``; its config is written
+            beside it as ``.py``, and the two with :func:`write_pair`.
         shape: Channels, height and width of the input. Default: the config's.
         rtol: The largest relative L2 error allowed. Default: 1e-4.
         seed: Seed of the input. Default: 0.
@@ -83,10 +84,9 @@ def deploy_checkpoint(
     """
     # As text: a path would take a slash from an address.
     checkpoint = expanduser(checkpoint)
-    out, source_config = Path(expanduser(out)), Path(expanduser(source_config))
+    out = out_path(out, '.pth', '.safetensors')
+    source_config = Path(expanduser(source_config))
     out_config = out.with_suffix('.py')
-    if out.suffix != '.pth':
-        raise UserError(f'{out} must end in .pth: the config goes beside it as .py')
     for source in (checkpoint, source_config):
         if Path(source).resolve() in (out.resolve(), out_config.resolve()):
             raise UserError(f'{out} would replace {source}: give another name')
@@ -117,9 +117,7 @@ def deploy_checkpoint(
         'params_before': report.params_before,
         'params_after': report.params_after,
     }
-    with atomic_write(out_config) as temporary:
-        temporary.write_text(f'# The deploy form of {source_config.name}.\n{text}')
-        write_checkpoint(out, model.state_dict(), meta)
+    write_pair(out, out_config, model.state_dict(), meta, text, source_config.name)
     return Deployed(
         report,
         verification,

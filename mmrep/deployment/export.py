@@ -14,6 +14,7 @@ from mmrep.checkpoints import (
     atomic_write,
     is_deploy_form,
     load_strictly,
+    out_path,
     plain,
     read_checkpoint,
     refuse_existing,
@@ -37,6 +38,7 @@ from .config import Shape, deploy_config, input_shape
 from .onnx_graph import fold_constants, nodes_of
 from .onnx_tracing import trace
 from .onnx_verification import Reference, verify
+from .pair import check_pair
 from .running import fuse, run_form, seeded_input
 from .verification import check_rtol, observe_blocks, verify_blocks
 
@@ -105,9 +107,7 @@ def export_onnx(
         UserError: With one sentence, if anything is wrong; then nothing is written.
     """
     # As text: a path would take a slash from an address.
-    checkpoint, out = expanduser(checkpoint), Path(expanduser(out))
-    if out.suffix != '.onnx':
-        raise UserError(f'{out} must end in .onnx')
+    checkpoint, out = expanduser(checkpoint), out_path(out, '.onnx')
     refuse_existing(out, overwrite=overwrite)
     check_rtol(rtol)
     try:
@@ -118,7 +118,7 @@ def export_onnx(
             f"exporting needs onnx and onnxruntime ({error}): pip install 'mmrep[onnx]'"
         ) from None
 
-    model, given = _load(config, checkpoint, form)
+    model, given = _load(config, source_config, checkpoint, form)
     if dynamic:
         _refuse_same_padding(model)
     with branch_by_branch(model):
@@ -138,11 +138,11 @@ def export_onnx(
         'source_sha256': sha256_of(checkpoint),
         'source_config': Path(source_config).name,
         # What the input has gone through before.
-        'data_preprocessor': plain(
+        'data_preprocessor': (
             config.model.get('data_preprocessor') or config.get('data_preprocessor')
         ),
     }
-    onnx.helper.set_model_props(exported, {'mmrep': json.dumps(properties)})
+    onnx.helper.set_model_props(exported, {'mmrep': json.dumps(plain(properties))})
     with atomic_write(out) as temporary:
         onnx.save(exported, temporary)
         comparisons = verify(temporary, references, rtol)
@@ -156,9 +156,13 @@ def export_onnx(
     )
 
 
-def _load(config: Config, checkpoint: str, form: str) -> tuple[nn.Module, str]:
+def _load(
+    config: Config, source_config: str | Path, checkpoint: str, form: str
+) -> tuple[nn.Module, str]:
     """The model of a checkpoint and the form that it is in."""
-    state_dict = state_dict_of(read_checkpoint(checkpoint), checkpoint)
+    source = read_checkpoint(checkpoint)
+    check_pair(config, source_config, checkpoint, source)
+    state_dict = state_dict_of(source, checkpoint)
     given = 'deploy' if is_deploy_form(state_dict) else 'train'
     if given == 'deploy':
         if form == 'train':

@@ -14,6 +14,7 @@ from mmrep.checkpoints import (
     kept_meta,
     listed,
     misfits,
+    out_path,
     read_checkpoint,
     refuse_existing,
     sha256_of,
@@ -85,7 +86,7 @@ def import_checkpoint(
         UserError: With one sentence, if anything is wrong; then nothing is written.
     """
     # As text: a path would take a slash from an address.
-    source, out = expanduser(source), Path(expanduser(out))
+    source, out = expanduser(source), out_path(out)
     if Path(source).resolve() == out.resolve():
         raise UserError(f'{out} would replace its source: give another name')
     refuse_existing(out, overwrite=overwrite)

@@ -22,6 +22,7 @@ from tiny_projects import (
 from torch import nn
 
 import mmrep
+from mmrep.checkpoints import sha256_of
 from mmrep.deployment import (
     VerificationError,
     build_model,
@@ -183,7 +184,9 @@ class TestDeployFiles:
         project.deploy()
         config = Config.fromfile(project.out.with_suffix('.py'))
         expected['model']['backbone'].update(deploy=True, init_cfg=None)
-        assert config.to_dict() == dict(expected, load_from=None, resume=False)
+        pair = dict(file='deploy.pth', sha256=sha256_of(project.out))
+        expected |= dict(load_from=None, resume=False, mmrep_checkpoint=pair)
+        assert config.to_dict() == expected
 
     @pytest.mark.parametrize(
         'change',
@@ -367,14 +370,14 @@ class TestRefusals:
     @pytest.mark.parametrize('old', [None, 'old'])
     def test_failure_while_writing(self, project, monkeypatch, old):
         def save_half(value, file):
-            Path(file).write_bytes(b'half')
+            file.write(b'half')
             raise OSError('No space left on device')
 
         if old:
             for path in (project.out, project.out.with_suffix('.py')):
                 path.write_text(old)
         monkeypatch.setattr(torch, 'save', save_half)
-        self.refused(project, OSError, 'No space left', overwrite=True)
+        self.refused(project, UserError, 'No space left', overwrite=True)
         assert not old or project.out.read_text() == old
         assert not old or project.out.with_suffix('.py').read_text() == old
 

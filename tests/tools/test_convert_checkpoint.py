@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from tool_runs import assert_one_sentence, load, succeed, tool
 
@@ -19,7 +20,7 @@ def source(tmp_path_factory):
     return path
 
 
-def test_import_and_refuse_to_replace(source, tmp_path):
+def test_import_and_refuse_to_replace(source, tmp_path, call):
     out = tmp_path / 'made' / 'a0.pth'
     printed = succeed(tool('convert_checkpoint', source, out))
     assert printed.startswith(f'# {out}: 351 weights of timm\n')
@@ -35,6 +36,18 @@ def test_import_and_refuse_to_replace(source, tmp_path):
     assert done.returncode == 1 and not done.stdout
     assert_one_sentence(done.stderr, f'{out} exists: give another name, or --overwrite')
     assert out.read_bytes() == before
+
+    # In another process, with other hashes of strings, and another folder and time.
+    again = tmp_path / 'again.pth'
+    call('convert_checkpoint', source, again)
+    assert again.read_bytes() == before
+
+    again = tmp_path / 'again.safetensors'
+    call('convert_checkpoint', source, again)
+    weights = torch.load(out, weights_only=True)['state_dict']
+    found = safetensors.torch.load_file(again)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], weights[key]) for key in found)
 
 
 def test_options(source, tmp_path, call, capsys):

@@ -50,7 +50,7 @@ class Case:
         assert_same(forward(self.model, x), torch.from_numpy(found), tolerance=1e-5)
 
 
-def test_classifier(tmp_path):
+def test_classifier(tmp_path, call):
     pytest.importorskip('mmpretrain')
     case = Case(tmp_path, 'mmpretrain', classifier_model())
     printed = case.succeed('--shape', '24', '16')
@@ -68,7 +68,11 @@ def test_classifier(tmp_path):
     nodes = [node.op_type for node in onnx.load(tmp_path / 'net.onnx').graph.node]
     assert nodes == ['Conv', 'Relu'] * BLOCKS + ['GlobalAveragePool', 'Reshape', 'Gemm']
 
+    # In another process, with other hashes of strings, and another folder and time.
+    files = [tmp_path / 'net.py', tmp_path / 'net.pth', tmp_path / 'again' / 'net.onnx']
+    call('export_onnx', *files, '--shape', '24', '16')
     before = (tmp_path / 'net.onnx').read_bytes()
+    assert files[-1].read_bytes() == before
     done = case.run()
     assert done.returncode == 1 and not done.stdout
     assert_one_sentence(
