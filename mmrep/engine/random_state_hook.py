@@ -12,8 +12,10 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop, Runner
 
-from mmrep.errors import CheckpointError, reason
+from mmrep.errors import reason
 from mmrep.registry import HOOKS
+
+from .resume_hook import broken
 
 
 def random_state() -> dict[str, Any]:
@@ -92,7 +94,7 @@ class RandomStateHook(Hook):
         if self._resumed is None:
             _warn('it holds no random_state')
         elif not isinstance(self._resumed, list):
-            raise CheckpointError(f'{_BROKEN} ({type(self._resumed).__name__})')
+            raise broken(runner._load_from, 'random_state')
         elif len(self._resumed) != get_world_size():
             _warn(f'it was written by {len(self._resumed)} processes')
             self._resumed = None
@@ -110,17 +112,11 @@ class RandomStateHook(Hook):
             set_random_state(state)
         except Exception as error:
             # What the file holds may be anything, and so is what it raises.
-            raise CheckpointError(f'{_BROKEN} ({reason(error)})') from error
+            raise broken(runner._load_from, 'random_state', reason(error)) from error
         if isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator = _then_set(state, loop.dataloader_iterator, loop.iter)
         elif getattr(loop.dataloader, 'persistent_workers', False):
             _warn('its persistent_workers start anew')
-
-
-_BROKEN = (
-    'the random_state of the checkpoint to resume is broken: start from its weights '
-    'instead, with load_from in the place of resume'
-)
 
 
 def _then_set(state: dict, batches: Iterator, skipped: int) -> Iterator:

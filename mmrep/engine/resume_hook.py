@@ -105,7 +105,7 @@ def check_training(checkpoint: Any, source: str | Path) -> None:
             value = value[key]
         if keys[-1] in value:
             if not fits(value[keys[-1]]):
-                raise _broken(source, '.'.join(keys))
+                raise broken(source, '.'.join(keys))
         elif keys not in _OPTIONAL:
             raise CheckpointError(
                 f'{source} cannot be resumed, it holds no {".".join(keys)}: '
@@ -147,7 +147,7 @@ class ResumeHook(Hook):
         ]
         infos = checkpoint['message_hub']['runtime_info']
         for key in [key for key in infos if key.startswith('best_ckpt') and infos[key]]:
-            infos[key] = _own_file(infos[key], folders)
+            infos[key] = own_file(infos[key], folders)
 
 
 def _folder(hook: CheckpointHook, work_dir: str) -> str:
@@ -157,8 +157,8 @@ def _folder(hook: CheckpointHook, work_dir: str) -> str:
     return join(hook.out_dir, basename(work_dir.rstrip(sep)))
 
 
-def _own_file(path: str, folders: list[str]) -> str | None:
-    """The best checkpoint of a name in one of the folders, if it is there."""
+def own_file(path: str, folders: list[str]) -> str | None:
+    """The best checkpoint of a path's name in one of the folders, if it is there."""
     name = basename(path)
     for folder in folders if name.startswith('best_') else ():
         own = join(folder, name)
@@ -181,7 +181,7 @@ def _check_optimizers(
     wrappers = dict(wrapper.items()) if several else {None: wrapper}
     states = states if several else {None: states}
     if wrappers.keys() != states.keys() or not all(map(_is_mapping, states.values())):
-        raise _broken(source, 'optimizer')
+        raise broken(source, 'optimizer')
     for name, each in wrappers.items():
         before = _settings(each)
         try:
@@ -189,15 +189,20 @@ def _check_optimizers(
             each.load_state_dict(dict(states[name]))
         except Exception as error:
             # Optimizers raise whatever they like.
-            raise _broken(source, 'optimizer', reason(error)) from error
+            raise broken(source, 'optimizer', reason(error)) from error
         if not (_alike(before, _settings(each)) and _fits(each.optimizer)):
-            raise _broken(source, 'optimizer')
+            raise broken(source, 'optimizer')
 
 
-def _settings(wrapper: OptimWrapper) -> list[dict]:
+def _settings(wrapper: OptimWrapper) -> list:
     """What an optimizer is set to; a checkpoint brings its own."""
-    settings = [*wrapper.optimizer.param_groups, wrapper.base_param_settings or {}]
-    return [{key: value for key, value in s.items() if key != 'params'} for s in settings]
+    settings = [*wrapper.optimizer.param_groups, wrapper.base_param_settings]
+    return [
+        {key: value for key, value in entry.items() if key != 'params'}
+        if _is_mapping(entry)
+        else entry
+        for entry in settings
+    ]
 
 
 def _fits(optimizer: Optimizer) -> bool:
@@ -224,10 +229,10 @@ def _check_schedulers(schedulers: Any, states: Any, source: str) -> None:
         and own.keys() == given.keys()
         and all(isinstance(each, list) for each in given.values())
     ):
-        raise _broken(source, 'param_schedulers')
+        raise broken(source, 'param_schedulers')
     for name, each in own.items():
         if len(each) != len(given[name]):
-            raise _broken(
+            raise broken(
                 source,
                 'param_schedulers',
                 f'{len(given[name])} in the file, {len(each)} in the config',
@@ -239,7 +244,7 @@ def _check_schedulers(schedulers: Any, states: Any, source: str) -> None:
                 for s in (scheduler.state_dict(), state)
             )
             if expected.keys() != found.keys() or not _alike(expected, found):
-                raise _broken(source, 'param_schedulers')
+                raise broken(source, 'param_schedulers')
 
 
 def _alike(own: Any, given: Any) -> bool:
@@ -268,7 +273,8 @@ def _alike(own: Any, given: Any) -> bool:
     return isinstance(given, type(own))
 
 
-def _broken(source: str | Path, entry: str, detail: str = '') -> CheckpointError:
+def broken(source: str | Path, entry: str, detail: str = '') -> CheckpointError:
+    """The error that an entry of a checkpoint cannot be resumed."""
     detail = f' ({detail})' if detail else ''
     return CheckpointError(
         f'{source} cannot be resumed, its {entry} is broken or not that of the config'

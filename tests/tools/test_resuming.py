@@ -1,7 +1,9 @@
 """Runs that are stopped and resumed, and files that must not be."""
 
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +119,133 @@ class TestItIsTheRunThatItWouldHaveBeen:
             },
         )
         self.assert_same_end(*ends)
+
+
+def rewritten(checkpoint: Path, path: Path, change: Callable[[dict], Any]) -> Path:
+    """A copy of a checkpoint with a change."""
+    content = torch.load(checkpoint, weights_only=False)
+    change(content)
+    torch.save(content, path)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, but for logs."""
+    files = (path for path in folder.rglob('*') if path.is_file())
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in files
+        if path.suffix not in ('.log', '.json', '.py')
+    }
+
+
+class TestPathsInACheckpoint:
+    """mmengine removes what was the best checkpoint, wherever that is."""
+
+    @pytest.fixture
+    def resume(self, classifier, tmp_path, call):
+        """Resume a run whose file names a best checkpoint, until there is a better one."""
+
+        def resume(best: Any) -> str:
+            def name_it(checkpoint: dict) -> None:
+                infos = checkpoint['message_hub']['runtime_info']
+                infos.update(best_ckpt=str(best), best_score=-1.0)
+
+            path = rewritten(classifier.checkpoint, tmp_path / 'epoch_1.pth', name_it)
+            config = variant(
+                classifier.config,
+                tmp_path,
+                **{
+                    'train_cfg.max_epochs': 2,
+                    'default_hooks.checkpoint.save_best': 'auto',
+                    'default_hooks.checkpoint.rule': 'greater',
+                },
+            )
+            call('train', config, '--work-dir', tmp_path / 'work', '--resume', path)
+            assert list((tmp_path / 'work').glob('best_*_epoch_2.pth'))
+            return ''.join(p.read_text() for p in tmp_path.glob('work/*/*.log'))
+
+        return resume
+
+    def test_a_victim_lives(self, tmp_path, resume):
+        victim = tmp_path / 'best_things'
+        victim.mkdir()
+        (victim / 'precious').write_text('mine')
+        log = resume(victim)
+        assert (victim / 'precious').read_text() == 'mine'
+        assert f'{victim} was the best checkpoint, and is not among those of' in log
+
+    def test_the_folder_was_moved(self, tmp_path, resume):
+        """What was the best is found where it is now, and makes room."""
+        own = tmp_path / 'work' / 'best_accuracy_top1_epoch_1.pth'
+        own.parent.mkdir()
+        own.touch()
+        log = resume(f'/moved/{own.name}')
+        assert not own.exists()
+        assert f'previous best checkpoint {own} is removed' in log
+
+    def test_latest(self, classifier, tmp_path, call):
+        """Its name is absolute in the file that tells it."""
+        shutil.copytree(classifier.work_dir, tmp_path / 'work')
+        (tmp_path / 'work' / 'last_checkpoint').write_text('/moved/epoch_1.pth')
+        config = variant(classifier.config, tmp_path, **{'train_cfg.max_epochs': 2})
+        with pytest.warns(UserWarning, match=r'/moved/epoch_1.pth does not exist: .*work/'):
+            call('train', config, '--work-dir', tmp_path / 'work', '--resume')
+        assert (tmp_path / 'work' / 'epoch_2.pth').exists()
+
+
+def without_optimizer(checkpoint: dict) -> None:
+    del checkpoint['optimizer']
+
+
+def of_other_parameters(checkpoint: dict) -> None:
+    checkpoint['optimizer']['param_groups'][0]['params'].pop()
+
+
+def with_another_generator(checkpoint: dict) -> None:
+    checkpoint['random_state'] = [dict(python=3)]
+
+
+@pytest.mark.parametrize(
+    ('change', 'says'),
+    [
+        (without_optimizer, 'cannot be resumed, it holds no optimizer: start from its'),
+        (of_other_parameters, 'its optimizer is broken or not that of the config (Value'),
+        (with_another_generator, 'its random_state is broken'),
+    ],
+)
+def test_broken(classifier, tmp_path, refused, change, says):
+    """One of each place where it is found; tests/engine has the others."""
+    work_dir = tmp_path / 'work'
+    work_dir.mkdir()
+    path = rewritten(classifier.checkpoint, work_dir / 'epoch_1.pth', change)
+    (work_dir / 'last_checkpoint').write_text(str(path))
+    before = contents(work_dir)
+    config = variant(classifier.config, tmp_path, **{'train_cfg.max_epochs': 2})
+    refused('train', config, '--work-dir', work_dir, '--resume', says=(str(path), says))
+    assert contents(work_dir) == before
+
+
+class TestTheLatestIsBroken:
+    @pytest.fixture
+    def work_dir(self, classifier, tmp_path) -> Path:
+        """With four checkpoints, of which the last is cut short."""
+        for number in (1, 2, 9, 10):
+            shutil.copy(classifier.checkpoint, tmp_path / f'epoch_{number}.pth')
+        shutil.copy(classifier.checkpoint, tmp_path / 'best_top1_epoch_9.pth')
+        os.truncate(tmp_path / 'epoch_10.pth', 20_000)
+        (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_10.pth'))
+        return tmp_path
+
+    def test_the_one_before_is_offered(self, classifier, work_dir, refused):
+        says = [f'{work_dir}/epoch_10.pth cannot be read as a checkpoint']
+        says += [f'epoch_9.pth, can be resumed: --resume {work_dir}/epoch_9.pth']
+        options = ['--work-dir', work_dir, '--resume']
+        refused('train', classifier.config, *options, says=says)
+
+    def test_if_it_is_whole(self, classifier, work_dir, refused):
+        os.truncate(work_dir / 'epoch_9.pth', 10_000)
+        rewritten(work_dir / 'epoch_2.pth', work_dir / 'epoch_2.pth', without_optimizer)
+        says = f'can be resumed: --resume {work_dir}/epoch_1.pth'
+        options = ['--work-dir', work_dir, '--resume']
+        refused('train', classifier.config, *options, says=says)
