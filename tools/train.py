@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor
 
@@ -176,8 +177,9 @@ def main() -> None:
     warn_of_deploy(cfg)
     use_safe_reading()
     state_dict = read_start(cfg)
-    runner = Runner.from_cfg(cfg)
-    if state_dict is not None:
+    # As the hosts' tools choose it: FlexibleRunner has FSDP and other strategies.
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if state_dict is not None and isinstance(runner, Runner):
         # mmengine would resume what fits.
         load_strictly(runner.model, state_dict, cfg.load_from)
     runner.train()

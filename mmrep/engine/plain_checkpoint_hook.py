@@ -40,6 +40,10 @@ class PlainCheckpointHook(Hook):
             )
         for key in checkpoint.keys() - {*_WEIGHTS}:
             checkpoint[key] = plain(checkpoint[key])
+        for weights in (checkpoint[key] for key in _WEIGHTS if key in checkpoint):
+            for key, value in weights.items():
+                # FSDP's have attributes, which their pickles would keep.
+                weights[key] = value.detach() if isinstance(value, Tensor) else value
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Turn the history of logged values back."""

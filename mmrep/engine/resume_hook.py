@@ -136,10 +136,11 @@ class ResumeHook(Hook):
             return
         source = runner._load_from or 'the latest checkpoint'
         check_training(checkpoint, source)
-        _check_optimizers(runner.optim_wrapper, checkpoint['optimizer'], source)
-        _check_schedulers(
-            runner.param_schedulers, checkpoint.get('param_schedulers'), source
-        )
+        if isinstance(runner, Runner):
+            # A FlexibleRunner's strategy has forms of its own, in parts on every process.
+            schedules = checkpoint.get('param_schedulers')
+            _check_optimizers(runner.optim_wrapper, checkpoint['optimizer'], source)
+            _check_schedulers(runner.param_schedulers, schedules, source)
         folders = [
             _folder(hook, runner.work_dir)
             for hook in runner.hooks

@@ -107,6 +107,10 @@ def dbb(**options: Any) -> dict:
     return network(DBB_RESNET, 32, **options)
 
 
+POLICY = 'torch.distributed.fsdp.wrap.size_based_auto_wrap_policy'
+NETWORKS = dict(repvgg=repvgg, dbb=dbb)
+
+
 @no_gpu
 class TestRanks:
     """Two processes with images of their own hold the same parameters, to the bit."""
@@ -177,6 +181,33 @@ class TestRanks:
         for name in ('repvgg', 'dbb', 'sync'):
             (config,) = (tmp_path / name).glob('variant_*.py')
             checkpoint = tmp_path / name / 'epoch_2.pth'
+            call('reparam', config, checkpoint, tmp_path / f'{name}.pth')
+
+    def test_fsdp(self, tmp_path, train, call):
+        """By mmengine's FlexibleRunner; each process holds its part of the parameters."""
+        wrapper = dict(
+            type='MMFullyShardedDataParallel',
+            # A process has no GPU of its number.
+            device_id='cpu',
+            use_orig_params=True,
+            auto_wrap_policy=dict(type=POLICY, min_num_params=500),
+        )
+        # Offloading to where they are would free them before they are written.
+        saving = dict(rank0_only=True, offload_to_cpu=False)
+        states = dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', **saving),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', **saving),
+        )
+        strategy = dict(type='FSDPStrategy', state_dict_cfg=states, model_wrapper=wrapper)
+        sharded = dict(runner_type='FlexibleRunner', strategy=strategy)
+        train(
+            **{name: dict(sharded, model=network()) for name, network in NETWORKS.items()}
+        )
+        for name in NETWORKS:
+            (config,) = (tmp_path / name).glob('variant_*.py')
+            checkpoint = tmp_path / name / 'epoch_2.pth'
+            assert 'optimizer' in torch.load(checkpoint, weights_only=True)
             call('reparam', config, checkpoint, tmp_path / f'{name}.pth')
 
 
