@@ -183,6 +183,29 @@ class TestRanks:
             checkpoint = tmp_path / name / 'epoch_2.pth'
             call('reparam', config, checkpoint, tmp_path / f'{name}.pth')
 
+    @pytest.mark.long
+    def test_each_alone(self, train, one_model):
+        """What hides another's fault above does not here."""
+        alone = {
+            'plain': ({}, {}),
+            'frozen': (dict(frozen_stages=0), {}),
+            'recomputed': (dict(with_cp=True), {}),
+            'accumulated': ({}, dict(optim_wrapper=dict(accumulative_counts=2))),
+            'clipped': ({}, dict(optim_wrapper=dict(clip_grad=dict(max_norm=0.1)))),
+            'averaged': ({}, dict(custom_hooks=[EMA])),
+        }
+        variants = {
+            f'{network}_{name}': dict(entries, model=make(**options))
+            for network, make in NETWORKS.items()
+            for name, (options, entries) in alone.items()
+        }
+        variants['repvgg_decayed'] = dict(model=repvgg(), custom_hooks=[DECAY])
+        names = list(variants)
+        train(**variants)
+        for name in names:
+            one_model(name)
+
+    @pytest.mark.long
     def test_fsdp(self, tmp_path, train, call):
         """By mmengine's FlexibleRunner; each process holds its part of the parameters."""
         wrapper = dict(
