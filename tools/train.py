@@ -1,10 +1,14 @@
 """Train a classifier or a segmentor from a config."""
 
 import argparse
+import re
 import warnings
+from contextlib import suppress
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor
 
@@ -16,7 +20,15 @@ from mmrep.checkpoints import (
 )
 from mmrep.cli import add_runner_arguments, prepare_run, run_tool
 from mmrep.deployment import model_nodes, read_config, takes_deploy
+from mmrep.engine import check_training
 from mmrep.errors import CheckpointError, ConfigError, UserError
+
+#: What makes every training one that can be stopped, resumed and used.
+HOOKS = dict(
+    resume=dict(type='mmrep.ResumeHook'),
+    random_state=dict(type='mmrep.RandomStateHook'),
+    plain_checkpoint=dict(type='mmrep.PlainCheckpointHook'),
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,6 +78,10 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
                 f'{args.config}'
             )
         cfg.auto_scale_lr.enable = True
+    hooks = {**HOOKS, **(cfg.get('default_hooks') or {})}
+    # mmengine takes None for its own alone.
+    unwanted = [name for name in HOOKS if hooks[name] is None]
+    cfg.default_hooks = {k: hook for k, hook in hooks.items() if k not in unwanted}
 
 
 def warn_of_deploy(cfg: Config) -> None:
@@ -91,20 +107,67 @@ def read_start(cfg: Config) -> dict[str, Tensor] | None:
         The weights of a run to resume, which must be the model's.
     """
     if cfg.get('resume') and not cfg.get('load_from'):
-        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
+        cfg.load_from = latest_checkpoint(Path(cfg.work_dir))
     path = cfg.get('load_from')
     if not path or '://' in path:
         return None
-    checkpoint = read_checkpoint(path)
     if not cfg.get('resume'):
+        read_checkpoint(path)
         return None
-    needed = {'state_dict', 'meta', 'message_hub'}
-    if not (isinstance(checkpoint, dict) and needed <= checkpoint.keys()):
-        raise CheckpointError(
-            f'{path} holds no training to resume: start from its weights instead, with '
-            f'--cfg-options load_from={path}'
-        )
+    checkpoint = read_resumable(Path(path).expanduser())
+    # The data are drawn by it, and mmengine resumes it too late for them.
+    randomness = cfg.get('randomness') or {}
+    if randomness.get('seed') is None:
+        cfg.randomness = {**randomness, 'seed': checkpoint['meta'].get('seed')}
     return state_dict_of(checkpoint, path)
+
+
+def latest_checkpoint(work_dir: Path) -> str | None:
+    """The latest checkpoint of a work dir, also of one that was moved."""
+    path = find_latest_checkpoint(str(work_dir))
+    moved = work_dir / Path(path or '').name
+    if path and not Path(path).exists() and moved.is_file():
+        warnings.warn(f'{path} does not exist: {moved} is resumed', stacklevel=2)
+        return str(moved)
+    return path
+
+
+def read_resumable(path: Path) -> dict:
+    """Read a checkpoint that holds a training.
+
+    Raises:
+        CheckpointError: If it holds none; the sentence names the one before, if it does.
+    """
+    try:
+        checkpoint = read_checkpoint(path)
+        check_training(checkpoint, path)
+    except CheckpointError as error:
+        before = one_before(path)
+        if before is None:
+            raise
+        raise CheckpointError(
+            f'{error}; the checkpoint before it, {before.name}, can be resumed: '
+            f'--resume {before}'
+        ) from error
+    return checkpoint
+
+
+def one_before(path: Path) -> Path | None:
+    """The last resumable one before a checkpoint, as epoch_2.pth is before epoch_3.pth."""
+    name = re.compile(r'(.*_)(\d+)')
+    parts = name.fullmatch(path.stem)
+    if parts is None:
+        return None
+    earlier = {}
+    for other in path.parent.glob(f'*{path.suffix}'):
+        match = name.fullmatch(other.stem)
+        if match and match[1] == parts[1] and int(match[2]) < int(parts[2]):
+            earlier[int(match[2])] = other
+    for _, other in sorted(earlier.items(), reverse=True):
+        with suppress(CheckpointError):
+            check_training(read_checkpoint(other), other)
+            return other
+    return None
 
 
 def main() -> None:
@@ -114,8 +177,9 @@ def main() -> None:
     warn_of_deploy(cfg)
     use_safe_reading()
     state_dict = read_start(cfg)
-    runner = Runner.from_cfg(cfg)
-    if state_dict is not None:
+    # As the hosts' tools choose it: FlexibleRunner has FSDP and other strategies.
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if state_dict is not None and isinstance(runner, Runner):
         # mmengine would resume what fits.
         load_strictly(runner.model, state_dict, cfg.load_from)
     runner.train()

@@ -1,19 +1,16 @@
 """RepVGG's custom L2, as a term of the loss."""
 
 import copy
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from laws import assert_differ, assert_same, image, randomise
-from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.utils import digit_version
 from tiny_runner import TinyModel, tiny_runner
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from mmrep.engine import equivalent_kernel_l2
@@ -104,36 +101,6 @@ def test_a_step_is_that_of_the_loss_with_the_term(tmp_path, steps, amp):
     assert_same(dict(expected.state_dict()), dict(found))
     key = 'block.branch_1x1.conv.weight'
     assert_differ(without.state_dict()[key], found[key])
-
-
-def train_a_rank(rank: int, folder: Path) -> None:
-    """Three steps in one of two processes, on images of its own."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
-    )
-    network = MMDistributedDataParallel(model().train(), broadcast_buffers=False)
-    optim_wrapper = OptimWrapper(SGD(network.parameters(), lr=0.5, momentum=0.9))
-    hook = HOOKS.build(HOOK)
-    hook.before_train(SimpleNamespace(model=network, optim_wrapper=optim_wrapper))
-    for step in range(3):
-        logs = network.train_step(batch(seed=2 * step + rank), optim_wrapper)
-    torch.save([network.module.state_dict(), logs], folder / f'{rank}.pth')
-    # Torch would join gloo's threads while it holds the GIL that they wait for.
-    os._exit(0)
-
-
-def test_ranks_stay_one_model(tmp_path):
-    """Though the running statistics, and with them the terms, are every rank's own."""
-    torch.multiprocessing.spawn(train_a_rank, (tmp_path,), nprocs=2)
-    (first, logs), (second, others) = (
-        torch.load(tmp_path / f'{rank}.pth') for rank in range(2)
-    )
-    parameters = dict(model().named_parameters())
-    assert [key for key in parameters if not torch.equal(first[key], second[key])] == []
-    key = 'block.branch_3x3.norm.running_var'
-    assert_differ(first[key], second[key])
-    assert logs[TERM] != others[TERM]
 
 
 def test_the_term_is_shown_beside_the_loss(tmp_path):

@@ -1,11 +1,14 @@
+import json
 import os
 import socket
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tiny_projects import DBB_RESNET, REPVGG, classifier_model
 from tool_runs import TOOLS, run, scores, succeed, variant
 
 #: mmengine starts processes on GPUs alone: this lets them be on the CPU.
@@ -16,7 +19,14 @@ _init = torch.nn.parallel.DistributedDataParallel.__init__
 def _init_on_cpu(self, module, device_ids=None, **options):
     _init(self, module, **options)
 torch.nn.parallel.DistributedDataParallel.__init__ = _init_on_cpu
+# It refuses SyncBN there, which in eval mode works.
+torch.nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = (
+    lambda self, module: None
+)
 """
+
+HERE = Path(__file__).parent
+TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2']
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 
@@ -31,9 +41,15 @@ def launch(tmp_path):
     python = Path(sys.executable).parent
 
     def launch(script: str, *arguments) -> str:
-        modules = f'{tmp_path}:{os.environ.get("PYTHONPATH", tmp_path)}'
+        modules = os.pathsep.join(
+            [str(tmp_path), str(HERE), os.environ.get('PYTHONPATH', str(tmp_path))]
+        )
         env = dict(PATH=f'{python}:/usr/bin:/bin', PYTHONPATH=modules, PORT=port)
-        return succeed(run('bash', TOOLS / script, *arguments, **env))
+        if script.endswith('.sh'):
+            command = ['bash', TOOLS / script]
+        else:
+            command = [*TORCHRUN, f'--master_port={port}', HERE / script]
+        return succeed(run(*command, *arguments, **env))
 
     return launch
 
@@ -59,6 +75,163 @@ def test_test(classifier, tmp_path, launch, predict):
         *('--deploy', '--tta', '--work-dir', tmp_path, '--out', out, '--out-item', 'pred'),
     )
     torch.testing.assert_close(scores(out), predict(classifier), rtol=1e-4, atol=1e-5)
+
+
+EMA = dict(type='EMAHook', momentum=0.5)
+DECAY = dict(type='mmrep.EquivalentKernelDecayHook', weight_decay=0.1)
+STEPS = dict(accumulative_counts=2, clip_grad=dict(max_norm=0.1))
+DRAWING = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackInputs'),
+]
+#: Images, or how they are flipped, differ between the ranks.
+COMMON = {
+    'custom_imports': dict(imports=['rank_hook', 'stop_hook']),
+    'train_cfg.max_epochs': 2,
+    'train_dataloader.batch_size': 2,
+    'train_dataloader.dataset.pipeline': DRAWING,
+    'randomness': dict(seed=0, diff_rank_seed=True),
+}
+
+
+def network(backbone: dict, in_channels: int, **options: Any) -> dict:
+    return dict(_delete_=True, **classifier_model(dict(backbone, **options), in_channels))
+
+
+def repvgg(**options: Any) -> dict:
+    return network(REPVGG, 16, **options)
+
+
+def dbb(**options: Any) -> dict:
+    return network(DBB_RESNET, 32, **options)
+
+
+POLICY = 'torch.distributed.fsdp.wrap.size_based_auto_wrap_policy'
+NETWORKS = dict(repvgg=repvgg, dbb=dbb)
+
+
+@no_gpu
+class TestRanks:
+    """Two processes with images of their own hold the same parameters, to the bit."""
+
+    @pytest.fixture
+    def train(self, classifier, tmp_path, launch):
+        """Train variants of a config, one after the other, in the processes of one job."""
+
+        def train(**variants: dict) -> None:
+            jobs = []
+            for name, entries in variants.items():
+                options = entries.pop('options', [])
+                entries = {**COMMON, **entries}
+                entries['custom_hooks'] = [
+                    *entries.get('custom_hooks', []),
+                    dict(type='RankHook'),
+                ]
+                config = variant(classifier.config, tmp_path, **entries)
+                jobs.append([str(config), '--work-dir', str(tmp_path / name), *options])
+            launch('train_ranks.py', json.dumps(jobs))
+
+        return train
+
+    @pytest.fixture
+    def one_model(self, tmp_path):
+        """Check that the ranks of a variant ended with the same parameters.
+
+        Returns what each rank tells; ``frozen`` are the stages that must not move.
+        """
+
+        def one_model(name: str, frozen: tuple[str, ...] = ()) -> list[dict]:
+            files = sorted((tmp_path / name).glob('rank_*.json'))
+            first, second = (json.loads(file.read_text()) for file in files)
+            assert first['parameters'] == second['parameters']
+            assert '0.module.head.fc.weight' not in first['still']
+            prefixes = tuple(f'0.module.backbone.{stage}.' for stage in frozen)
+            fixed = [key for key in first['parameters'] if key.startswith(prefixes)]
+            assert bool(fixed) == bool(frozen)
+            assert set(fixed) <= set(first['still'])
+            return [first, second]
+
+        return one_model
+
+    def test_everything_at_once(self, tmp_path, train, one_model, call):
+        everything = dict(optim_wrapper=STEPS, custom_hooks=[EMA])
+        frozen = dict(frozen_stages=1, with_cp=True)
+        drawing = {'model': repvgg(), 'train_cfg.max_epochs': 3}
+        stop = dict(type='StopHook', iteration=5, kill=False)
+        train(
+            repvgg=dict(everything, model=repvgg(**frozen), custom_hooks=[EMA, DECAY]),
+            dbb=dict(everything, model=dbb(**frozen)),
+            # In training mode it averages over processes, which it does on GPUs alone.
+            sync=dict(model=repvgg(norm_cfg=dict(type='SyncBN'), norm_eval=True)),
+            whole=drawing,
+            halves=dict(drawing, custom_hooks=[stop]),
+            resumed=dict(
+                drawing, options=['--resume', str(tmp_path / 'halves/epoch_2.pth')]
+            ),
+        )
+        for name, frozen in dict(repvgg=('stem', 'stage_1'), dbb=('layer1',)).items():
+            first, second = one_model(name, frozen)
+            assert first['buffers'] != second['buffers']
+        # Every rank goes on with its own random numbers.
+        whole, resumed = one_model('whole'), one_model('resumed')
+        assert resumed[0]['parameters'] == whole[0]['parameters']
+        assert resumed[0]['buffers'] == whole[0]['buffers']
+        one_model('sync')
+        for name in ('repvgg', 'dbb', 'sync'):
+            (config,) = (tmp_path / name).glob('variant_*.py')
+            checkpoint = tmp_path / name / 'epoch_2.pth'
+            call('reparam', config, checkpoint, tmp_path / f'{name}.pth')
+
+    @pytest.mark.long
+    def test_each_alone(self, train, one_model):
+        """What hides another's fault above does not here."""
+        alone = {
+            'plain': ({}, {}),
+            'frozen': (dict(frozen_stages=0), {}),
+            'recomputed': (dict(with_cp=True), {}),
+            'accumulated': ({}, dict(optim_wrapper=dict(accumulative_counts=2))),
+            'clipped': ({}, dict(optim_wrapper=dict(clip_grad=dict(max_norm=0.1)))),
+            'averaged': ({}, dict(custom_hooks=[EMA])),
+        }
+        variants = {
+            f'{network}_{name}': dict(entries, model=make(**options))
+            for network, make in NETWORKS.items()
+            for name, (options, entries) in alone.items()
+        }
+        variants['repvgg_decayed'] = dict(model=repvgg(), custom_hooks=[DECAY])
+        names = list(variants)
+        train(**variants)
+        for name in names:
+            one_model(name)
+
+    @pytest.mark.long
+    def test_fsdp(self, tmp_path, train, call):
+        """By mmengine's FlexibleRunner; each process holds its part of the parameters."""
+        wrapper = dict(
+            type='MMFullyShardedDataParallel',
+            # A process has no GPU of its number.
+            device_id='cpu',
+            use_orig_params=True,
+            auto_wrap_policy=dict(type=POLICY, min_num_params=500),
+        )
+        # Offloading to where they are would free them before they are written.
+        saving = dict(rank0_only=True, offload_to_cpu=False)
+        states = dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', **saving),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', **saving),
+        )
+        strategy = dict(type='FSDPStrategy', state_dict_cfg=states, model_wrapper=wrapper)
+        sharded = dict(runner_type='FlexibleRunner', strategy=strategy)
+        train(
+            **{name: dict(sharded, model=network()) for name, network in NETWORKS.items()}
+        )
+        for name in NETWORKS:
+            (config,) = (tmp_path / name).glob('variant_*.py')
+            checkpoint = tmp_path / name / 'epoch_2.pth'
+            assert 'optimizer' in torch.load(checkpoint, weights_only=True)
+            call('reparam', config, checkpoint, tmp_path / f'{name}.pth')
 
 
 class TestCommands:

@@ -1,0 +1,287 @@
+"""What a checkpoint must hold to be resumed, and what of it is used."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from numbers import Real
+from os.path import basename, isfile, islink, join, sep
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mmrep.errors import CheckpointError, reason
+from mmrep.registry import HOOKS
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _is_seed(value: Any) -> bool:
+    return value is None or type(value) is int
+
+
+def _are_weights(value: Any) -> bool:
+    return _is_mapping(value) and all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items()
+    )
+
+
+def _are_histories(value: Any) -> bool:
+    return _is_mapping(value) and all(map(_is_history, value.values()))
+
+
+def _is_history(value: Any) -> bool:
+    if not _is_mapping(value):
+        return isinstance(value, HistoryBuffer)
+    # As PlainCheckpointHook writes it.
+    *histories, max_length = map(value.get, ('log_history', 'count_history', 'max_length'))
+    return _is_count(max_length) and all(
+        isinstance(history, Tensor) and history.dim() == 1 for history in histories
+    )
+
+
+def _is_runtime_info(value: Any) -> bool:
+    """Whether what CheckpointHook takes from there is of its kind."""
+    return _is_mapping(value) and all(
+        isinstance(key, str)
+        and (not key.startswith('best_score') or _is_number(item))
+        and (not key.startswith('best_ckpt') or isinstance(item, str | None))
+        and (
+            key != 'keep_ckpt_ids' or (isinstance(item, list) and all(map(_is_count, item)))
+        )
+        for key, item in value.items()
+    )
+
+
+#: The entries that mmengine uses without a look. Not all of them need to be there.
+_ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
+    ('meta',): _is_mapping,
+    ('meta', 'epoch'): _is_count,
+    ('meta', 'iter'): _is_count,
+    ('meta', 'seed'): _is_seed,
+    ('message_hub',): _is_mapping,
+    ('message_hub', 'log_scalars'): _are_histories,
+    ('message_hub', 'runtime_info'): _is_runtime_info,
+    ('message_hub', 'resumed_keys'): _is_mapping,
+    ('optimizer',): _is_mapping,
+    ('ema_state_dict',): _are_weights,
+}
+_OPTIONAL = {('meta', 'seed'), ('ema_state_dict',)}
+
+#: States of optimizers that are as large as the parameter.
+_STATES = {'momentum_buffer', 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'square_avg'}
+
+
+def check_training(checkpoint: Any, source: str | Path) -> None:
+    """Check that a checkpoint holds a training that can be resumed.
+
+    Args:
+        checkpoint: What :func:`~mmrep.checkpoints.read_checkpoint` returned.
+        source: The file, for the error.
+
+    Raises:
+        CheckpointError: If something is missing or of another kind.
+    """
+    if not (_is_mapping(checkpoint) and {'meta', 'message_hub'} <= checkpoint.keys()):
+        raise CheckpointError(f'{source} holds no training to resume: {_instead(source)}')
+    for keys, fits in _ENTRIES.items():
+        value = checkpoint
+        for key in keys[:-1]:
+            value = value[key]
+        if keys[-1] in value:
+            if not fits(value[keys[-1]]):
+                raise broken(source, '.'.join(keys))
+        elif keys not in _OPTIONAL:
+            raise CheckpointError(
+                f'{source} cannot be resumed, it holds no {".".join(keys)}: '
+                f'{_instead(source)}'
+            )
+
+
+@HOOKS.register_module()
+class ResumeHook(Hook):
+    """Resume a training whole or not at all, and delete nothing that it does not own.
+
+    mmengine takes from a checkpoint which file it replaces once there is a better model,
+    wherever that is. What the file names is looked for in the folder of this run's
+    checkpoints alone, which finds it if the folder was moved, and is left where it is
+    otherwise. A checkpoint of another optimizer or schedule is refused.
+    """
+
+    # What other hooks resume has been checked.
+    priority = 'HIGHEST'
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Check a checkpoint that is resumed.
+
+        Raises:
+            CheckpointError: If it does not fit the run.
+        """
+        if not runner._resume:
+            return
+        source = runner._load_from or 'the latest checkpoint'
+        check_training(checkpoint, source)
+        if isinstance(runner, Runner):
+            # A FlexibleRunner's strategy has forms of its own, in parts on every process.
+            schedules = checkpoint.get('param_schedulers')
+            _check_optimizers(runner.optim_wrapper, checkpoint['optimizer'], source)
+            _check_schedulers(runner.param_schedulers, schedules, source)
+        folders = [
+            _folder(hook, runner.work_dir)
+            for hook in runner.hooks
+            if isinstance(hook, CheckpointHook)
+        ]
+        infos = checkpoint['message_hub']['runtime_info']
+        for key in [key for key in infos if key.startswith('best_ckpt') and infos[key]]:
+            infos[key] = own_file(infos[key], folders)
+
+
+def _folder(hook: CheckpointHook, work_dir: str) -> str:
+    """Where a hook will write."""
+    if hook.out_dir in (None, work_dir):
+        return work_dir
+    return join(hook.out_dir, basename(work_dir.rstrip(sep)))
+
+
+def own_file(path: str, folders: list[str]) -> str | None:
+    """The best checkpoint of a path's name in one of the folders, if it is there."""
+    name = basename(path)
+    for folder in folders if name.startswith('best_') else ():
+        own = join(folder, name)
+        if isfile(own) and not islink(own):
+            return own
+    print_log(
+        f'{path} was the best checkpoint, and is not among those of this run: it is kept '
+        'where it is, also when there is a better one',
+        logger='current',
+        level=logging.WARNING,
+    )
+    return None
+
+
+def _check_optimizers(
+    wrapper: OptimWrapper | OptimWrapperDict, states: dict, source: str
+) -> None:
+    """Load the state of the optimizers, and see whether they can go on with it."""
+    several = isinstance(wrapper, OptimWrapperDict)
+    wrappers = dict(wrapper.items()) if several else {None: wrapper}
+    states = states if several else {None: states}
+    if wrappers.keys() != states.keys() or not all(map(_is_mapping, states.values())):
+        raise broken(source, 'optimizer')
+    for name, each in wrappers.items():
+        before = _settings(each)
+        try:
+            # Of its own dict, which it changes.
+            each.load_state_dict(dict(states[name]))
+        except Exception as error:
+            # Optimizers raise whatever they like.
+            raise broken(source, 'optimizer', reason(error)) from error
+        if not (_alike(before, _settings(each)) and _fits(each.optimizer)):
+            raise broken(source, 'optimizer')
+
+
+def _settings(wrapper: OptimWrapper) -> list:
+    """What an optimizer is set to; a checkpoint brings its own."""
+    settings = [*wrapper.optimizer.param_groups, wrapper.base_param_settings]
+    return [
+        {key: value for key, value in entry.items() if key != 'params'}
+        if _is_mapping(entry)
+        else entry
+        for entry in settings
+    ]
+
+
+def _fits(optimizer: Optimizer) -> bool:
+    """Whether the states of parameters that are known have the shape of theirs."""
+    return all(
+        isinstance(parameter, Tensor)
+        and isinstance(state, Mapping)
+        and all(
+            value is None or (isinstance(value, Tensor) and value.shape == parameter.shape)
+            for name, value in state.items()
+            if name in _STATES
+        )
+        for parameter, state in optimizer.state.items()
+    )
+
+
+def _check_schedulers(schedulers: Any, states: Any, source: str) -> None:
+    """Check that states are those of as many schedulers of the same kinds."""
+    several = isinstance(schedulers, dict)
+    own = schedulers if several else {None: schedulers or []}
+    given = states if several else {None: states or []}
+    if not (
+        _is_mapping(given)
+        and own.keys() == given.keys()
+        and all(isinstance(each, list) for each in given.values())
+    ):
+        raise broken(source, 'param_schedulers')
+    for name, each in own.items():
+        if len(each) != len(given[name]):
+            raise broken(
+                source,
+                'param_schedulers',
+                f'{len(given[name])} in the file, {len(each)} in the config',
+            )
+        for scheduler, state in zip(each, given[name], strict=True):
+            # A checkpoint of PlainCheckpointHook has no functions.
+            expected, found = (
+                {k: v for k, v in s.items() if not callable(v)} if _is_mapping(s) else {}
+                for s in (scheduler.state_dict(), state)
+            )
+            if expected.keys() != found.keys() or not _alike(expected, found):
+                raise broken(source, 'param_schedulers')
+
+
+def _alike(own: Any, given: Any) -> bool:
+    """Whether values are of the same kind, down to those in lists and dicts."""
+    if own is None or given is None:
+        # As an option that may be left out, or a best value that there was not yet.
+        return isinstance(own if given is None else given, Real | str | None)
+    if isinstance(own, Real):
+        return isinstance(given, Real)
+    if isinstance(own, list | tuple):
+        return (
+            isinstance(given, list | tuple)
+            and len(own) == len(given)
+            and all(map(_alike, own, given))
+        )
+    if isinstance(own, Counter):
+        # Milestones, which differ from schedule to schedule.
+        return _is_mapping(given) and all(isinstance(key, int) for key in given)
+    if isinstance(own, Mapping):
+        return (
+            _is_mapping(given)
+            # Later versions of torch have more options.
+            and own.keys() <= given.keys()
+            and all(_alike(own[key], given[key]) for key in own)
+        )
+    return isinstance(given, type(own))
+
+
+def broken(source: str | Path, entry: str, detail: str = '') -> CheckpointError:
+    """The error that an entry of a checkpoint cannot be resumed."""
+    detail = f' ({detail})' if detail else ''
+    return CheckpointError(
+        f'{source} cannot be resumed, its {entry} is broken or not that of the config'
+        f'{detail}: give the config that it was trained with, or {_instead(source)}'
+    )
+
+
+def _instead(source: str | Path) -> str:
+    return f'start from its weights instead, with --cfg-options load_from={source}'

@@ -1,0 +1,218 @@
+"""Checkpoints that must not be resumed, and what is used of those that are."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+from tiny_runner import tiny_runner
+
+from mmrep.engine import check_training
+from mmrep.engine.resume_hook import own_file
+from mmrep.errors import CheckpointError
+
+NAMES = ('ResumeHook', 'RandomStateHook', 'PlainCheckpointHook')
+OPTIONS = dict(
+    param_scheduler=[
+        dict(type='MultiStepLR', milestones=[1]),
+        dict(type='CosineAnnealingLR', T_max=4),
+    ],
+    train_cfg=dict(by_epoch=True, max_epochs=2),
+    custom_hooks=[*(dict(type=f'mmrep.{name}') for name in NAMES), dict(type='EMAHook')],
+)
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory) -> Path:
+    """Of the first epoch."""
+    folder = tmp_path_factory.mktemp('trained')
+    tiny_runner(folder, **OPTIONS).train()
+    return folder / 'epoch_1.pth'
+
+
+def resumed(path: Path, folder: Path, **options: Any) -> Runner:
+    runner = tiny_runner(folder, **{**OPTIONS, **options}, load_from=str(path), resume=True)
+    runner.train()
+    return runner
+
+
+def without(*keys: Any) -> Callable[[dict], None]:
+    def change(content: Any) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    return change
+
+
+def holding(value: Any, *keys: Any) -> Callable[[dict], None]:
+    def change(content: Any) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return change
+
+
+HUB, INFO = 'message_hub', ('message_hub', 'runtime_info')
+#: Changes of the file, and the entry that the sentence names.
+BROKEN = {
+    'no epoch': (without('meta', 'epoch'), 'holds no meta.epoch'),
+    'epoch': (holding('one', 'meta', 'epoch'), 'meta.epoch is broken'),
+    'truth': (holding(True, 'meta', 'epoch'), 'meta.epoch'),
+    'iteration': (holding(-1, 'meta', 'iter'), 'meta.iter'),
+    'seed': (holding('x', 'meta', 'seed'), 'meta.seed'),
+    'meta': (holding([], 'meta'), 'meta is broken'),
+    'no hub': (without(HUB), 'holds no training to resume'),
+    'hub': (holding([], HUB), 'message_hub is broken'),
+    'no log': (without(HUB, 'log_scalars'), 'no message_hub.log_scalars'),
+    'log': (holding({'loss': 3}, HUB, 'log_scalars'), 'log_scalars'),
+    'history': (holding({'loss': dict(max_length=3)}, HUB, 'log_scalars'), 'log_scalars'),
+    'keys': (holding(3, HUB, 'resumed_keys'), 'resumed_keys'),
+    'best score': (holding('x', *INFO, 'best_score'), 'runtime_info'),
+    'best scores': (holding(torch.ones(2), *INFO, 'best_score_a'), 'runtime_info'),
+    'best path': (holding(3, *INFO, 'best_ckpt'), 'runtime_info'),
+    'kept': (holding(['../x'], *INFO, 'keep_ckpt_ids'), 'runtime_info'),
+    'no optimizer': (without('optimizer'), 'holds no optimizer'),
+    'optimizer': (holding(3, 'optimizer'), 'optimizer is broken'),
+    'average': (holding({'module.fc.bias': 3}, 'ema_state_dict'), 'ema_state_dict'),
+}
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_broken(checkpoint, name):
+    content = torch.load(checkpoint, weights_only=True)
+    check_training(content, 'a.pth')
+    change, says = BROKEN[name]
+    change(content)
+    with pytest.raises(CheckpointError, match=f'a.pth .*{says}.* load_from=a.pth'):
+        check_training(content, 'a.pth')
+
+
+@pytest.mark.parametrize('content', [3, [], {}, dict(state_dict={}), dict(meta=1)])
+def test_no_training(content):
+    with pytest.raises(CheckpointError, match=r'a\.pth holds no training to resume'):
+        check_training(content, 'a.pth')
+
+
+GROUP, STATE = ('optimizer', 'param_groups', 0), ('optimizer', 'state')
+SCHEDULER = ('param_schedulers', 0)
+#: Of another run than the config's.
+OTHERS = {
+    'no group': (holding([], 'optimizer', 'param_groups'), 'optimizer'),
+    'no learning rate': (without(*GROUP, 'lr'), 'optimizer'),
+    'no momentum': (without(*GROUP, 'momentum'), 'optimizer'),
+    'learning rate': (holding('x', *GROUP, 'lr'), 'optimizer'),
+    'parameters': (holding([0, 1], *GROUP, 'params'), r'optimizer .*\(ValueError: '),
+    'state': (holding([1], *STATE), 'optimizer'),
+    'no parameter': (holding({}, *STATE, 10**6), 'optimizer'),
+    'no state': (holding(3, *STATE, 0), 'optimizer'),
+    'shape': (holding(dict(momentum_buffer=torch.ones(7)), *STATE, 0), 'optimizer'),
+    'momentum': (holding(dict(momentum_buffer='x'), *STATE, 0), 'optimizer'),
+    'base settings': (holding([3], 'optimizer', 'base_param_settings'), 'optimizer'),
+    'no schedulers': (
+        without('param_schedulers'),
+        r'param_schedulers .*\(0 in the file, 2 in the config',
+    ),
+    'more schedulers': (
+        lambda content: content['param_schedulers'].append({}),
+        r'param_schedulers .*\(3 in the file, 2 in the config',
+    ),
+    'schedulers': (holding(3, 'param_schedulers'), 'param_schedulers'),
+    'scheduler': (holding(3, *SCHEDULER), 'param_schedulers'),
+    'last step': (holding('x', *SCHEDULER, 'last_step'), 'param_schedulers'),
+    'no last step': (without(*SCHEDULER, 'last_step'), 'param_schedulers'),
+    'method': (holding(0, *SCHEDULER, 'step'), 'param_schedulers'),
+    'base values': (holding([1.0, 2.0], *SCHEDULER, 'base_values'), 'param_schedulers'),
+    'milestones': (holding({'a': 1}, *SCHEDULER, 'milestones'), 'param_schedulers'),
+    'kinds': (lambda content: content['param_schedulers'].reverse(), 'param_schedulers'),
+    'generators': (holding(3, 'random_state'), 'random_state'),
+    'generator': (holding([dict(python=3)], 'random_state'), r'random_state .*\(TypeError'),
+}
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_of_another_run(checkpoint, tmp_path, name):
+    content = torch.load(checkpoint, weights_only=True)
+    change, says = OTHERS[name]
+    change(content)
+    path = tmp_path / 'a.pth'
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=f'{path} cannot be resumed, its {says}'):
+        resumed(path, tmp_path / 'work')
+    assert not list(tmp_path.glob('work/*.pth'))
+
+
+def test_no_schedulers_in_the_config(checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match='2 in the file, 0 in the config'):
+        resumed(checkpoint, tmp_path, param_scheduler=None)
+
+
+def test_other_schedules_of_the_same_kinds(checkpoint, tmp_path):
+    schedules = [dict(type='MultiStepLR', milestones=[1, 3]), OPTIONS['param_scheduler'][1]]
+    resumed(checkpoint, tmp_path, param_scheduler=schedules)
+    assert (tmp_path / 'epoch_2.pth').exists()
+
+
+@pytest.mark.parametrize('key', ['best_ckpt', 'best_ckpt_a'])
+def test_a_best_checkpoint_of_others_is_forgotten(checkpoint, tmp_path, key):
+    content = torch.load(checkpoint, weights_only=True)
+    content['message_hub']['runtime_info'][key] = str(tmp_path / 'best_a.pth')
+    (tmp_path / 'best_a.pth').touch()
+    torch.save(content, tmp_path / 'a.pth')
+    runner = resumed(tmp_path / 'a.pth', tmp_path / 'work')
+    assert runner.message_hub.get_info(key) is None
+
+
+@pytest.mark.parametrize('out_dir', [None, 'here'])
+def test_it_is_looked_for_where_the_run_writes(checkpoint, tmp_path, out_dir):
+    work = tmp_path / 'work'
+    own = (tmp_path / out_dir / 'work' if out_dir else work) / 'best_a.pth'
+    own.parent.mkdir(parents=True)
+    own.touch()
+    content = torch.load(checkpoint, weights_only=True)
+    content['message_hub']['runtime_info']['best_ckpt'] = '/moved/best_a.pth'
+    torch.save(content, tmp_path / 'a.pth')
+    out_dir = out_dir and str(tmp_path / out_dir)
+    hooks = dict(checkpoint=dict(type='CheckpointHook', out_dir=out_dir))
+    runner = resumed(tmp_path / 'a.pth', work, default_hooks=hooks)
+    assert runner.message_hub.get_info('best_ckpt') == str(own)
+
+
+class TestOwnFile:
+    def test_own(self, tmp_path):
+        own = tmp_path / 'best_a.pth'
+        own.touch()
+        for path in (own, '/moved/best_a.pth', 'best_a.pth', '../../best_a.pth'):
+            assert own_file(str(path), ['/nowhere', str(tmp_path)]) == str(own)
+
+    @pytest.mark.parametrize(
+        'name',
+        [
+            *('.', '..', '', 'best_x/..', 'best_x/', 'mine.pth', 'best_folder'),
+            *('best_link', 'best_links', 'best_nothing', 'best_\0', 'best_' + 'x' * 5000),
+        ],
+    )
+    def test_of_others(self, tmp_path, name):
+        work = tmp_path / 'work'
+        (work / 'best_folder').mkdir(parents=True)
+        (work / 'best_x').mkdir()
+        (work / 'mine.pth').touch()
+        (tmp_path / 'best_victim').touch()
+        (work / 'best_link').symlink_to(tmp_path / 'best_victim')
+        (work / 'best_links').symlink_to(work / 'best_folder')
+        for path in (name, os.path.join(work, name), f'/{name}'):
+            assert own_file(path, [str(work)]) is None
+
+
+def test_the_log_goes_on(checkpoint, tmp_path):
+    """What was logged before is there again, for the means."""
+    runner = resumed(checkpoint, tmp_path)
+    buffer = runner.message_hub.log_scalars['train/loss']
+    assert isinstance(buffer, HistoryBuffer)
+    # Two epochs of two iterations.
+    assert len(buffer.data[0]) == 4
