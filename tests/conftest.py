@@ -1,5 +1,8 @@
 """Settings of all tests."""
 
+from collections import Counter
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import Phase, settings
@@ -30,3 +33,32 @@ def seeded() -> None:
 def no_scope() -> None:
     """Every module starts without the default scope that another's configs have set."""
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def tally(record_property) -> Callable[..., None]:
+    """Counts what a test tried: ``tally('bit flips', 200)``; one where no number is given.
+
+    The summary of the run adds up what the tests that passed have counted.
+    """
+
+    def count(what: str, number: int = 1) -> None:
+        record_property(TALLY + what, number)
+
+    return count
+
+
+#: What sets the counts apart from other properties of a test.
+TALLY = 'tally: '
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print what the tests have counted."""
+    counts = Counter()
+    for report in terminalreporter.getreports('passed'):
+        for name, number in report.user_properties:
+            if name.startswith(TALLY):
+                counts[name.removeprefix(TALLY)] += number
+    if counts:
+        line = ' · '.join(f'{what}: {number:,}' for what, number in counts.items())
+        terminalreporter.write_line(line)
