@@ -13,7 +13,7 @@ from torch import Tensor
 from .refusals import damaged, excessive, unsupported
 
 #: Training writes a dozen levels, and a value for every weight, its state and its name.
-_DEEPEST, _MOST_VALUES = 100, 2_000_000
+_DEEPEST, _MOST_VALUES = 100, 1_000_000
 
 #: Weights may be tied: tensors show this many times the bytes that the file has, and so
 #: many more, which small files of expanded tensors need.
@@ -76,6 +76,8 @@ def check_contents(root: Any, held: int) -> None:
     while levels:
         for key, value in levels[-1]:
             count += 1
+            if count > _MOST_VALUES:
+                raise excessive(f'more than {_MOST_VALUES} values')
             if type(value) is str:
                 _check_text(value, [*path, key])
             elif type(value) is int:
@@ -96,8 +98,6 @@ def check_contents(root: Any, held: int) -> None:
                 break
             else:
                 count += _check_leaf(value, [*path, key])
-            if count > _MOST_VALUES:
-                raise excessive(f'more than {_MOST_VALUES} values')
         else:
             levels.pop()
             if path:

@@ -110,7 +110,8 @@ def _open(path: str | Path) -> FileIO:
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f'checkpoint {str(path)[:200]!r} cannot be opened ({reason(error)}): check the path'
+            f'checkpoint {str(path)[:200]!r} cannot be opened ({reason(error)}): check the '
+            'path'
         ) from None
 
 

@@ -28,12 +28,15 @@ from .refusals import damaged, excessive, unsafe, unsupported
 
 #: In bytes: what a step and a call may take at most, a key that is no number or text (so
 #: that few can have the same hash), and what a pickle without bytes may take.
-_STEP, _CALL, _KEY, _ALLOWANCE = 200, 1000, 50_000, 1 << 29
+_STEP, _CALL, _KEY, _ALLOWANCE = 200, 1000, 100_000, 200_000_000
 
 _LONGEST_LINE = 1 << 16
 
 #: Of a key: one whose parts are each twice the part before is hashed for ever.
 _MOST_PARTS = 100
+
+#: Numpy has no more; torch has no bound.
+_MOST_AXES = 64
 
 _COLLECTIONS = (list, tuple, torch.Size, set, frozenset)
 
@@ -153,7 +156,7 @@ def _tensor(
     if not (
         _is_one_of(size, (tuple, torch.Size))
         and _is_one_of(stride, (tuple, torch.Size))
-        and len(size) == len(stride)
+        and len(size) == len(stride) <= _MOST_AXES
         and all(type(n) is int and 0 <= n < 1 << 63 for n in (offset, *size, *stride))
     ):
         raise damaged('a tensor has an impossible shape')
@@ -568,7 +571,7 @@ def _check_array_state(state: tuple) -> None:
     if not (
         type(data) is bytes
         and type(shape) is tuple
-        and len(shape) <= 32
+        and len(shape) <= _MOST_AXES
         and all(type(size) is int and 0 <= size < 1 << 63 for size in shape)
         and len(data) == math.prod(shape) * dtype.itemsize
         and math.prod(shape) <= len(data)
