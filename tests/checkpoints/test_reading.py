@@ -3,6 +3,7 @@ import copyreg
 import datetime
 import functools
 import io
+import json
 import operator
 import os
 import pickle
@@ -17,6 +18,7 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from pickles import Call, legacy_parts, name, opcodes, write_pickle
+from safetensors.torch import load_file, save_file
 from tiny_runner import tiny_runner
 from torch import nn
 
@@ -154,6 +156,113 @@ class TestContents:
         *plain, buffer = read_checkpoint(tmp_path / 'a.pth')
         assert plain == written[:3]
         assert buffer.current() == 1
+
+
+class TestNumbersOfATensor:
+    """What torch can load is loaded."""
+
+    @LEGACY
+    @pytest.mark.parametrize(
+        'dtype',
+        [
+            *(torch.float8_e4m3fn, torch.float8_e5m2, torch.complex128, torch.int8),
+            *(torch.bool, torch.float16, torch.bfloat16, torch.uint8, torch.float64),
+        ],
+        ids=str,
+    )
+    def test_dtypes(self, tmp_path, dtype, legacy):
+        if legacy and 'float8' in str(dtype):
+            pytest.skip('torch writes no such files')
+        written = torch.arange(6).reshape(2, 3).to(dtype)
+        read = read_checkpoint(save({'w': written}, tmp_path / 'a.pth', legacy))['w']
+        assert read.dtype == dtype and read.shape == written.shape
+        assert torch.equal(read.view(torch.uint8), written.view(torch.uint8))
+
+    def test_conjugated(self, tmp_path):
+        written = torch.tensor([1 + 2j]).conj()
+        read = read_checkpoint(save({'w': written}, tmp_path / 'a.pth'))['w']
+        assert read.is_conj() and torch.equal(read, written)
+
+    @LEGACY
+    def test_tied_and_expanded(self, tmp_path, legacy):
+        base = torch.arange(12.0).reshape(3, 4)
+        written = {'a': base, 'b': base, 'c': base[1:, 2], 'd': torch.ones(1).expand(9, 2)}
+        read = read_checkpoint(save(written, tmp_path / 'a.pth', legacy))
+        for key, tensor in written.items():
+            assert torch.equal(read[key], tensor)
+            assert read[key].stride() == tensor.stride()
+        assert read['a'].data_ptr() == read['b'].data_ptr()
+
+    @LEGACY
+    @pytest.mark.parametrize(
+        'map_location',
+        ['cpu', None, torch.device('cpu'), {'cuda:0': 'cpu'}, lambda storage, _: storage],
+        ids=str,
+    )
+    def test_places(self, tmp_path, map_location, legacy):
+        path = save({'w': torch.arange(3.0)}, tmp_path / 'a.pth', legacy)
+        read = read_checkpoint(path, map_location)
+        assert torch.equal(read['w'], torch.arange(3.0))
+
+    @LEGACY
+    def test_a_storage_that_is_moved(self, tmp_path, legacy):
+        """As to a GPU."""
+        path = save({'w': torch.arange(3.0)}, tmp_path / 'a.pth', legacy)
+        read = read_checkpoint(path, lambda storage, _: storage.clone())
+        assert torch.equal(read['w'], torch.arange(3.0))
+
+
+class TestSafetensors:
+    """Files of the library of that name."""
+
+    def write(self, path: Path, metadata: dict | None) -> Path:
+        tensors = {
+            'a.weight': torch.arange(12.0).reshape(3, 4),
+            'half': torch.ones(3, dtype=torch.float16),
+            'flag': torch.tensor(True),
+            'empty': torch.zeros(0, 2),
+        }
+        save_file(tensors, path, metadata=metadata)
+        return path
+
+    @pytest.mark.parametrize('mmap', [True, False])
+    @pytest.mark.parametrize('name', ['a.safetensors', 'a.pth'])
+    def test_own_meta(self, tmp_path, mmap, name):
+        meta = {'CLASSES': ['cat', 'dog'], 'epoch': 3}
+        metadata = {'format': 'pt', 'meta': json.dumps(meta)}
+        path = self.write(tmp_path / name, metadata)
+        read = read_checkpoint(path, mmap=mmap)
+        assert read['meta'] == meta
+        expected = load_file(path)
+        assert read.keys() == {'state_dict', 'meta'}
+        assert read['state_dict'].keys() == expected.keys()
+        for key, tensor in expected.items():
+            assert torch.equal(read['state_dict'][key], tensor)
+            assert read['state_dict'][key].dtype == tensor.dtype
+        read['state_dict']['a.weight'][0] = -1
+        again = read_checkpoint(path)['state_dict']['a.weight']
+        assert torch.equal(again, expected['a.weight']), 'the file is not written to'
+
+    @pytest.mark.parametrize('metadata', [None, {}, {'format': 'pt'}], ids=str)
+    def test_other_projects(self, tmp_path, metadata):
+        read = read_checkpoint(self.write(tmp_path / 'a.safetensors', metadata))
+        assert read['meta'] == {}
+        assert len(read['state_dict']) == 4
+
+    def test_cut_short(self, tmp_path):
+        path = self.write(tmp_path / 'a.safetensors', None)
+        whole = path.read_bytes()
+        for size in range(len(whole)):
+            path.write_bytes(whole[:size])
+            with pytest.raises(CheckpointError, match='it may be cut short'):
+                read_checkpoint(path)
+
+    def test_file_may_change_if_it_is_not_mapped(self, tmp_path):
+        path = self.write(tmp_path / 'a.safetensors', None)
+        read = read_checkpoint(path, mmap=False)['state_dict']['a.weight']
+        with open(path, 'r+b') as file:
+            file.write(bytes(path.stat().st_size))
+        assert torch.equal(read, torch.arange(12.0).reshape(3, 4))
 
 
 def shell(path: Path) -> str:
@@ -390,6 +499,32 @@ class TestDamage:
     def test_missing_file(self, tmp_path):
         with pytest.raises(CheckpointError, match=r'no\.pth does not exist'):
             read_checkpoint(tmp_path / 'no.pth')
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+    def test_no_permission(self, tmp_path):
+        path = save({}, tmp_path / 'a.pth')
+        path.chmod(0)
+        with pytest.raises(
+            CheckpointError, match='may not be read: ask for the permission'
+        ):
+            read_checkpoint(path)
+
+    @pytest.mark.parametrize('error', [PermissionError, OSError(5, 'broken disk')])
+    def test_no_access(self, tmp_path, monkeypatch, error):
+        path = save({}, tmp_path / 'a.pth')
+
+        def refuse(*_, **__):
+            raise error
+
+        monkeypatch.setattr('builtins.open', refuse)
+        expected = 'may not be read' if error is PermissionError else 'broken disk'
+        with pytest.raises(CheckpointError, match=expected):
+            read_checkpoint(path)
+
+    @pytest.mark.parametrize('name', ['a\0b', 'x' * 5000, '~nobody-of-this-name/a.pth', ''])
+    def test_names_of_nothing(self, name):
+        with pytest.raises(CheckpointError, match=r'cannot be opened|does not exist'):
+            read_checkpoint(name)
 
     def test_address(self):
         with pytest.raises(CheckpointError, match=r'https://host/a\.pth is an address'):
