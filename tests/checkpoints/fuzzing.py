@@ -136,6 +136,12 @@ PLAIN = b'().0123]}NQRabdelo)stu\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94
 )
 
 
+#: Three values to come back to.
+START = (
+    b'\x80\x02]q\x000)q\x010cmmengine.logging.history_buffer\nHistoryBuffer\n)\x81q\x020'
+)
+
+
 def damage(data: bytes, rng: random.Random) -> bytes:
     """Change bytes, or cut, repeat or move a part of a file."""
     data = bytearray(data)
@@ -189,6 +195,28 @@ def random_pickle(rng: random.Random) -> bytes:
     return b''.join([*parts, pickle.STOP])
 
 
+def random_value(rng: random.Random, depth: int = 0) -> bytes:
+    """The opcodes of a value, perhaps made by a call or changed by a state."""
+    choice = rng.randrange(4 if depth > 4 else 12)
+    if choice == 0:
+        return pickle.dumps(rng.choice((-1, 1)) * rng.choice(NUMBERS), 2)[2:-1]
+    if choice == 1:
+        return pickle.dumps(rng.choice((None, True, 0.5, 'latin1', '<f8', 'mean')), 2)[2:-1]
+    if choice == 2:
+        return b'c' + rng.choice(NAMES).replace(' ', '\n').encode() + b'\n'
+    if choice == 3:
+        return rng.choice((b')', b']', b'}', b'h\x00', b'h\x01', b'h\x02'))
+    values = [random_value(rng, depth + 1) for _ in range(rng.choice((1, 2, 2, 3, 7)))]
+    inner = b''.join(values)
+    made = (
+        *(b'(' + inner + b't', b']' + b'(' + inner + b'e', b'(' + inner + b'l'),
+        b'}' + b''.join(random_value(rng, 5) + value + b's' for value in values),
+        *(values[0] + b'(' + inner + b'tR', values[0] + b'(' + inner + b'tb'),
+        *(values[0] + b'2\x86', inner + rng.choice((b'q\x00', b'q\x01', b'q\x02'))),
+    )
+    return made[choice - 4]
+
+
 def make_case(seed: int, number: int, folder: Path) -> Case:
     """The file of a number."""
     rng = random.Random(f'{seed}-{number}')
@@ -198,7 +226,10 @@ def make_case(seed: int, number: int, folder: Path) -> Case:
     if kind == 'damaged pickle':
         write_pickle(path, damage(PICKLE, rng), legacy=False)
     elif kind == 'random pickle':
-        write_pickle(path, random_pickle(rng), legacy=rng.random() < 0.3)
+        data = rng.choice((random_pickle, lambda rng: START + random_value(rng) + b'.'))(
+            rng
+        )
+        write_pickle(path, data, legacy=rng.random() < 0.3)
     else:
         path.write_bytes(damage(FILES[kind], rng))
     return Case(path, kind, read_keras if kind == 'keras' else read_fully, kind == 'zip')
