@@ -13,7 +13,7 @@ from torch import Tensor
 from .refusals import damaged, excessive, unsupported
 
 #: Training writes a dozen levels, and a value for every weight, its state and its name.
-_DEEPEST, _MOST_VALUES = 100, 1_000_000
+_DEEPEST, _MOST_VALUES = 100, 500_000
 
 #: Weights may be tied: tensors show this many times the bytes that the file has, and so
 #: many more, which small files of expanded tensors need.

@@ -28,7 +28,7 @@ from .refusals import damaged, excessive, unsafe, unsupported
 
 #: In bytes: what a step and a call may take at most, a key that is no number or text (so
 #: that few can have the same hash), and what a pickle without bytes may take.
-_STEP, _CALL, _KEY, _ALLOWANCE = 200, 1000, 100_000, 200_000_000
+_STEP, _CALL, _KEY, _ALLOWANCE = 200, 1000, 200_000, 400_000_000
 
 _LONGEST_LINE = 1 << 16
 

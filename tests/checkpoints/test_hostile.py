@@ -1,13 +1,15 @@
 """Hostile files end with a sentence, soon, and in little memory."""
 
+import pickle
 import resource
 import time
 from pathlib import Path
 
 import pytest
 from hostile import HOSTILE
+from pickles import opcodes, write_pickle
 
-from mmrep.checkpoints import read_checkpoint
+from mmrep.checkpoints import read_checkpoint, unpickling
 from mmrep.errors import CheckpointError
 
 
@@ -24,6 +26,17 @@ def one_gigabyte():
 
 def test_names_are_different():
     assert len({name for name, *_ in HOSTILE}) == len(HOSTILE) >= 60
+
+
+def test_every_step_is_paid_for(tmp_path, monkeypatch):
+    """Which two million sets, of a byte each, would show at length."""
+    monkeypatch.setattr(unpickling, '_ALLOWANCE', 1_000_000)
+    data = {count: pickle.MARK + pickle.EMPTY_SET * count for count in (4900, 5100)}
+    path = write_pickle(tmp_path / 'a.pth', opcodes(data[4900], pickle.LIST), False)
+    assert len(read_checkpoint(path)) == 4900
+    path = write_pickle(tmp_path / 'a.pth', opcodes(data[5100], pickle.LIST), False)
+    with pytest.raises(CheckpointError, match='more values than its size'):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize(
