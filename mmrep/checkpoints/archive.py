@@ -176,8 +176,13 @@ class Archive:
             name = raw_name.decode('utf-8', 'backslashreplace')
             if flags & _ENCRYPTED:
                 raise damaged(f'{name!r} in its archive is encrypted')
-            if method or flags & ~(_SIZES_FOLLOW | _UTF_8):
-                raise damaged(f'{name!r} in its archive is compressed, not stored')
+            if method:
+                raise Refusal(
+                    f'has an entry {name!r} that is compressed',
+                    'give the file that torch wrote, or pack it again without compression',
+                )
+            if flags & ~(_SIZES_FOLLOW | _UTF_8):
+                raise damaged(f'{name!r} in its archive is of an unknown kind')
             size, packed, offset = _widened((size, packed, offset), extra)
             if size != packed:
                 raise damaged(f'{name!r} in its archive has two sizes')

@@ -123,6 +123,8 @@ def _read(file: FileIO, restore: Restore, mmap: bool) -> tuple[Any, int]:
     head = file.read(9)
     if head.startswith(SIGNATURE):
         return _read_zip(file, size, restore, mmap)
+    if head.startswith(b'\x89HDF'):
+        raise Refusal('is an HDF5 file', 'import it with tools/convert_checkpoint.py first')
     is_table = head[8:] == b'{' and int.from_bytes(head[:8], 'little') < size
     if is_table or str(file.name).endswith('.safetensors'):
         return _read_safetensors(file.name, restore, mmap), size

@@ -61,8 +61,14 @@ def _is_one_of(value: Any, kinds: type | tuple[type, ...]) -> bool:
     return type(value) in (kinds if isinstance(kinds, tuple) else (kinds,))
 
 
+_FACTORIES = (
+    *(None, list, dict, set, tuple, int, float, str, bool, collections.OrderedDict),
+    *(collections.deque, collections.Counter),
+)
+
+
 def _default_dict(factory: Any, *items: Any) -> collections.defaultdict:
-    if factory not in (None, list, dict, set, tuple, int, float, str, bool):
+    if factory not in _FACTORIES:
         raise unsafe(f'a collections.defaultdict of {_name_of(factory)}')
     return collections.defaultdict(factory, *items)
 
@@ -234,7 +240,9 @@ _CALLED = {
             bytearray: [_NOTHING, (bytes,), (str, str)],
             # A list of pairs is what Python 2 wrote.
             collections.OrderedDict: [_NOTHING, (dict,), (list,)],
-            collections.deque: [((list, tuple),), ((list, tuple), (int, type(None)))],
+            collections.deque: [
+                *(_NOTHING, ((list, tuple),), ((list, tuple), (int, type(None)))),
+            ],
             collections.Counter: [_NOTHING, (dict,)],
             datetime.datetime: [(bytes,), (bytes, datetime.timezone)],
             datetime.date: [(bytes,)],
@@ -323,6 +331,8 @@ class Unpickler(pickle._Unpickler):
             while True:
                 opcode = self.read(1)[0]
                 self._spend(_STEP)
+                if opcode not in self.dispatch:
+                    raise damaged('it holds no pickle')
                 self.dispatch[opcode](self)
         except pickle._Stop as stop:
             return stop.value

@@ -103,6 +103,9 @@ class TestContents:
             collections.OrderedDict(a=1),
             collections.defaultdict(list, {1: [2]}),
             collections.deque([1, 2], maxlen=2),
+            collections.deque([[1, 2]]),
+            collections.deque(),
+            collections.defaultdict(collections.OrderedDict),
             collections.Counter('abb'),
             [slice(1, 2), range(3), b'', bytearray()],
             [datetime.datetime(2026, 1, 2, 3), datetime.timedelta(4)],
@@ -513,6 +516,12 @@ class TestDamage:
         with pytest.raises(CheckpointError, match='cannot be read as a checkpoint') as info:
             read_checkpoint(path)
         assert '\n' not in str(info.value)
+
+    def test_hdf5(self, tmp_path):
+        path = tmp_path / 'a.weights.h5'
+        path.write_bytes(b'\x89HDF\r\n\x1a\n' + bytes(99))
+        with pytest.raises(CheckpointError, match=r'is an HDF5 file: import it with tools'):
+            read_checkpoint(path)
 
     def test_missing_file(self, tmp_path):
         with pytest.raises(CheckpointError, match=r'no\.pth does not exist'):

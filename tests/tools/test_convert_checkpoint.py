@@ -75,7 +75,7 @@ def test_hostile_sources(kind, source, tmp_path, refused):
         with zipfile.ZipFile(source) as whole, zipfile.ZipFile(path, 'w', 8) as packed:
             for name in whole.namelist():
                 packed.writestr(name, whole.read(name))
-        says = 'is compressed, not stored'
+        says = 'that is compressed: give the file that torch wrote'
     else:
         weights = torch.load(source, weights_only=True)
         weights['stem.conv_kxk.conv.weight'] = weights['stem.conv_kxk.conv.weight'] + 0j
