@@ -143,6 +143,8 @@ def _read_zip(file: FileIO, size: int, restore: Restore, mmap: bool) -> tuple[An
     order = sys.byteorder
     if 'byteorder' in names:
         order = archive.read(f'{folder}/byteorder').decode()
+    if order not in ('little', 'big'):
+        raise damaged(f'the order of its bytes is {order!r}')
     mapped = (
         memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_COPY) if mmap else None
     )
@@ -150,13 +152,12 @@ def _read_zip(file: FileIO, size: int, restore: Restore, mmap: bool) -> tuple[An
 
     def load_storage(reference: tuple) -> Storage:
         dtype, key, location, numel = reference
-        if type(key) is not str or not isinstance(dtype, torch.dtype):
-            raise damaged('it refers to a storage that it does not name')
+        length = _length(dtype, key, location, numel)
         if key in loaded:
             return loaded[key]
         name = f'{folder}/data/{key}'
         entry = archive.entries.get(name)
-        if type(numel) is not int or not entry or numel * dtype.itemsize != entry.size:
+        if not entry or length != entry.size:
             raise damaged(f'its archive does not have the bytes of {name!r}')
         if mapped is not None and entry.size and entry.start % _ALIGNMENT == 0:
             archive.verify(name)
@@ -193,20 +194,19 @@ def _read_legacy(file: FileIO, size: int, restore: Restore) -> tuple[Any, int]:
     def load_storage(reference: tuple) -> Storage:
         nonlocal held
         dtype, key, location, numel, view = reference
-        if type(key) is not str or not isinstance(dtype, torch.dtype):
-            raise damaged('it refers to a storage that it does not name')
+        length = _length(dtype, key, location, numel)
         if key not in loaded:
-            held += _bytes(numel, dtype)
+            held += length
             if held > size:
                 raise damaged(f'it is said to have {held} bytes of tensors and more')
-            values = torch.empty(_bytes(numel, dtype), dtype=torch.uint8)
+            values = torch.empty(length, dtype=torch.uint8)
             storage = restore(values.untyped_storage(), location)
             loaded[key] = values, Storage(storage, dtype)
         base = loaded[key][1]
         if view is None:
             return base
         name, *place = view
-        start, length = (_bytes(number, dtype) for number in place)
+        start, length = (_length(dtype, name, location, number) for number in place)
         if start + length > base.bytes.nbytes():
             raise damaged('a part of a storage is not in it')
         if name not in views:
@@ -219,14 +219,15 @@ def _read_legacy(file: FileIO, size: int, restore: Restore) -> tuple[Any, int]:
     if (load(), load(), type(load())) != (MAGIC_NUMBER, PROTOCOL_VERSION, dict):
         raise damaged('it does not begin as one')
     contents, keys = load(), load()
-    if type(keys) is not list or sorted(keys) != sorted(loaded):
+    named = type(keys) is list and all(type(key) is str for key in keys)
+    if not named or sorted(keys) != sorted(loaded):
         raise damaged('it does not have the storages that its tensors are in')
     for key in keys:
         values, storage = loaded[key]
         start = whole.tell() + 8
         end = start + len(values)
         numel = int.from_bytes(whole.read(8), 'little')
-        if end > size or _bytes(numel, storage.dtype) != len(values):
+        if end > size or numel * storage.dtype.itemsize != len(values):
             raise damaged('its storages are not as long as it says')
         memoryview(values.numpy())[:] = memoryview(whole)[start:end]
         whole.seek(end)
@@ -237,10 +238,16 @@ def _read_legacy(file: FileIO, size: int, restore: Restore) -> tuple[Any, int]:
     return contents, held
 
 
-def _bytes(numel: Any, dtype: torch.dtype) -> int:
-    """The bytes of so many values."""
-    if type(numel) is not int or numel < 0:
-        raise damaged('a storage has no size')
+def _length(dtype: Any, key: Any, location: Any, numel: Any) -> int:
+    """The bytes of a storage to which a pickle refers."""
+    if not (
+        isinstance(dtype, torch.dtype)
+        # Whatever else they are could be hashed and compared for ever.
+        and type(key) is type(location) is str
+        and type(numel) is int
+        and numel >= 0
+    ):
+        raise damaged('it refers to a storage that it does not describe')
     return numel * dtype.itemsize
 
 

@@ -67,10 +67,21 @@ _FACTORIES = (
 )
 
 
-def _default_dict(factory: Any, *items: Any) -> collections.defaultdict:
-    if factory not in _FACTORIES:
+def _default_dict(factory: Any, items: Any = None) -> collections.defaultdict:
+    if factory not in _FACTORIES or type(items) not in (dict, type(None)):
         raise unsafe(f'a collections.defaultdict of {_name_of(factory)}')
-    return collections.defaultdict(factory, *items)
+    return collections.defaultdict(factory, items or {})
+
+
+def _ordered_dict(items: Any = None) -> collections.OrderedDict:
+    # A list of pairs is what Python 2 wrote.
+    pairs = type(items) is list and all(_is_one_of(pair, (list, tuple)) for pair in items)
+    if not (pairs or type(items) in (dict, type(None))):
+        raise excessive('a call of collections.OrderedDict with other arguments')
+    return collections.OrderedDict(items or {})
+
+
+_ordered_dict.named = collections.OrderedDict
 
 
 def _dtype(spec: str, *_: Any) -> np.dtype:
@@ -238,8 +249,6 @@ _CALLED = {
             complex: [(_NUMBER, _NUMBER)],
             bytes: [_NOTHING, (bytes,)],
             bytearray: [_NOTHING, (bytes,), (str, str)],
-            # A list of pairs is what Python 2 wrote.
-            collections.OrderedDict: [_NOTHING, (dict,), (list,)],
             collections.deque: [
                 *(_NOTHING, ((list, tuple),), ((list, tuple), (int, type(None)))),
             ],
@@ -253,6 +262,7 @@ _CALLED = {
         }.items()
     },
     'collections.defaultdict': _default_dict,
+    'collections.OrderedDict': _ordered_dict,
     # A plain dict serves, and has no attributes that could pass for something else.
     'mmengine.config.config.ConfigDict': _arguments(dict, _NOTHING, (dict,)),
     'builtins.getattr': _method,

@@ -97,6 +97,34 @@ def flip_weight(data: bytearray, entry: zipfile.ZipInfo, place: int) -> None:
     data[entry.header_offset + 30 + length] ^= 1
 
 
+def counted(count: int) -> Callable[[bytearray, Any, int], None]:
+    """Say in both ends of an archive how many entries it has."""
+
+    def change(data: bytearray, entry: zipfile.ZipInfo, place: int) -> None:
+        struct.pack_into('<2Q', data, len(data) - 98 + 24, count, count)
+        struct.pack_into('<2H', data, len(data) - 22 + 8, 0xFFFF, 0xFFFF)
+
+    return change
+
+
+def before(size: int, is_told: bool) -> Maker:
+    """An archive after other bytes, with places that take account of them or do not."""
+
+    def make(path: Path) -> None:
+        zipped()(path)
+        with zipfile.ZipFile(path) as source:
+            entries = {name: source.read(name) for name in source.namelist()}
+        packed = io.BytesIO()
+        head = b'PK\3\4'.ljust(size)
+        packed.write(head if is_told else b'')
+        with zipfile.ZipFile(packed, 'w') as target:
+            for known, content in entries.items():
+                target.writestr(known, content)
+        path.write_bytes((b'' if is_told else head) + packed.getvalue())
+
+    return make
+
+
 def twice(path: Path) -> None:
     zipped()(path)
     with zipfile.ZipFile(path, 'a') as file, warnings.catch_warnings():
@@ -116,19 +144,64 @@ def overlapping(data: bytearray, entry: zipfile.ZipInfo, place: int) -> None:
     struct.pack_into('<L', data, place + 42, start)
 
 
+FLOATS = name('torch', 'FloatStorage')
+REBUILD = name('torch._utils', '_rebuild_tensor_v2')
+REBUILD_3 = name('torch._utils', '_rebuild_tensor_v3')
+DEQUE = name('collections', 'deque')
+MAGIC = torch.serialization.MAGIC_NUMBER
+
+
 def tensor(
-    size: tuple, stride: tuple, offset: int = 0, numel: int = 24, key: str = '0'
+    size: tuple,
+    stride: tuple,
+    offset: int = 0,
+    numel: int = 24,
+    key: str = '0',
+    floats: bytes = FLOATS,
+    hooks: dict | None = None,
+    more: tuple = (),
 ) -> list:
     """The opcodes of a tensor."""
-    reference = ('storage', FLOATS, key, 'cpu', numel)
+    reference = ('storage', floats, key, 'cpu', numel)
     return [
-        name('torch._utils', '_rebuild_tensor_v2'),
-        *(pickle.MARK, *tupled(reference), pickle.BINPERSID),
-        *(offset, size, stride, False, {}, pickle.TUPLE, pickle.REDUCE),
+        *(REBUILD, pickle.MARK, *tupled(reference), pickle.BINPERSID),
+        *(offset, size, stride, False, hooks or {}, *more, pickle.TUPLE, pickle.REDUCE),
     ]
 
 
-FLOATS = name('torch', 'FloatStorage')
+def parameter(data: Any, hooks: dict | None = None) -> list:
+    """The opcodes of a parameter."""
+    return call(name('torch._utils', '_rebuild_parameter'), data, False, hooks or {})
+
+
+def with_reference(*reference: Any) -> Maker:
+    """A checkpoint that refers to something as to a storage."""
+    return with_pickle(opcodes(*tupled(reference), pickle.BINPERSID))
+
+
+def with_pickle(data: bytes) -> Maker:
+    """A checkpoint of two storages with another pickle."""
+
+    def make(path: Path) -> None:
+        torch.save(STATE, path)
+        replace_pickle(path, data)
+
+    return make
+
+
+def with_entry(entry: str, content: bytes) -> Maker:
+    """A checkpoint with another entry."""
+
+    def make(path: Path) -> None:
+        with (
+            zipfile.ZipFile(io.BytesIO(whole())) as source,
+            zipfile.ZipFile(path, 'w') as target,
+        ):
+            for known in source.namelist():
+                changed = known == f'archive/{entry}'
+                target.writestr(known, content if changed else source.read(known))
+
+    return make
 
 
 def tupled(values: tuple) -> list:
@@ -141,11 +214,7 @@ def with_tensor(*shape: Any, **options: Any) -> Maker:
     # The dict around the tensor and its name.
     data = data[:2] + pickle.EMPTY_DICT + data[2:-1] + pickle.SETITEM + pickle.STOP
 
-    def make(path: Path) -> None:
-        torch.save(STATE, path)
-        replace_pickle(path, data)
-
-    return make
+    return with_pickle(data)
 
 
 def doubled(times: int, kind: bytes = pickle.TUPLE2, leaf: Any = ()) -> list:
@@ -202,6 +271,26 @@ def a_socket(path: Path) -> None:
         os.chdir(path.parent)
         server.bind(path.name)
         os.chdir(here)
+
+
+def legacy_part(*part: Any) -> Maker:
+    """A file of before torch 1.6 with a part of a storage of four numbers."""
+    reference = ['storage', FLOATS, '0', 'cpu', 4, pickle.MARK, *part, pickle.TUPLE]
+    parts = legacy_parts(opcodes(*tupled(tuple(reference)), pickle.BINPERSID))
+    return lambda path: path.write_bytes(b''.join(parts) + bytes(99))
+
+
+def legacy_keys(*keys: Any) -> Maker:
+    """A file of before torch 1.6 with such names of storages."""
+    parts = [*legacy_parts(opcodes(1))[:-1], opcodes(*keys)]
+    return lambda path: path.write_bytes(b''.join(parts))
+
+
+def legacy_start(*values: Any) -> Maker:
+    """A file of before torch 1.6 that begins with other values."""
+    parts = [pickle.dumps(value, 2) for value in values]
+    rest = legacy_parts(opcodes(1))[len(parts) :]
+    return lambda path: path.write_bytes(b''.join([*parts, *rest]))
 
 
 def legacy_storages(*numels: int, declared: int = 4, keys: Any = ('0',)) -> Maker:
@@ -294,6 +383,11 @@ HOSTILE: list[tuple[str, Maker, str]] = [
     ('no directory', patched(lambda data, *_: data[:-98]), 'no end'),
     ('count', patched(lambda data, *_: data[:-12] + b'\1\0' + data[-10:]), CHANGED),
     ('two ends', patched(lambda data, *_: data[:-6] + bytes(4) + data[-2:]), 'two ends'),
+    ('many entries', patched(counted(1 << 20)), 'an archive of 1048576 entries'),
+    ('an entry more', patched(counted(9)), 'the directory of its archive is broken'),
+    ('an entry less', patched(counted(5)), 'the directory of its archive is broken'),
+    ('something before a small one', before(8, True), 'something stands before'),
+    ('moved', before(8, False), 'not where its end says'),
     ('no pickle', lambda path: zipfile.ZipFile(path, 'w').close(), CHANGED),
     (
         'two folders',
@@ -317,7 +411,52 @@ HOSTILE: list[tuple[str, Maker, str]] = [
     ('storage elsewhere', with_tensor((4,), (1,), key='../version'), CHANGED),
     ('larger storage', with_tensor((4,), (1,), numel=25), 'does not have the bytes'),
     ('storage of 20 digits', with_tensor((4,), (1,), numel=10**19), CHANGED),
-    ('negative storage', with_tensor((4,), (1,), numel=-24), 'does not have the bytes'),
+    ('negative storage', with_tensor((4,), (1,), numel=-24), 'does not describe'),
+    (
+        'storage of 2^40 names',
+        with_reference('storage', FLOATS, *doubled(40), 'cpu', 24),
+        'does not describe',
+    ),
+    (
+        'storage in 2^40 places',
+        with_reference('storage', FLOATS, '0', *doubled(40), 24),
+        'does not describe',
+    ),
+    ('storage of no numbers', with_reference('storage', 5, '0', 'cpu', 24), 'not describe'),
+    ('module', with_reference('module', 5, '0', 'cpu'), 'a reference to something else'),
+    ('legacy part of 2^40 names', legacy_part(*doubled(40), 0, 2), 'does not describe'),
+    ('legacy part outside', legacy_part('part', 2, 3), 'a part of a storage is not in it'),
+    (
+        'legacy storages of 2^40 names',
+        legacy_keys(pickle.MARK, *doubled(40), *doubled(40), pickle.LIST),
+        'does not have the',
+    ),
+    ('legacy of another kind', legacy_start(5), 'does not begin as one'),
+    ('legacy of another version', legacy_start(MAGIC, 5), 'does not begin as one'),
+    ('no tensor in a parameter', pickled(*parameter(5)), 'a parameter has no tensor'),
+    ('hooks', pickled(*parameter(5, hooks={1: 2})), 'a parameter with hooks'),
+    ('hooks of a tensor', with_tensor((4,), (1,), hooks={1: 2}), 'a tensor with hooks'),
+    ('properties', with_tensor((4,), (1,), more=({'a': True},)), 'with other properties'),
+    (
+        'numbers in no storage',
+        pickled(*call(REBUILD, 5, 0, (1,), (1,), False, {})),
+        CHANGED,
+    ),
+    (
+        'numbers of a class',
+        pickled(*call(REBUILD_3, 5, 0, (1,), (1,), False, {}, 5)),
+        'a tensor has no storage',
+    ),
+    (
+        'forged quantized',
+        with_tensor((4,), (1,), floats=name('torch', 'QInt32Storage')),
+        'holds a tensor of torch.qint32 (a): dequantize it',
+    ),
+    (
+        'order of bytes',
+        with_entry('byteorder', b'middle'),
+        "order of its bytes is 'middle'",
+    ),
     ('legacy storage cut', legacy_storages(4, declared=1000), CHANGED),
     ('legacy storage of other size', legacy_storages(3), 'not as long'),
     ('legacy storage huge', legacy_storages(1 << 40, declared=1 << 40), 'bytes of tensors'),
@@ -369,6 +508,27 @@ HOSTILE: list[tuple[str, Maker, str]] = [
         'frozen set of 2^40',
         pickled(pickle.MARK, *doubled(40), pickle.FROZENSET),
         MORE,
+    ),
+    (
+        'deques of 2^40',
+        pickled(
+            *call(
+                name('collections', 'OrderedDict'),
+                *(pickle.EMPTY_LIST, *call(DEQUE, ()), pickle.MARK, *doubled(40), 1),
+                *(pickle.APPENDS, pickle.APPEND),
+            )
+        ),
+        MORE,
+    ),
+    (
+        'defaults of 2^40',
+        pickled(
+            *call(
+                *(name('collections', 'defaultdict'), LIST),
+                *(pickle.EMPTY_LIST, *doubled(40), 1, pickle.TUPLE2, pickle.APPEND),
+            )
+        ),
+        CODE,
     ),
     (
         'pairs of 2^40',
@@ -445,6 +605,15 @@ HOSTILE: list[tuple[str, Maker, str]] = [
             *call(name('numpy._core.multiarray', 'scalar'), of_dtype('S2000000000'), None)
         ),
         CHANGED,
+    ),
+    (
+        'half a number of numpy',
+        pickled(
+            *(name('numpy._core.multiarray', 'scalar'), pickle.MARK),
+            *(of_dtype('f8'), name('_codecs', 'encode'), ('abcd', 'latin1')),
+            *(pickle.REDUCE, pickle.TUPLE, pickle.REDUCE),
+        ),
+        'a number of numpy of 4 bytes',
     ),
     (
         'array of nothing',

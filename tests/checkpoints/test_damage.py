@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from safetensors.torch import save_file
 
-from mmrep.checkpoints import read_checkpoint
+from mmrep.checkpoints import read_checkpoint, reading
+from mmrep.checkpoints.archive import Archive
+from mmrep.checkpoints.refusals import Refusal
 from mmrep.errors import CheckpointError
 
 FLIPS = 250
@@ -116,10 +119,18 @@ def test_one_missing_checksum_is_a_wrong_one(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def repack(path: Path, **options: bool) -> None:
-    """Write an archive anew with another packer."""
+def repack(path: Path, changes: dict | None = None, **options: bool) -> None:
+    """Write an archive anew with another packer.
+
+    Args:
+        path: The archive.
+        changes: Other contents of entries, and ``None`` for those to leave out.
+        options: Of the packer.
+    """
     with zipfile.ZipFile(path) as source:
         entries = {name: source.read(name) for name in source.namelist()}
+    entries |= changes or {}
+    entries = {name: content for name, content in entries.items() if content is not None}
     with zipfile.ZipFile(path, 'w') as target:
         for name, content in entries.items():
             with target.open(name, 'w', **options) as file:
@@ -144,3 +155,47 @@ def test_large_archives(tmp_path: Path) -> None:
     torch.save({'w': torch.arange(5.0)}, path)
     repack(path, force_zip64=True)
     assert torch.equal(read_checkpoint(path)['w'], torch.arange(5.0))
+
+
+@pytest.mark.parametrize('mmap', [True, False], ids=['mmap', 'read'])
+def test_order_of_bytes(tmp_path: Path, mmap: bool) -> None:
+    """Of a machine with the other order, and of a torch that does not say."""
+    path, weight = tmp_path / 'a.pth', torch.arange(5.0)
+    torch.save({'w': weight}, path)
+    repack(path, {'a/byteorder': None})
+    assert torch.equal(read_checkpoint(path, mmap=mmap)['w'], weight)
+    turned = weight.numpy().astype('>f4').tobytes()
+    repack(path, {'a/byteorder': b'big', 'a/data/0': turned})
+    assert torch.equal(read_checkpoint(path, mmap=mmap)['w'], weight)
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / 'a.pth'
+    torch.save({'w': torch.zeros(1 << 18)}, path)
+    with open(path, 'rb', buffering=0) as file:
+        archive = Archive(file, path.stat().st_size)
+        path.write_bytes(path.read_bytes()[:2000])
+        with pytest.raises(Refusal, match='it became shorter while it was read'):
+            archive.verify('a/data/0')
+
+
+def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / 'a.pth'
+    torch.save({}, path)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(reading, '_read_zip', fail)
+    with pytest.raises(CheckpointError, match='needs more memory to read than there is'):
+        read_checkpoint(path)
+
+
+def test_thousands_of_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / 'a.safetensors'
+    save_file({'a': torch.ones(1), 'b': torch.ones(1)}, path)
+    monkeypatch.setattr(reading, '_MOST_TENSORS', 2)
+    assert len(read_checkpoint(path)['state_dict']) == 2
+    monkeypatch.setattr(reading, '_MOST_TENSORS', 1)
+    with pytest.raises(CheckpointError, match='holds 2 tensors, which no training writes'):
+        read_checkpoint(path)

@@ -154,11 +154,37 @@ class TestContents:
 
     @pytest.mark.parametrize('protocol', [2, 3, 4])
     def test_protocols(self, tmp_path, protocol):
-        written = [{1}, range(2), np.float64(3), HistoryBuffer([1], [1])]
+        written = [{1}, frozenset({2}), np.dtype('f4'), range(2), np.float64(3)]
+        written += [bytearray(b'a'), HistoryBuffer([1], [1])]
         torch.save(written, tmp_path / 'a.pth', pickle_protocol=protocol)
         *plain, buffer = read_checkpoint(tmp_path / 'a.pth')
-        assert plain == written[:3]
+        assert plain == written[:-1]
         assert buffer.current() == 1
+
+    def test_protocol_of_bytearrays(self, tmp_path):
+        written = [bytearray(b'abc'), bytearray()]
+        torch.save(written, tmp_path / 'a.pth', pickle_protocol=5)
+        assert read_checkpoint(tmp_path / 'a.pth') == written
+
+    def test_python_2(self, tmp_path):
+        """Pairs in a list, as its dicts in order were written."""
+        pairs = [['a', 1], ['b', 2]]
+        data = opcodes(name('collections', 'OrderedDict'), (pairs,), pickle.REDUCE)
+        read = read_checkpoint(write_pickle(tmp_path / 'a.pth', data, legacy=True))
+        assert read == collections.OrderedDict(pairs)
+
+    def test_parts_of_storages(self, tmp_path):
+        """As they were written in the format of before torch 1.6."""
+        reference = ['storage', name('torch', 'FloatStorage'), '0', 'cpu', 4]
+        part = [pickle.MARK, *reference, ('part', 1, 2), pickle.TUPLE, pickle.BINPERSID]
+        data = opcodes(
+            *(name('torch._utils', '_rebuild_tensor_v2'), pickle.MARK, *part),
+            *(0, (2,), (1,), False, {}, pickle.TUPLE, pickle.REDUCE),
+        )
+        parts = [*legacy_parts(data)[:-1], pickle.dumps(['0'], 2)]
+        storage = (4).to_bytes(8, 'little') + torch.arange(4.0).numpy().tobytes()
+        (tmp_path / 'a.pth').write_bytes(b''.join([*parts, storage]))
+        assert read_checkpoint(tmp_path / 'a.pth').tolist() == [1, 2]
 
 
 class TestNumbersOfATensor:
