@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.model import is_model_wrapper
 from torch import Size, Tensor, nn
 
@@ -55,6 +56,9 @@ def load_strictly(
 ) -> None:
     """Load a state dict of exactly the model's keys and shapes.
 
+    Numbers of another precision are rounded. Whole numbers become floating ones, and the
+    other way, if their values stay what they are; complex ones do not become real.
+
     Args:
         model: The model, or its wrapper for distributed training; unchanged if the keys
             or shapes do not match.
@@ -64,12 +68,15 @@ def load_strictly(
             dtype, instead of copying their values. Default: False.
 
     Raises:
-        CheckpointError: If keys are missing, unexpected or of another shape; lists them.
+        CheckpointError: If keys are missing, unexpected, of another shape or of numbers
+            that the model's cannot be; lists them.
     """
     if is_model_wrapper(model):
         model = model.module
     own = model.state_dict()
-    problems = misfits({key: value.shape for key, value in own.items()}, state_dict)
+    shapes = {key: value.shape for key, value in own.items()}
+    dtypes = {key: value.dtype for key, value in own.items()}
+    problems = misfits(shapes, state_dict, dtypes)
     if problems:
         raise CheckpointError(
             f'{source} does not fit the config: {_advice(state_dict, own)} ({problems})'
@@ -86,6 +93,7 @@ def load_strictly(
 def misfits(
     shapes: Mapping[str, Size],
     state_dict: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
     origin: Mapping[str, str] | None = None,
 ) -> str:
     """What keeps weights from being a model's, in words; '' if nothing does.
@@ -93,6 +101,7 @@ def misfits(
     Args:
         shapes: The shapes of the model's weights.
         state_dict: The weights.
+        dtypes: The dtypes of the model's weights; those that are not in it are floating.
         origin: What the source calls them. Default: None, the same as the model.
     """
     origin = origin or {}
@@ -107,10 +116,24 @@ def misfits(
             for key, shape in shapes.items()
             if key in state_dict and state_dict[key].shape != shape
         ],
+        'of other numbers': [
+            f'{origin.get(key, key)} ({value.dtype} in the file, {dtype} in the model)'
+            for key, value in state_dict.items()
+            if key in shapes and not _can_be(value, dtype := dtypes.get(key, torch.float32))
+        ],
     }
     return '; '.join(
         f'{len(keys)} {kind}: {listed(keys)}' for kind, keys in found.items() if keys
     )
+
+
+def _can_be(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether numbers are the same in another dtype, but for rounding to its precision."""
+    if value.is_complex() or dtype.is_complex:
+        return value.is_complex() and dtype.is_complex
+    if value.dtype == dtype or (value.is_floating_point() and dtype.is_floating_point):
+        return True
+    return torch.equal(value.to(dtype).double(), value.double())
 
 
 def listed(keys: Iterable[str]) -> str:

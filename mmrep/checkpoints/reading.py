@@ -1,10 +1,10 @@
 """Read checkpoints without running code from them.
 
-A checkpoint is a pickle, and a pickle may name, call and change anything.
-:func:`read_checkpoint` unpickles with a list for each of the three: tensors, plain
-containers, numpy arrays and scalars, and mmengine's ``HistoryBuffer``, which is what
-mmengine's own checkpoints hold. It works alike on every torch version, whatever the
-default of ``weights_only``.
+A checkpoint is an archive with a pickle and the bytes of tensors, or a file of
+safetensors. :func:`read_checkpoint` verifies the archive (``archive.py``), unpickles by a
+list of what may be named, called and changed (``unpickling.py``), and looks once through
+what came out (``contents.py``), so that what follows meets nothing endless. It works alike
+on every torch version, whatever the default of ``weights_only``.
 
 ``torch.load(weights_only=True)`` is not enough. It refuses mmengine's checkpoints unless
 ``builtins.getattr``, ``HistoryBuffer`` and numpy's constructors are made safe globals, and
@@ -12,278 +12,264 @@ torch before 2.4 has no such list. With the real ``getattr`` on it, a file can r
 a trial with torch 2.12 did: ``getattr`` reaches ``eval`` and the globals of torch's own
 rebuilding functions, the pickle puts the one into the other, and a permitted call runs it.
 Later versions take a stand-in for ``getattr``; earlier ones would still need this reader.
+Nor does ``torch.load`` compare the checksums of the archive.
 """
 
-import _compat_pickle
-import collections
-import datetime
-import math
-import pickle
+import io
+import json
+import mmap as memory_map
+import os
+import stat
+import sys
+from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
-from mmengine.optim.scheduler import param_scheduler
 from mmengine.runner import CheckpointLoader
+from safetensors import safe_open
+from torch import Tensor, UntypedStorage
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION, _get_restore_location
 
 from mmrep.errors import CheckpointError, reason
 
+from .archive import SIGNATURE, Archive
+from .contents import Storage, check_contents
+from .refusals import Refusal, damaged, excessive
+from .unpickling import Unpickler
 
-class _RefusedError(Exception):
-    """Names what a checkpoint may not hold."""
+#: Where tensors that are mapped may begin: what processors load at once.
+_ALIGNMENT = 16
 
+_MOST_TENSORS = 200_000
 
-def _dtype(spec: str, *_: Any) -> np.dtype:
-    """``numpy.dtype`` of numbers and strings.
-
-    Not of objects, nor of records that could hold some: numpy would take bytes of the
-    file for pointers to them.
-    """
-    dtype = np.dtype(spec, False, True)
-    if dtype.kind not in 'biufcSU':
-        raise _RefusedError(f'numpy.dtype({spec!r})')
-    return dtype
-
-
-def _empty_array(*_: Any) -> np.ndarray:
-    """``_reconstruct`` of numpy, for arrays alone; the state fills it."""
-    return np.empty(0, np.uint8)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """``_codecs.encode`` as pickle writes bytes with it."""
-    if encoding != 'latin1':
-        raise _RefusedError(f'_codecs.encode to {encoding!r}')
-    return text.encode('latin1')
-
-
-def _method(owner: Any, name: str) -> Any:
-    """``getattr`` of the methods that mmengine's checkpoints hold."""
-    if (owner, name) not in _METHODS:
-        raise _RefusedError(f'builtins.getattr of {name!r}')
-    return getattr(owner, name)
-
-
-_METHODS = [
-    *((HistoryBuffer, name) for name in ('min', 'max', 'mean', 'current')),
-    *(
-        (param_scheduler.OneCycleParamScheduler, f'_annealing_{strategy}')
-        for strategy in ('cos', 'linear')
-    ),
-]
-
-#: What a pickle may call, by the name under which it does.
-_CALLED = {
-    **{
-        f'{known.__module__}.{known.__name__}': known
-        for known in (
-            *(list, dict, tuple, set, frozenset, slice, range),
-            *(int, float, complex, bool, str, bytes, bytearray),
-            *(collections.OrderedDict, collections.defaultdict, collections.deque),
-            *(collections.Counter, datetime.datetime, datetime.date),
-            *(datetime.timedelta, datetime.timezone),
-            *(torch._utils._rebuild_tensor, torch._utils._rebuild_tensor_v2),
-            *(torch._utils._rebuild_parameter, torch.Size, torch.device),
-        )
-    },
-    # A plain dict serves, and has no attributes that could pass for something else.
-    'mmengine.config.config.ConfigDict': dict,
-    'builtins.getattr': _method,
-    '_codecs.encode': _encode,
-    'numpy.dtype': _dtype,
-    **{
-        f'numpy.{core}.multiarray.{name}': known
-        for core in ('core', '_core')
-        for name, known in (
-            ('_reconstruct', _empty_array),
-            # It is elsewhere in every numpy.
-            ('scalar', np.float64().__reduce__()[0]),
-        )
-    },
-}
-
-#: What it may only name.
-_NAMED = {
-    'numpy.ndarray': np.ndarray,
-    'torch.storage.UntypedStorage': torch.UntypedStorage,
-    **{f'{owner.__module__}.{owner.__name__}': owner for owner, _ in _METHODS},
-    **{
-        f'{owner.__module__}.{owner.__name__}.{name}': getattr(owner, name)
-        for owner, name in _METHODS
-    },
-    **{
-        f'torch.{name}': value
-        for name, value in vars(torch).items()
-        if isinstance(value, torch.dtype)
-    },
-}
-
-
-# In Python rather than C: only here can calls and changes be restricted, too.
-class _Unpickler(pickle._Unpickler):
-    """Names, calls and changes what a checkpoint needs, and nothing else."""
-
-    dispatch = dict(pickle._Unpickler.dispatch)
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Look a name up on the two lists."""
-        if self.proto < 3:
-            # Such a pickle has the names of Python 2.
-            module, name = _compat_pickle.NAME_MAPPING.get(
-                (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
-            )
-        name = f'{module}.{name}'
-        known = _CALLED.get(name, _NAMED.get(name))
-        if known is None:
-            raise _RefusedError(name)
-        return known
-
-    def load_reduce(self) -> None:
-        """Call what may be called."""
-        function = self.stack[-2]
-        if not any(function is known for known in _CALLED.values()):
-            raise _RefusedError(f'a call of {_name_of(function)}')
-        super().load_reduce()
-
-    def load_newobj(self) -> None:
-        """Make a ``HistoryBuffer``; nothing else is made so."""
-        arguments, cls = self.stack.pop(), self.stack.pop()
-        if cls is not HistoryBuffer or arguments:
-            raise _RefusedError(f'an object of {_name_of(cls)}')
-        self.append(HistoryBuffer())
-
-    def load_build(self) -> None:
-        """Give an object its state, if the state is one that it has itself."""
-        state, instance = self.stack.pop(), self.stack[-1]
-        kind = type(instance)
-        if kind is np.ndarray:
-            _check_array_state(state)
-            instance.__setstate__(state)
-        elif isinstance(instance, np.dtype):
-            _check_dtype_state(instance, state)
-            instance.__setstate__(state)
-        elif kind is collections.OrderedDict and state.keys() <= {'_metadata'}:
-            # Of a state dict: the versions of its modules.
-            vars(instance).update(state)
-        elif kind is HistoryBuffer:
-            # Its methods would be set for the class, which has them.
-            own = vars(instance).keys() & state.keys()
-            vars(instance).update((key, state[key]) for key in own)
-        else:
-            raise _RefusedError(f'a changed {_name_of(instance)}')
-
-    def load_inst(self) -> None:
-        """Make no object of an old-style class."""
-        module, name = (self.readline()[:-1].decode('ascii') for _ in range(2))
-        raise _RefusedError(f'an object of {module}.{name}')
-
-    def refuse(self) -> None:
-        """Make no object in another way."""
-        raise _RefusedError('an object of an unusual kind')
-
-    dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.NEWOBJ[0]] = load_newobj
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.INST[0]] = load_inst
-    dispatch[pickle.OBJ[0]] = dispatch[pickle.NEWOBJ_EX[0]] = refuse
-
-
-def _name_of(value: Any) -> str:
-    if not hasattr(value, '__qualname__'):
-        value = type(value)
-    return f'{value.__module__}.{value.__qualname__}'
-
-
-def _check_dtype_state(dtype: np.dtype, state: tuple) -> None:
-    """Check that a state changes nothing but the byte order."""
-    order = state[1] if state[1] in ('<', '>') else '='
-    if state != dtype.newbyteorder(order).__reduce__()[2]:
-        raise _RefusedError(f'a changed numpy.dtype {dtype.name!r}')
-
-
-def _check_array_state(state: tuple) -> None:
-    """Check that the bytes of an array are as many as its shape and dtype say."""
-    _, shape, dtype, _, data = state
-    if not (
-        isinstance(data, bytes)
-        and all(size >= 0 for size in shape)
-        and len(data) == math.prod(shape) * dtype.itemsize
-    ):
-        raise _RefusedError(f'a numpy.ndarray of shape {shape} with other contents')
-
-
-_PICKLE_MODULE = SimpleNamespace(
-    # What torch.load looks for in a pickle module.
-    Unpickler=_Unpickler,
-    load=lambda file, **options: _Unpickler(file, **options).load(),
-    __name__='mmrep.checkpoints.reading',
-)
+#: ``restore(storage, location)``: the storage where ``map_location`` says.
+Restore = Callable[[UntypedStorage, str], UntypedStorage]
 
 
 def read_checkpoint(path: str | Path, map_location: Any = 'cpu', mmap: bool = True) -> Any:
     """What ``torch.save`` wrote to a file, without running code from it.
 
+    The checksum of every entry of the file is compared, which takes about as long as
+    reading it from memory. Files in the format of before torch 1.6 and of safetensors
+    have none; neither have those that torch wrote after ``set_crc32_options(False)``. Of
+    them all sizes are checked, but a changed weight is not seen.
+
+    A file in the format of safetensors becomes ``dict(state_dict=..., meta=...)``, with
+    the JSON of its entry ``meta`` or, if it has none, an empty dict.
+
     Args:
         path: The file.
         map_location: As ``torch.load``'s. Default: ``'cpu'``.
-        mmap: Whether tensors are read only when they are used. The file must then not
-            be changed while they are. Default: True.
+        mmap: Whether tensors stay in the file, once verified, and take memory only when
+            they are used. The file must then not be changed while they are. Default: True.
 
     Raises:
-        CheckpointError: If the file is missing, cut short, no checkpoint, or holds an
-            object of a type that is not on the list.
+        CheckpointError: If the file is missing, cut short, changed or no checkpoint, or
+            holds an object of a type that is not on the list, or more of them than its
+            size can justify.
     """
+    restore = _get_restore_location(map_location)
+    with _open(path) as file:
+        try:
+            contents, held = _read(file, restore, mmap)
+            check_contents(contents, held)
+            return contents
+        except Refusal as refusal:
+            raise CheckpointError(f'{path} {refusal}') from None
+        except MemoryError:
+            raise CheckpointError(
+                f'{path} needs more memory to read than there is: use a larger machine'
+            ) from None
+        except Exception as error:
+            # torch and pickle raise a dozen types for a damaged file.
+            raise CheckpointError(f'{path} {damaged(reason(error))}') from error
+
+
+def _open(path: str | Path) -> FileIO:
+    """Open a regular file, and nothing that could block or never end."""
     if '://' in str(path):
         raise CheckpointError(f'checkpoint {path} is an address: download it first')
-    path = Path(path).expanduser()
-    if path.is_dir():
-        raise CheckpointError(f'checkpoint {path} is a folder: give a file in it')
-    if not path.is_file():
-        raise CheckpointError(f'checkpoint {path} does not exist: check the path')
+    path = os.path.expanduser(path)
     try:
-        return torch.load(
-            # torch 2.1 maps a file by a str alone.
-            str(path),
-            map_location=map_location,
-            pickle_module=_PICKLE_MODULE,
-            weights_only=False,
-            mmap=_is_zip(path) and mmap,
-        )
-    except CheckpointError:
-        raise
-    except _RefusedError as error:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise CheckpointError(f'checkpoint {path} is a folder: give a file in it')
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(
+                f'checkpoint {path} is a pipe, socket or device: copy it into a file first'
+            )
+        return open(path, 'rb', buffering=0)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f'checkpoint {path} does not exist: check the path') from None
+    except PermissionError:
         raise CheckpointError(
-            f'{path} holds {error}, which could run code when loaded: save the '
-            'checkpoint without it'
+            f'checkpoint {path} may not be read: ask for the permission, or copy it as '
+            'its owner'
         ) from None
-    except Exception as error:
-        # torch and pickle raise a dozen types for a damaged file.
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f'{path} cannot be read as a checkpoint ({reason(error)}): it may be cut short '
-            'or of another kind, so copy or download it again'
-        ) from error
+            f'checkpoint {str(path)[:200]!r} cannot be opened ({reason(error)}): check the '
+            'path'
+        ) from None
 
 
-def _is_zip(path: Path) -> bool:
-    """Whether a file has the format of today, and not that of before torch 1.6.
+def _read(file: FileIO, restore: Restore, mmap: bool) -> tuple[Any, int]:
+    """The contents of a file, and how many bytes of tensors they have."""
+    size = os.fstat(file.fileno()).st_size
+    if size == 0:
+        raise damaged('it is empty')
+    head = file.read(9)
+    if head.startswith(SIGNATURE):
+        return _read_zip(file, size, restore, mmap)
+    if head.startswith(b'\x89HDF'):
+        raise Refusal('is an HDF5 file', 'import it with tools/convert_checkpoint.py first')
+    is_table = head[8:] == b'{' and int.from_bytes(head[:8], 'little') < size
+    if is_table or str(file.name).endswith('.safetensors'):
+        return _read_safetensors(file.name, restore, mmap), size
+    return _read_legacy(file, size, restore)
 
-    Asks as ``torch.load`` does, which runs a TorchScript program where it sees one.
 
-    Raises:
-        CheckpointError: If it is such a program.
-    """
-    with open(path, 'rb') as file:
-        if file.read(4) != b'PK\x03\x04':
-            return False
-    if 'constants.pkl' in torch._C.PyTorchFileReader(str(path)).get_all_records():
-        raise CheckpointError(
-            f'{path} is a TorchScript program, not a checkpoint: give the file that '
-            'training wrote'
+def _read_zip(file: FileIO, size: int, restore: Restore, mmap: bool) -> tuple[Any, int]:
+    """The format of today: an archive with a pickle, and an entry for every storage."""
+    archive = Archive(file, size)
+    folder = min(archive.entries, default='').partition('/')[0]
+    names = {name.partition('/')[2] for name in archive.entries}
+    if 'data.pkl' not in names or any(
+        not name.startswith(f'{folder}/') for name in archive.entries
+    ):
+        raise damaged('its archive has no data.pkl in one folder')
+    order = sys.byteorder
+    if 'byteorder' in names:
+        order = archive.read(f'{folder}/byteorder').decode()
+    if order not in ('little', 'big'):
+        raise damaged(f'the order of its bytes is {order!r}')
+    mapped = (
+        memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_COPY) if mmap else None
+    )
+    loaded: dict[str, Storage] = {}
+
+    def load_storage(reference: tuple) -> Storage:
+        dtype, key, location, numel = reference
+        length = _length(dtype, key, location, numel)
+        if key in loaded:
+            return loaded[key]
+        name = f'{folder}/data/{key}'
+        entry = archive.entries.get(name)
+        if not entry or length != entry.size:
+            raise damaged(f'its archive does not have the bytes of {name!r}')
+        if mapped is not None and entry.size and entry.start % _ALIGNMENT == 0:
+            archive.verify(name)
+            values = torch.frombuffer(
+                mapped, dtype=torch.uint8, offset=entry.start, count=entry.size
+            )
+        else:
+            values = torch.empty(entry.size, dtype=torch.uint8)
+            archive.read_into(name, memoryview(values.numpy()))
+        storage = values.untyped_storage()
+        if order != sys.byteorder:
+            storage.byteswap(dtype)
+        loaded[key] = Storage(restore(storage, location), dtype)
+        return loaded[key]
+
+    pickled = archive.read(f'{folder}/data.pkl')
+    contents = Unpickler(io.BytesIO(pickled), len(pickled), load_storage).load()
+    archive.verify_rest()
+    return contents, sum(storage.bytes.nbytes() for storage in loaded.values())
+
+
+def _read_legacy(file: FileIO, size: int, restore: Restore) -> tuple[Any, int]:
+    """The format of before torch 1.6: five pickles, then the storages."""
+    whole = memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_READ)
+    if whole[257:262] == b'ustar':
+        raise Refusal(
+            'is in the format of before torch 0.1.10', 'save it again with a later torch'
         )
-    return True
+    # Each storage in the memory that is read into, and where it is used.
+    loaded: dict[str, tuple[Tensor, Storage]] = {}
+    views: dict[tuple, Storage] = {}
+    held = 0
+
+    def load_storage(reference: tuple) -> Storage:
+        nonlocal held
+        dtype, key, location, numel, view = reference
+        length = _length(dtype, key, location, numel)
+        if key not in loaded:
+            held += length
+            if held > size:
+                raise damaged(f'it is said to have {held} bytes of tensors and more')
+            values = torch.empty(length, dtype=torch.uint8)
+            storage = restore(values.untyped_storage(), location)
+            loaded[key] = values, Storage(storage, dtype)
+        base = loaded[key][1]
+        if view is None:
+            return base
+        name, *place = view
+        start, length = (_length(dtype, name, location, number) for number in place)
+        if start + length > base.bytes.nbytes():
+            raise damaged('a part of a storage is not in it')
+        if name not in views:
+            views[name] = Storage(base.bytes[start : start + length], dtype)
+        return views[name]
+
+    def load() -> Any:
+        return Unpickler(whole, size, load_storage).load()
+
+    if (load(), load(), type(load())) != (MAGIC_NUMBER, PROTOCOL_VERSION, dict):
+        raise damaged('it does not begin as one')
+    contents, keys = load(), load()
+    named = type(keys) is list and all(type(key) is str for key in keys)
+    if not named or sorted(keys) != sorted(loaded):
+        raise damaged('it does not have the storages that its tensors are in')
+    for key in keys:
+        values, storage = loaded[key]
+        start = whole.tell() + 8
+        end = start + len(values)
+        numel = int.from_bytes(whole.read(8), 'little')
+        if end > size or numel * storage.dtype.itemsize != len(values):
+            raise damaged('its storages are not as long as it says')
+        memoryview(values.numpy())[:] = memoryview(whole)[start:end]
+        whole.seek(end)
+        if sys.byteorder != 'little':
+            values.untyped_storage().byteswap(storage.dtype)
+        if storage.bytes.data_ptr() != values.data_ptr():
+            storage.bytes.copy_(values.untyped_storage())
+    return contents, held
+
+
+def _length(dtype: Any, key: Any, location: Any, numel: Any) -> int:
+    """The bytes of a storage to which a pickle refers."""
+    if not (
+        isinstance(dtype, torch.dtype)
+        # Whatever else they are could be hashed and compared for ever.
+        and type(key) is type(location) is str
+        and type(numel) is int
+        and numel >= 0
+    ):
+        raise damaged('it refers to a storage that it does not describe')
+    return numel * dtype.itemsize
+
+
+def _read_safetensors(path: str, restore: Restore, mmap: bool) -> dict[str, Any]:
+    """The format of safetensors: a table of names, shapes and places, then the bytes."""
+    with safe_open(path, framework='pt') as file:
+        names = list(file.keys())
+        if len(names) > _MOST_TENSORS:
+            raise excessive(f'{len(names)} tensors')
+        state = {name: file.get_tensor(name) for name in names}
+        meta = json.loads((file.metadata() or {}).get('meta', '{}'))
+    if not isinstance(meta, dict):
+        raise damaged('its meta is no table')
+    for name, tensor in state.items():
+        if not mmap or tensor.data_ptr() % _ALIGNMENT:
+            tensor = tensor.clone()
+        storage = restore(tensor.untyped_storage(), 'cpu')
+        tensor = torch.empty(0, dtype=tensor.dtype, device=storage.device).set_(
+            storage, tensor.storage_offset(), tensor.size(), tensor.stride()
+        )
+        state[name] = tensor
+    return dict(state_dict=state, meta=meta)
 
 
 def use_safe_reading() -> None:

@@ -172,7 +172,8 @@ def _prove(renamed: Renamed, layout: Layout, arch: str | None) -> tuple[dict, di
     buffers = {key: torch.tensor(0) for key in shapes if key.endswith('_batches_tracked')}
     buffers |= {key: own[key] for key in own if key.endswith('.reparam_start')}
     state |= {key: value for key, value in buffers.items() if key not in state}
-    problems = misfits(shapes, state, renamed.origin)
+    dtypes = {key: value.dtype for key, value in own.items()}
+    problems = misfits(shapes, state, dtypes, renamed.origin)
     if problems:
         raise CheckpointError(problems)
     model.load_state_dict({key: state[key] for key in own})

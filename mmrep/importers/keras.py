@@ -5,19 +5,24 @@ their class and number, and tf_keras, which is Keras 2, by their attribute. Both
 the variables of a layer.
 """
 
+import math
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmrep.errors import CheckpointError
+from mmrep.errors import CheckpointError, reason
 
 from .layout import Layout
 from .renaming import under
 from .repvgg_config import repvgg_config
 
 _SIGNATURE = b'\x89HDF\r\n\x1a\n'
+
+#: How many times the bytes of a file its variables may be, and how many more in any file.
+_EXPANDED, _FILLED = 4, 1 << 24
 
 #: torch's order of the axes of a matrix and of a kernel.
 _ORDERS = {2: (1, 0), 4: (3, 2, 0, 1)}
@@ -75,10 +80,14 @@ KERAS = Layout(
 
 def is_hdf5(path: str | Path) -> bool:
     """Whether a file is HDF5, which Keras' weights are."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         return False
-    with open(path, 'rb') as file:
-        return file.read(len(_SIGNATURE)) == _SIGNATURE
+    try:
+        with open(path, 'rb') as file:
+            return file.read(len(_SIGNATURE)) == _SIGNATURE
+    except OSError:
+        # Whoever reads it says why it cannot be.
+        return False
 
 
 def read_keras(path: str | Path) -> dict[str, Tensor]:
@@ -87,7 +96,8 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
     Convolution kernels are HWIO there and OIHW here, matrices are transposed.
 
     Raises:
-        CheckpointError: If h5py is missing, or the file cannot be read.
+        CheckpointError: If h5py is missing, or the file cannot be read or is said to hold
+            much more than its size.
     """
     try:
         import h5py
@@ -96,9 +106,27 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
             f"{path} is an HDF5 file, which h5py reads: pip install 'mmrep[keras]'"
         ) from None
     variables = {}
+    # Keras does not compress; who does gets no more than this out of weights.
+    left = _EXPANDED * os.path.getsize(path) + _FILLED
 
     def add(name: str, item: object) -> None:
+        nonlocal left
         if isinstance(item, h5py.Dataset):
+            left -= max(item.nbytes, math.prod(item.chunks or ()) * item.dtype.itemsize)
+            if left < 0:
+                raise CheckpointError(
+                    f'{path} is said to hold much more than its size ({name} has the shape '
+                    f'{item.shape}): save the weights again, without compression'
+                )
+            if item.external or item.is_virtual:
+                raise CheckpointError(
+                    f'{path} has {name} in another file: save the weights again, in one'
+                )
+            if item.dtype.kind not in 'biuf':
+                raise CheckpointError(
+                    f'{path} holds {name}, which is no array of numbers: save the weights '
+                    'again, alone'
+                )
             # Counters are numbers, not arrays.
             variable = torch.from_numpy(np.asarray(item[()]))
             order = _ORDERS.get(variable.ndim, tuple(range(variable.ndim)))
@@ -107,10 +135,12 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
     try:
         with h5py.File(path, 'r') as file:
             file.visititems(add)
+    except CheckpointError:
+        raise
     except Exception as error:
         # h5py raises a dozen types for a damaged file.
         raise CheckpointError(
-            f'{path} cannot be read as weights of Keras ({type(error).__name__}: {error}): '
+            f'{path} cannot be read as weights of Keras ({reason(error)}): '
             "save them again with model.save_weights('NAME.weights.h5')"
         ) from error
     return variables

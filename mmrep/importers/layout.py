@@ -13,6 +13,10 @@ from mmrep.errors import CheckpointError
 
 from .renaming import Rules
 
+#: Five times those of the largest, which is RepVGG-D2se. A block takes a dozen, and some
+#: milliseconds to build.
+_MOST_KEYS = 5000
+
 #: ``family(state, layout, arch)``: the backbone's config, from its renamed weights and the
 #: name of its architecture, or ``None`` for the one that the shapes tell.
 Family = Callable[[Mapping[str, Tensor], 'Layout', str | None], dict]
@@ -73,9 +77,15 @@ class Layout:
             source: The file, for the error.
 
         Raises:
-            CheckpointError: If there is no rule for a key, or two keys get one name.
+            CheckpointError: If there is no rule for a key, two keys get one name, or there
+                are many more keys than any network has.
         """
         source = f'{source}, read as {self.name},'
+        if len(weights) > _MOST_KEYS:
+            raise CheckpointError(
+                f'{source} holds {len(weights)} weights, and no network of that layout has '
+                f'more than {_MOST_KEYS}: give the checkpoint of a model'
+            )
         is_deploy = any('reparam' in key for key in weights)
         rules = {**self.rules, **(self.deploy_rules if is_deploy else {})}
         state, origin, left_out = renamed = Renamed({}, {}, Counter())

@@ -27,8 +27,13 @@ def write_pickle(path: Path, data: bytes, legacy: bool) -> Path:
     if legacy:
         path.write_bytes(b''.join(legacy_parts(data)))
         return path
-    whole = io.BytesIO()
-    torch.save({}, whole)
+    torch.save({}, path)
+    return replace_pickle(path, data)
+
+
+def replace_pickle(path: Path, data: bytes) -> Path:
+    """Put another pickle into a checkpoint."""
+    whole = io.BytesIO(path.read_bytes())
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, 'w') as target:
         for name in source.namelist():
             is_pickle = name.endswith('/data.pkl')

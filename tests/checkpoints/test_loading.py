@@ -132,6 +132,58 @@ class TestLoadStrictly:
             load_strictly(train, network().state_dict(), 'a.pth')
 
 
+class TestNumbers:
+    """Of another dtype than the model's."""
+
+    @pytest.mark.parametrize('assign', [True, False], ids=['assigned', 'copied'])
+    @pytest.mark.parametrize(
+        ('key', 'value'),
+        [
+            ('0.bias', torch.tensor([1, -2, 3, 4])),
+            ('0.bias', torch.tensor([True, False, True, True])),
+            ('0.bias', torch.tensor([1.5, -2, 3, 4]).to(torch.float8_e4m3fn)),
+            ('0.bias', torch.tensor([1.1, -2, 3, 4], dtype=torch.float64)),
+            ('0.bias', torch.tensor([1.1, -2, 3, 4], dtype=torch.bfloat16)),
+            ('1.num_batches_tracked', torch.tensor(7.0)),
+            ('1.num_batches_tracked', torch.tensor(7, dtype=torch.int32)),
+        ],
+        ids=lambda value: str(getattr(value, 'dtype', value)),
+    )
+    def test_same_values(self, state, key, value, assign):
+        model = network()
+        own = model.state_dict()[key].dtype
+        load_strictly(model, {**state, key: value}, 'a.pth', assign=assign)
+        loaded = model.state_dict()[key]
+        assert loaded.dtype == own
+        assert torch.equal(loaded, value.double().to(own))
+
+    @pytest.mark.parametrize('assign', [True, False], ids=['assigned', 'copied'])
+    @pytest.mark.parametrize(
+        ('key', 'value'),
+        [
+            ('0.bias', torch.ones(4, dtype=torch.complex64)),
+            ('0.bias', torch.tensor([1, 2, 3, 2**24 + 1])),
+            ('1.num_batches_tracked', torch.tensor(7.5)),
+            ('1.num_batches_tracked', torch.tensor(float('nan'))),
+            ('1.num_batches_tracked', torch.tensor(7 + 1j)),
+        ],
+        ids=lambda value: str(getattr(value, 'dtype', value)),
+    )
+    def test_other_values(self, state, key, value, assign):
+        model = network()
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(CheckpointError) as info:
+            load_strictly(model, {**state, key: value}, 'a.pth', assign=assign)
+        assert f'1 of other numbers: {key} ({value.dtype} in the file' in str(info.value)
+        assert_same(before, model.state_dict(), tolerance=0)
+
+    def test_complex_model(self):
+        model = nn.Conv2d(1, 1, 1, dtype=torch.complex64)
+        weights = randomise(nn.Conv2d(1, 1, 1, dtype=torch.complex64)).state_dict()
+        load_strictly(model, weights, 'a.pth')
+        assert all(torch.equal(model.state_dict()[key], weights[key]) for key in weights)
+
+
 class TestAssign:
     """Of the tensors themselves."""
 

@@ -3,6 +3,7 @@ import copyreg
 import datetime
 import functools
 import io
+import json
 import operator
 import os
 import pickle
@@ -16,7 +17,8 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from pickles import Call, legacy_parts, name, opcodes, write_pickle
+from pickles import Call, legacy_parts, name, opcodes, replace_pickle, write_pickle
+from safetensors.torch import load_file, save_file
 from tiny_runner import tiny_runner
 from torch import nn
 
@@ -101,6 +103,9 @@ class TestContents:
             collections.OrderedDict(a=1),
             collections.defaultdict(list, {1: [2]}),
             collections.deque([1, 2], maxlen=2),
+            collections.deque([[1, 2]]),
+            collections.deque(),
+            collections.defaultdict(collections.OrderedDict),
             collections.Counter('abb'),
             [slice(1, 2), range(3), b'', bytearray()],
             [datetime.datetime(2026, 1, 2, 3), datetime.timedelta(4)],
@@ -149,11 +154,162 @@ class TestContents:
 
     @pytest.mark.parametrize('protocol', [2, 3, 4])
     def test_protocols(self, tmp_path, protocol):
-        written = [{1}, range(2), np.float64(3), HistoryBuffer([1], [1])]
+        written = [{1}, frozenset({2}), np.dtype('f4'), range(2), np.float64(3)]
+        written += [bytearray(b'a'), HistoryBuffer([1], [1])]
         torch.save(written, tmp_path / 'a.pth', pickle_protocol=protocol)
         *plain, buffer = read_checkpoint(tmp_path / 'a.pth')
-        assert plain == written[:3]
+        assert plain == written[:-1]
         assert buffer.current() == 1
+
+    def test_protocol_of_bytearrays(self, tmp_path):
+        written = [bytearray(b'abc'), bytearray()]
+        torch.save(written, tmp_path / 'a.pth', pickle_protocol=5)
+        assert read_checkpoint(tmp_path / 'a.pth') == written
+
+    def test_python_2(self, tmp_path):
+        """Pairs in a list, as its dicts in order were written."""
+        pairs = [['a', 1], ['b', 2]]
+        data = opcodes(name('collections', 'OrderedDict'), (pairs,), pickle.REDUCE)
+        read = read_checkpoint(write_pickle(tmp_path / 'a.pth', data, legacy=True))
+        assert read == collections.OrderedDict(pairs)
+
+    def test_parts_of_storages(self, tmp_path):
+        """As they were written in the format of before torch 1.6."""
+        reference = ['storage', name('torch', 'FloatStorage'), '0', 'cpu', 4]
+        part = [pickle.MARK, *reference, ('part', 1, 2), pickle.TUPLE, pickle.BINPERSID]
+        data = opcodes(
+            *(name('torch._utils', '_rebuild_tensor_v2'), pickle.MARK, *part),
+            *(0, (2,), (1,), False, {}, pickle.TUPLE, pickle.REDUCE),
+        )
+        parts = [*legacy_parts(data)[:-1], pickle.dumps(['0'], 2)]
+        storage = (4).to_bytes(8, 'little') + torch.arange(4.0).numpy().tobytes()
+        (tmp_path / 'a.pth').write_bytes(b''.join([*parts, storage]))
+        assert read_checkpoint(tmp_path / 'a.pth').tolist() == [1, 2]
+
+
+class TestNumbersOfATensor:
+    """What torch can load is loaded."""
+
+    @LEGACY
+    @pytest.mark.parametrize(
+        'dtype',
+        [
+            *(torch.float8_e4m3fn, torch.float8_e5m2, torch.complex128, torch.int8),
+            *(torch.bool, torch.float16, torch.bfloat16, torch.uint8, torch.float64),
+        ],
+        ids=str,
+    )
+    def test_dtypes(self, tmp_path, dtype, legacy):
+        written = torch.arange(6).reshape(2, 3).to(dtype)
+        try:
+            path = save({'w': written}, tmp_path / 'a.pth', legacy)
+        except (KeyError, RuntimeError):
+            pytest.skip('this torch does not write it')
+        read = read_checkpoint(path)['w']
+        assert read.dtype == dtype and read.shape == written.shape
+        assert torch.equal(read.view(torch.uint8), written.view(torch.uint8))
+
+    @pytest.mark.parametrize('dtype', [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+    def test_float8_of_a_newer_torch(self, tmp_path, dtype):
+        """In bytes, which torch 2.1 cannot write so."""
+        written = torch.arange(6).reshape(2, 3).to(dtype)
+        path = save({'w': written.view(torch.uint8)}, tmp_path / 'a.pth')
+        reference = [pickle.MARK, 'storage', name('torch.storage', 'UntypedStorage')]
+        data = opcodes(
+            *(name('torch._utils', '_rebuild_tensor_v3'), pickle.MARK),
+            *(*reference, '0', 'cpu', 6, pickle.TUPLE, pickle.BINPERSID),
+            *(0, (2, 3), (3, 1), False, {}, name('torch', str(dtype)[6:])),
+            *(pickle.TUPLE, pickle.REDUCE),
+        )
+        read = read_checkpoint(replace_pickle(path, data))
+        assert read.dtype == dtype and read.shape == (2, 3)
+        assert torch.equal(read.view(torch.uint8), written.view(torch.uint8))
+
+    def test_conjugated(self, tmp_path):
+        written = torch.tensor([1 + 2j]).conj()
+        read = read_checkpoint(save({'w': written}, tmp_path / 'a.pth'))['w']
+        assert read.is_conj() and torch.equal(read, written)
+
+    @LEGACY
+    def test_tied_and_expanded(self, tmp_path, legacy):
+        base = torch.arange(12.0).reshape(3, 4)
+        written = {'a': base, 'b': base, 'c': base[1:, 2], 'd': torch.ones(1).expand(9, 2)}
+        read = read_checkpoint(save(written, tmp_path / 'a.pth', legacy))
+        for key, tensor in written.items():
+            assert torch.equal(read[key], tensor)
+            assert read[key].stride() == tensor.stride()
+        assert read['a'].data_ptr() == read['b'].data_ptr()
+
+    @LEGACY
+    @pytest.mark.parametrize(
+        'map_location',
+        ['cpu', None, torch.device('cpu'), {'cuda:0': 'cpu'}, lambda storage, _: storage],
+        ids=str,
+    )
+    def test_places(self, tmp_path, map_location, legacy):
+        path = save({'w': torch.arange(3.0)}, tmp_path / 'a.pth', legacy)
+        read = read_checkpoint(path, map_location)
+        assert torch.equal(read['w'], torch.arange(3.0))
+
+    @LEGACY
+    def test_a_storage_that_is_moved(self, tmp_path, legacy):
+        """As to a GPU."""
+        path = save({'w': torch.arange(3.0)}, tmp_path / 'a.pth', legacy)
+        read = read_checkpoint(path, lambda storage, _: storage.clone())
+        assert torch.equal(read['w'], torch.arange(3.0))
+
+
+class TestSafetensors:
+    """Files of the library of that name."""
+
+    def write(self, path: Path, metadata: dict | None) -> Path:
+        tensors = {
+            'a.weight': torch.arange(12.0).reshape(3, 4),
+            'half': torch.ones(3, dtype=torch.float16),
+            'flag': torch.tensor(True),
+            'empty': torch.zeros(0, 2),
+        }
+        save_file(tensors, path, metadata=metadata)
+        return path
+
+    @pytest.mark.parametrize('mmap', [True, False])
+    @pytest.mark.parametrize('name', ['a.safetensors', 'a.pth'])
+    def test_own_meta(self, tmp_path, mmap, name):
+        meta = {'CLASSES': ['cat', 'dog'], 'epoch': 3}
+        metadata = {'format': 'pt', 'meta': json.dumps(meta)}
+        path = self.write(tmp_path / name, metadata)
+        read = read_checkpoint(path, mmap=mmap)
+        assert read['meta'] == meta
+        expected = load_file(path)
+        assert read.keys() == {'state_dict', 'meta'}
+        assert read['state_dict'].keys() == expected.keys()
+        for key, tensor in expected.items():
+            assert torch.equal(read['state_dict'][key], tensor)
+            assert read['state_dict'][key].dtype == tensor.dtype
+        read['state_dict']['a.weight'][0] = -1
+        again = read_checkpoint(path)['state_dict']['a.weight']
+        assert torch.equal(again, expected['a.weight']), 'the file is not written to'
+
+    @pytest.mark.parametrize('metadata', [None, {}, {'format': 'pt'}], ids=str)
+    def test_other_projects(self, tmp_path, metadata):
+        read = read_checkpoint(self.write(tmp_path / 'a.safetensors', metadata))
+        assert read['meta'] == {}
+        assert len(read['state_dict']) == 4
+
+    def test_cut_short(self, tmp_path):
+        path = self.write(tmp_path / 'a.safetensors', None)
+        whole = path.read_bytes()
+        for size in range(0, len(whole), 3):
+            path.write_bytes(whole[:size])
+            with pytest.raises(CheckpointError, match='it may be cut short'):
+                read_checkpoint(path)
+
+    def test_file_may_change_if_it_is_not_mapped(self, tmp_path):
+        path = self.write(tmp_path / 'a.safetensors', None)
+        read = read_checkpoint(path, mmap=False)['state_dict']['a.weight']
+        with open(path, 'r+b') as file:
+            file.write(bytes(path.stat().st_size))
+        assert torch.equal(read, torch.arange(12.0).reshape(3, 4))
 
 
 def shell(path: Path) -> str:
@@ -224,7 +380,7 @@ OPCODES = {
     # Slots of the state would be set on the class or function for good.
     'changed mmengine': [HISTORY, (None, {'mean': 1}), pickle.BUILD],
     'changed builtins.dict': [name('builtins', 'dict'), (None, {'a': 1}), pickle.BUILD],
-    'changed mmrep.checkpoints.reading._encode': [
+    'changed mmrep.checkpoints.unpickling._encode': [
         *(ENCODE, (None, {'__defaults__': ('latin1',)}), pickle.BUILD),
     ],
     'changed collections.OrderedDict': [
@@ -332,7 +488,7 @@ class TestMalice:
     )
     def test_array_with_other_contents(self, tmp_path, state, legacy):
         data = opcodes(NEW_ARRAY, state, pickle.BUILD)
-        with pytest.raises(CheckpointError, match=r'numpy\.ndarray of shape'):
+        with pytest.raises(CheckpointError, match=r'numpy\.ndarray has another shape'):
             read_checkpoint(write_pickle(tmp_path / 'a.pth', data, legacy))
 
     def test_source_code_of_a_class_is_not_written(self, tmp_path, monkeypatch):
@@ -387,9 +543,41 @@ class TestDamage:
             read_checkpoint(path)
         assert '\n' not in str(info.value)
 
+    def test_hdf5(self, tmp_path):
+        path = tmp_path / 'a.weights.h5'
+        path.write_bytes(b'\x89HDF\r\n\x1a\n' + bytes(99))
+        with pytest.raises(CheckpointError, match=r'is an HDF5 file: import it with tools'):
+            read_checkpoint(path)
+
     def test_missing_file(self, tmp_path):
         with pytest.raises(CheckpointError, match=r'no\.pth does not exist'):
             read_checkpoint(tmp_path / 'no.pth')
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+    def test_no_permission(self, tmp_path):
+        path = save({}, tmp_path / 'a.pth')
+        path.chmod(0)
+        with pytest.raises(
+            CheckpointError, match='may not be read: ask for the permission'
+        ):
+            read_checkpoint(path)
+
+    @pytest.mark.parametrize('error', [PermissionError, OSError(5, 'broken disk')])
+    def test_no_access(self, tmp_path, monkeypatch, error):
+        path = save({}, tmp_path / 'a.pth')
+
+        def refuse(*_, **__):
+            raise error
+
+        monkeypatch.setattr('builtins.open', refuse)
+        expected = 'may not be read' if error is PermissionError else 'broken disk'
+        with pytest.raises(CheckpointError, match=expected):
+            read_checkpoint(path)
+
+    @pytest.mark.parametrize('name', ['a\0b', 'x' * 5000, '~nobody-of-this-name/a.pth', ''])
+    def test_names_of_nothing(self, name):
+        with pytest.raises(CheckpointError, match=r'cannot be opened|does not exist'):
+            read_checkpoint(name)
 
     def test_address(self):
         with pytest.raises(CheckpointError, match=r'https://host/a\.pth is an address'):

@@ -15,6 +15,7 @@ from laws import assert_differ, assert_same, image, randomise
 
 from mmrep.errors import CheckpointError
 from mmrep.importers import import_checkpoint
+from mmrep.importers.keras import read_keras
 from mmrep.reparam import switch_to_deploy
 
 FOUND = dict(
@@ -102,6 +103,103 @@ def test_a_file_cut_short(tmp_path):
     with pytest.raises(CheckpointError, match=r'cannot be read as weights of Keras'):
         import_file(path)
     assert not (tmp_path / 'imported.pth').exists()
+
+
+def huge(file):
+    file.create_dataset('a', shape=(10**6, 10**6), dtype='f4')
+
+
+def huge_in_chunks(file):
+    file.create_dataset('a', shape=(10**6, 10**6), dtype='f4', chunks=(10, 10))
+
+
+def one_huge_chunk(file):
+    file.create_dataset(
+        'a', shape=(4,), maxshape=(None,), dtype='f4', chunks=(10**8,), compression='gzip'
+    )
+
+
+def compressed(file):
+    file.create_dataset('a', data=np.zeros((3000, 3000), 'f4'), compression='gzip')
+
+
+def many_half_large(file):
+    for i in range(100):
+        file.create_dataset(f'{i}', shape=(10**5,), dtype='f4')
+
+
+def in_another_file(file):
+    file.create_dataset('a', (4,), 'f4', external=[('/etc/passwd', 0, 16)])
+
+
+def of_another_file(file):
+    import h5py
+
+    layout = h5py.VirtualLayout(shape=(4,), dtype='f4')
+    layout[:] = h5py.VirtualSource('other.h5', 'a', shape=(4,))
+    file.create_virtual_dataset('a', layout)
+
+
+def text(file):
+    file.create_dataset('a', data=['a', 'b'])
+
+
+def records(file):
+    file.create_dataset('a', data=np.zeros(2, [('x', 'f4'), ('y', 'i4')]))
+
+
+MORE = 'is said to hold much more than its size'
+OTHER = 'in another file'
+NO_NUMBERS = 'which is no array of numbers'
+
+
+@pytest.mark.parametrize(
+    ('make', 'says'),
+    [
+        *((huge, MORE), (huge_in_chunks, MORE), (one_huge_chunk, MORE), (compressed, MORE)),
+        *((many_half_large, MORE), (in_another_file, OTHER), (of_another_file, OTHER)),
+        *((text, NO_NUMBERS), (records, NO_NUMBERS)),
+    ],
+    ids=lambda value: getattr(value, '__name__', ''),
+)
+def test_hostile_files(make, says, tmp_path):
+    h5py = pytest.importorskip('h5py')
+    path = tmp_path / 'a.weights.h5'
+    with h5py.File(path, 'w') as file:
+        make(file)
+    with pytest.raises(CheckpointError, match=says):
+        import_file(path)
+
+
+def test_links_are_not_followed(tmp_path):
+    h5py = pytest.importorskip('h5py')
+    with h5py.File(tmp_path / 'other.h5', 'w') as file:
+        file['a'] = np.ones(3)
+    with h5py.File(tmp_path / 'a.h5', 'w') as file:
+        file['own'] = np.ones(2)
+        file['round'] = h5py.SoftLink('/')
+        file['other'] = h5py.ExternalLink(str(tmp_path / 'other.h5'), '/a')
+    assert list(read_keras(tmp_path / 'a.h5')) == ['own']
+
+
+def test_weights_that_are_compressed(tmp_path):
+    """As far as weights can be."""
+    h5py = pytest.importorskip('h5py')
+    values = np.random.default_rng(0).normal(size=(500, 500)).astype('f4')
+    with h5py.File(tmp_path / 'a.h5', 'w') as file:
+        file.create_dataset('a', data=values, compression='gzip')
+    assert np.array_equal(read_keras(tmp_path / 'a.h5')['a'].numpy(), values.T)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = keras_repvgg.write(tmp_path / 'a.weights.h5', {'a': torch.zeros(1)})
+
+    def refuse(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr('builtins.open', refuse)
+    with pytest.raises(CheckpointError, match='may not be read'):
+        import_file(path)
 
 
 def keras_model(keras, deploy):

@@ -68,6 +68,16 @@ def test_a_backbone_alone(weights, tmp_path):
     assert done.head is None and done.used == len(weights)
 
 
+def test_thousands_of_blocks(weights, tmp_path):
+    """Each would take some milliseconds to build."""
+    block = {k: v for k, v in weights.items() if k.startswith('stage2.1.')}
+    for i in range(2, 400):
+        copies = {k.replace('stage2.1.', f'stage2.{i}.'): v for k, v in block.items()}
+        weights |= copies
+    assert 'SOURCE, read as repvgg, holds' in (said := refusal(weights, tmp_path))
+    assert f'{len(weights)} weights, and no network of that layout has more' in said
+
+
 @pytest.mark.parametrize(
     'key', ['stage1.0.rbr_dense.bn.bias', 'stage2.1.rbr_identity.weight']
 )

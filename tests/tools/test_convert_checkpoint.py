@@ -1,10 +1,13 @@
 """tools/convert_checkpoint.py."""
 
+import os
+import zipfile
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from safetensors.torch import save_file
 from tool_runs import assert_one_sentence, load, succeed, tool
 
 from mmrep.importers import Imported
@@ -57,6 +60,42 @@ def test_options(source, tmp_path, call, capsys):
     call('convert_checkpoint', source, out, *options)
     assert torch.load(out, weights_only=True)['meta']['backbone']['arch'] == 'A0'
     assert '351 weights of timm' in capsys.readouterr().out
+
+
+def test_safetensors(source, tmp_path, call, capsys):
+    path, out = tmp_path / 'a0.safetensors', tmp_path / 'out.pth'
+    weights = torch.load(source, weights_only=True)
+    save_file(weights, path, metadata={'format': 'pt'})
+    call('convert_checkpoint', path, out)
+    assert '351 weights of timm' in capsys.readouterr().out
+    call('convert_checkpoint', source, tmp_path / 'same.pth')
+    written, same = (
+        torch.load(tmp_path / name, weights_only=True) for name in ('out.pth', 'same.pth')
+    )
+    assert written['meta']['mmrep']['source'] == 'a0.safetensors'
+    assert written['state_dict'].keys() == same['state_dict'].keys()
+    for key, value in same['state_dict'].items():
+        assert torch.equal(written['state_dict'][key], value)
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'compressed', 'complex'])
+def test_hostile_sources(kind, source, tmp_path, refused):
+    path, out = tmp_path / 'a0.pth', tmp_path / 'out.pth'
+    if kind == 'pipe':
+        os.mkfifo(path)
+        says = 'is a pipe, socket or device'
+    elif kind == 'compressed':
+        with zipfile.ZipFile(source) as whole, zipfile.ZipFile(path, 'w', 8) as packed:
+            for name in whole.namelist():
+                packed.writestr(name, whole.read(name))
+        says = 'that is compressed: give the file that torch wrote'
+    else:
+        weights = torch.load(source, weights_only=True)
+        weights['stem.conv_kxk.conv.weight'] = weights['stem.conv_kxk.conv.weight'] + 0j
+        torch.save(weights, path)
+        says = '1 of other numbers: stem.conv_kxk.conv.weight (torch.complex64 in the file'
+    refused('convert_checkpoint', path, out, says=says)
+    assert not out.exists()
 
 
 def test_all_but_the_configs_is_in_comments(capsys):

@@ -1,0 +1,179 @@
+"""Look once through what was read, so that whoever walks it later comes to an end."""
+
+import collections
+import datetime
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import Tensor
+
+from .refusals import damaged, excessive, unsupported
+
+#: Training writes a dozen levels, and a value for every weight, its state and its name.
+_DEEPEST, _MOST_VALUES = 100, 500_000
+
+#: Weights may be tied: tensors show this many times the bytes that the file has, and so
+#: many more, which small files of expanded tensors need.
+_TIED, _EXPANDED = 4, 1 << 28
+
+_LONGEST_NAME, _LONGEST_NUMBER = 500, 1024
+
+_MAPPINGS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
+_SEQUENCES = (list, tuple, torch.Size, set, frozenset, collections.deque)
+_LEAVES = frozenset(
+    (
+        *(type(None), bool, float, complex, bytes, bytearray, slice),
+        *(torch.dtype, torch.device, type, type(lambda: None)),
+        *(datetime.datetime, datetime.date, datetime.timedelta, datetime.timezone),
+    )
+)
+
+
+class Unsupported(NamedTuple):
+    """Stands for a value that cannot be read, until it is known where it is.
+
+    Args:
+        kind: What it is.
+        remedy: What to do.
+    """
+
+    kind: str
+    remedy: str
+
+
+class Storage(NamedTuple):
+    """The bytes of tensors, as a pickle refers to them.
+
+    Args:
+        bytes: The bytes.
+        dtype: What they are.
+    """
+
+    bytes: torch.UntypedStorage
+    dtype: torch.dtype
+
+
+def check_contents(root: Any, held: int) -> None:
+    """Refuse contents that are more than they seem.
+
+    A pickle may say that a list is twice the list before: thirty such lines are 2^30
+    lists for whoever walks them. Every path to a value is counted here, so cycles and
+    such doublings end at the limits of depth and number.
+
+    Args:
+        root: What was read.
+        held: How many bytes of tensors were read.
+
+    Raises:
+        Refusal: Says what it is and where.
+    """
+    count, shown = 0, 0
+    path: list[Any] = []
+    levels = [iter([('', root)])]
+    while levels:
+        for key, value in levels[-1]:
+            count += 1
+            if count > _MOST_VALUES:
+                raise excessive(f'more than {_MOST_VALUES} values')
+            if type(value) is str:
+                _check_text(value, [*path, key])
+            elif type(value) is int:
+                if value.bit_length() > _LONGEST_NUMBER:
+                    raise excessive(f'a number of {value.bit_length()} bits')
+            elif isinstance(value, Tensor):
+                shown += value.numel() * value.element_size()
+                if shown > _TIED * held + _EXPANDED:
+                    raise excessive(
+                        f'tensors of {shown} bytes and more in {held} bytes of storage'
+                    )
+                _check_name(key)
+            elif type(value) in _MAPPINGS or type(value) in _SEQUENCES:
+                if len(levels) > _DEEPEST:
+                    raise excessive(f'values more than {_DEEPEST} levels deep')
+                path.append(key)
+                levels.append(_children(value))
+                break
+            else:
+                count += _check_leaf(value, [*path, key])
+        else:
+            levels.pop()
+            if path:
+                path.pop()
+
+
+def _children(value: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        yield from value.items()
+        yield from (('a key', key) for key in value)
+        if type(value) is collections.OrderedDict and vars(value):
+            yield '_metadata', _metadata(vars(value)['_metadata'])
+    else:
+        yield from enumerate(value)
+
+
+def _metadata(value: Any) -> Any:
+    """What a state dict says of its modules, which torch reads without a look."""
+    if not isinstance(value, dict) or not all(
+        isinstance(module, dict) and isinstance(module.get('version', 1), int | None)
+        for module in value.values()
+    ):
+        raise damaged('the versions of its modules are no table')
+    return value
+
+
+def _check_leaf(value: Any, path: list) -> int:
+    """Check a value without children; returns how many more it counts for."""
+    if type(value) in _LEAVES:
+        return 0
+    if isinstance(value, Unsupported):
+        raise unsupported(value.kind, f' ({_place(path)})', value.remedy)
+    if isinstance(value, np.generic | np.ndarray):
+        if value.dtype.kind == 'U' and value.size <= _MOST_VALUES:
+            # Of any 32 bits, some of which are no character.
+            for text in np.asarray(value).ravel().tolist():
+                _check_text(text, path)
+        return value.size
+    if type(value) is range:
+        return max(0, (value.stop - value.start) // value.step)
+    if type(value) is HistoryBuffer:
+        _check_history(value, path)
+        return 0
+    if isinstance(value, np.dtype):
+        return 0
+    if isinstance(value, Storage):
+        raise unsupported(f'bare bytes ({_place(path)})', '', 'save a tensor of them')
+    raise damaged(f'{_place(path)} is a {type(value).__name__}')
+
+
+def _check_text(text: str, path: list) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise damaged(f'{_place(path)} is no Unicode text') from None
+
+
+def _check_name(key: Any) -> None:
+    if isinstance(key, str) and (len(key) > _LONGEST_NAME or not key.isprintable()):
+        raise excessive(f'a weight of the name {key[:40]!r}..., of {len(key)} characters')
+
+
+def _check_history(buffer: HistoryBuffer, path: list) -> None:
+    """Check what mmengine computes with."""
+    logs, counts = buffer.data
+    if not (
+        all(type(part) is np.ndarray and part.ndim == 1 for part in (logs, counts))
+        and all(part.dtype.kind in 'biuf' for part in (logs, counts))
+        and len(logs) == len(counts)
+        and type(buffer.max_length) is int
+    ):
+        raise damaged(f'{_place(path)} is no history of numbers')
+
+
+def _place(path: list) -> str:
+    """Where a value is, in words."""
+    keys = (str(key)[:_LONGEST_NAME] for key in path[1:] if type(key) in (str, int))
+    return ascii('.'.join(keys))[1:-1] or 'the whole'
