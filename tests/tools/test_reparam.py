@@ -78,9 +78,6 @@ class TestDeployFiles:
         expected.mmrep_checkpoint = dict(file=out.name, sha256=sha256_of(out))
         assert config.to_dict() == expected.to_dict()
 
-    @pytest.mark.xfail(
-        raises=SystemExit, strict=True, reason='.safetensors files are not read yet'
-    )
     def test_safetensors_predict_the_same(self, classifier, tmp_path, call, predict):
         out = tmp_path / 'deploy.safetensors'
         call('reparam', classifier.config, classifier.checkpoint, out)
