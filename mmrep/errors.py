@@ -15,7 +15,24 @@ class ConfigError(UserError):
     """A config that cannot be used."""
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The type of an error and the beginning of its message, on one line."""
-    line = textwrap.shorten(str(error).strip().partition('\n')[0], 200, placeholder=' ...')
+    try:
+        message = str(error)
+    except Exception:
+        # An error of a config's own may fail even at this.
+        message = ''
+    line = message.strip().partition('\n')[0]
+    # A word may be longer than all that is kept.
+    line = shown(textwrap.shorten(line, 200, placeholder=' ...') if ' ' in line else line)
     return f'{type(error).__name__}: {line}' if line else type(error).__name__
+
+
+def shown(text: str, width: int = 200) -> str:
+    """A text that comes from a file or a user as a part of a sentence.
+
+    It is cut to ``width``, and line breaks and what else does not print, as the control
+    sequences of a terminal, are written as Python writes them in strings.
+    """
+    text = text if len(text) <= width else f'{text[: width - 4]} ...'
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,6 +1,6 @@
 """From configs and checkpoints to verified deploy files."""
 
-from .building import build_model
+from .building import build_model, building_fault
 from .config import (
     Shape,
     deploy_config,
@@ -22,6 +22,7 @@ __all__ = [
     'Shape',
     'VerificationError',
     'build_model',
+    'building_fault',
     'deploy_checkpoint',
     'deploy_config',
     'enter_scope',
