@@ -85,6 +85,7 @@ ROOMS = {
         'mmrep.version',
     ),
     'mmrep.benchmark': (
+        'mmrep.errors',
         'mmrep.checkpoints',
         'mmrep.deployment',
         'mmrep.reparam',

@@ -17,13 +17,14 @@ from mmrep.errors import ConfigError, reason, shown
 from .config import for_one_process, unknown_type, without_pretrained
 
 
-def build_model(cfg: Config, unset: bool = False) -> nn.Module:
+def build_model(cfg: Config, unset: bool = False, how: str = '') -> nn.Module:
     """The model of a config, with no weights loaded or downloaded, in eval mode.
 
     Args:
         cfg: The config.
         unset: Whether to leave out the random numbers that parameters start with, for a
             model whose every parameter is loaded next. Default: False.
+        how: What is special about the config, for the error. Default: ''.
 
     Raises:
         ConfigError: If it cannot be built.
@@ -31,13 +32,16 @@ def build_model(cfg: Config, unset: bool = False) -> nn.Module:
     try:
         model_cfg = for_one_process(without_pretrained(cfg.model))
         with _NoRandomStart() if unset else nullcontext():
-            return MODELS.build(model_cfg).eval()
+            model = MODELS.build(model_cfg)
+            # That of mmpretrain's backbones returns None.
+            model.eval()
+            return model
     except Exception as error:
         # A constructor may raise anything.
         unknown = unknown_type(cfg.model, 'model')
         raise ConfigError(
-            f'the model of this config cannot be built ({unknown or reason(error)}): '
-            'correct it'
+            f'the model of this config cannot be built{how} '
+            f'({unknown or reason(error)}): correct it'
         ) from error
 
 

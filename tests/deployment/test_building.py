@@ -151,6 +151,9 @@ def test_blocks_that_compute_when_they_are_made(deploy):
 class RunLoop(BaseLoop):
     """Builds what there is not, when it runs."""
 
+    def __init__(self, runner: Runner, dataloader: dict, evaluator: dict) -> None:
+        super().__init__(runner, dataloader)
+
     def run(self) -> None:
         """Ask mmengine for it."""
         MODELS.build(dict(type='No'))
