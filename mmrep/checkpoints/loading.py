@@ -118,7 +118,7 @@ def misfits(
 
 def listed(keys: Iterable[str]) -> str:
     """The first keys, and how many more there are."""
-    keys = [shown(str(key), 80) for key in keys]
+    keys = [shown(str(key)) for key in keys]
     rest = len(keys) - _LISTED
     return ', '.join(keys[:_LISTED]) + (f', and {rest} more' if rest > 0 else '')
 
