@@ -444,7 +444,7 @@ MODELS_OF_CONFIGS = [
             ('nothing', 'no tensor'),
             ('a text', 'no tensor'),
             ('a set', 'no tensor'),
-            ('not-a-number', ''),
+            ('not-a-number', 'output'),
             ('an error', 'train form cannot process .*AttributeError'),
             ('foreign', r'foreign: its own switch_to_deploy raises AttributeError'),
         )
@@ -457,7 +457,7 @@ MODELS_OF_CONFIGS = [
             ('an empty tensor', 'empty'),
             ('nothing', 'returns no tensor'),
             ('a text', 'returns no tensor'),
-            ('not-a-number', ''),
+            ('not-a-number', 'output'),
             ('an error', 'cannot process .*AttributeError'),
             ('foreign', r'foreign: its own switch_to_deploy raises AttributeError'),
         )
