@@ -1,6 +1,9 @@
 """What the command-line tools share."""
 
 import argparse
+import keyword
+import logging
+import math
 import os
 import re
 import sys
@@ -8,12 +11,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from os.path import expanduser
 from pathlib import Path
+from typing import NoReturn
 
 from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
 from torch import distributed
 
-from mmrep.deployment import for_one_process
-from mmrep.errors import UserError, reason
+from mmrep.deployment import building_fault, for_one_process
+from mmrep.errors import ConfigError, UserError, printable, reason
 
 #: What a launcher tells its processes, and how to start them.
 _LAUNCHERS = {
@@ -32,26 +37,70 @@ _PATH_ERRORS = (
 )
 
 
-def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; end it with one sentence and exit status 1 if the user can mend it.
+#: The exit status of what SIGINT ended, in every shell.
+_INTERRUPTED = 130
 
-    Other errors of the system, as a full disk or a lost connection in the middle of a
-    training, end with a sentence, too, but after their traceback.
+#: How much of an error is shown; lists of keys are the longest.
+_SHOWN = 2000
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a tool, and end it with the exit status that says how it went.
+
+    - 0 if it did what it promises, and never otherwise: a ``sys.exit(0)`` in the code of
+      a config or a model is an error.
+    - 1 with one sentence if the user can mend it: a :class:`~mmrep.errors.UserError`, a
+      path, or what mmengine raised while it built a part of the config
+      (:func:`~mmrep.deployment.building_fault`). mmengine's log has the traceback of the
+      last at the level DEBUG, which ``--cfg-options log_level=DEBUG`` turns on.
+    - 1 with a traceback for all else, which is for the developer of a model: what is
+      raised in its forward pass, say. Other errors of the system, as a full disk or a
+      lost connection in the middle of a training, end with a sentence after it.
+    - 2 if the command line is wrong, as argparse ends it.
+    - 130 if it was interrupted, by the user or by a config that pretends it.
     """
     try:
         main()
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    except SystemExit as error:
+        if error.code not in (0, None) or _exits_by_help(error):
+            raise
+        sys.exit('error: the code of the config or the model ended the tool: see there')
     except UserError as error:
-        sys.exit(f'error: {error}')
+        sys.exit(f'error: {printable(error, _SHOWN)}')
     except OSError as error:
         if not (isinstance(error, _PATH_ERRORS) and error.filename):
+            _end_if_built(error)
             traceback.print_exc()
         elif isinstance(error, FileNotFoundError):
             # The data that a config names, mostly.
-            sys.exit(f'error: {error.filename} does not exist: check the path')
+            name = printable(error.filename, 200)
+            sys.exit(f'error: {name} does not exist: check the path')
         if error.errno is None:
             sys.exit(f'error: {reason(error)}')
-        sys.exit(f'error: {str(error).removeprefix(f"[Errno {error.errno}] ")}')
+        message = str(error).removeprefix(f'[Errno {error.errno}] ')
+        sys.exit(f'error: {printable(message, _SHOWN)}')
+    except Exception as error:
+        _end_if_built(error)
+        raise
     _leave_process_group()
+
+
+def _end_if_built(error: Exception) -> None:
+    """End the tool with a sentence if an error came while a config was built."""
+    fault = building_fault(error)
+    if fault:
+        text = ''.join(traceback.format_exception(error))
+        print_log(text, logger='current', level=logging.DEBUG)
+        sys.exit(f'error: {fault}')
+
+
+def _exits_by_help(error: SystemExit) -> bool:
+    """Whether ``--help`` was given, which argparse answers and exits."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get('__name__') == 'argparse'
 
 
 def _leave_process_group() -> None:
@@ -65,16 +114,72 @@ def _leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
+def name_argument(text: str) -> str:
+    """The name of a file or a folder, or an address; not the empty one of an unset
+    variable, which would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError('it is empty: give a name')
+    return expanduser(text)
+
+
 def path_argument(text: str) -> Path:
     """A path, which may begin with ``~``."""
-    return Path(text).expanduser()
+    return Path(name_argument(text))
+
+
+def whole_number(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """The type of an argument that is a whole number; at most one that fits 64 bits."""
+
+    def parse(text: str) -> int:
+        # Python refuses to read thousands of digits, and torch more than 19 of them.
+        number = int(text) if re.fullmatch(r'\s*[-+]?\d{1,20}\s*', text) else None
+        if number is None or not least <= number <= most:
+            raise argparse.ArgumentTypeError(
+                f'{printable(text, 40)!r} is no whole number from {least} to {most}'
+            )
+        return number
+
+    return parse
+
+
+def rtol_argument(text: str) -> float:
+    """A relative error that is allowed: more than 0 and less than 1.
+
+    All that is 1 or more would pass a model whose output is nothing but zeros.
+    """
+    try:
+        rtol = float(text)
+    except ValueError:
+        rtol = math.nan
+    if not 0 < rtol < 1:
+        raise argparse.ArgumentTypeError(
+            f'{printable(text, 40)!r} is no relative error: give a number between 0 and 1, '
+            'as 1e-4'
+        )
+    return rtol
+
+
+def seconds_argument(text: str) -> float:
+    """A time in seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f'{printable(text, 40)!r} is no number of seconds')
+    return seconds
 
 
 class ToolParser(argparse.ArgumentParser):
     """A parser whose ``--shape`` takes numbers apart, too, as the hosts' tools do.
 
-    With ``nargs='+'``, argparse would take the positionals after them for numbers.
+    With ``nargs='+'``, argparse would take the positionals after them for numbers. Its
+    errors show the beginning of what they complain of.
     """
+
+    def error(self, message: str) -> NoReturn:
+        """End with the usage and a message."""
+        super().error(printable(message, _SHOWN))
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         """Join the numbers after ``--shape`` by commas."""
@@ -90,16 +195,20 @@ class ToolParser(argparse.ArgumentParser):
         return super().parse_known_args(joined, namespace)
 
 
+#: No image has a longer side, and torch counts the pixels of such ones.
+_size = whole_number(1, 2**31 - 1)
+
+
 def shape_argument(text: str) -> tuple[int, int, int]:
     """``'3,224,224'``, ``'224,224'`` or ``'224'`` as channels, height and width."""
     try:
-        numbers = [int(part) for part in text.replace('x', ',').split(',')]
-    except ValueError:
+        numbers = [_size(part) for part in text.replace('x', ',').split(',')]
+    except argparse.ArgumentTypeError:
         numbers = []
-    if not 1 <= len(numbers) <= 3 or min(numbers) < 1:
+    if not 1 <= len(numbers) <= 3:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is no shape: give C,H,W or H,W or one number, as 3,224,224 '
-            'or 3 224 224'
+            f'{printable(text, 40)!r} is no shape: give C,H,W or H,W or one number, as '
+            '3,224,224 or 3 224 224'
         )
     size = numbers if len(numbers) == 1 else numbers[-2:]
     channels = numbers[0] if len(numbers) == 3 else 3
@@ -108,7 +217,9 @@ def shape_argument(text: str) -> tuple[int, int, int]:
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of tools that run a Runner, as in mmpretrain and mmseg."""
-    parser.add_argument('--work-dir', type=expanduser, help='where logs and checkpoints go')
+    parser.add_argument(
+        '--work-dir', type=name_argument, help='where logs and checkpoints go'
+    )
     add_config_options(parser)
     parser.add_argument(
         '--launcher',
@@ -117,7 +228,34 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
         help='how the processes of a distributed job are started (default: none)',
     )
     # torch.distributed.launch passes it; torchrun sets the variable itself.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    parser.add_argument('--local_rank', '--local-rank', type=whole_number(0), default=0)
+
+
+class _ConfigOptions(DictAction):
+    """mmengine's action, which says what is wrong."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        """Read the options."""
+        for text in values:
+            try:
+                name = re.split('[.=]', text)[0]
+                if not name.isidentifier() or keyword.iskeyword(name):
+                    # It could not be written into a config.
+                    raise ValueError(f'{printable(name, 40)!r} is no name of an entry')
+                super().__call__(parser, namespace, [text], option_string)
+            except Exception as error:
+                # Brackets in it, and how deeply, are the user's.
+                raise argparse.ArgumentError(
+                    self,
+                    f'{printable(text, 80)!r} is no option ({reason(error)}): give '
+                    'key=value',
+                ) from None
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +263,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_ConfigOptions,
         help='override entries of the config, as key=value or key="[a,b]"',
     )
 
@@ -134,8 +272,12 @@ def prepare_run(cfg: Config, args: argparse.Namespace) -> None:
     """Apply :func:`add_runner_arguments` to a config.
 
     Raises:
-        UserError: If the launcher did not start this process.
+        UserError: If the launcher did not start this process, or a path in the config is
+            none.
     """
+    for name in ('work_dir', 'load_from'):
+        if not isinstance(cfg.get(name), str | None):
+            raise ConfigError(f'{name} of {args.config} is no path: give a string')
     variable, remedy = _LAUNCHERS.get(args.launcher, (None, None))
     if variable and variable not in os.environ:
         raise UserError(f'--launcher {args.launcher} needs {variable}: {remedy}')

@@ -19,12 +19,28 @@ class ConfigError(UserError):
     """A config that cannot be used."""
 
 
-def printable(value: object) -> str:
-    """A value as text of one line: line breaks, control characters, stray bytes escaped."""
-    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
-
-
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The type of an error and the beginning of its message, on one line."""
-    line = textwrap.shorten(str(error).strip().partition('\n')[0], 200, placeholder=' ...')
+    try:
+        message = str(error)
+    except Exception:
+        # An error of a config's own may fail even at this.
+        message = ''
+    line = message.strip().partition('\n')[0]
+    # A word may be longer than all that is kept.
+    if ' ' in line:
+        line = textwrap.shorten(line, 200, placeholder=' ...')
+    line = printable(line, 200)
     return f'{type(error).__name__}: {line}' if line else type(error).__name__
+
+
+def printable(value: object, width: int | None = None) -> str:
+    """What comes from a file or a user, as a part of a sentence: text on one line.
+
+    It is cut to ``width``, and line breaks and what else does not print, as the control
+    sequences of a terminal, are written as Python writes them in strings.
+    """
+    text = str(value)
+    if width is not None and len(text) > width:
+        text = f'{text[: width - 4]} ...'
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,11 +1,22 @@
 """What the tools share, around their work."""
 
+import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from mmrep.cli import ToolParser, shape_argument
+from mmrep.cli import (
+    ToolParser,
+    add_config_options,
+    name_argument,
+    path_argument,
+    rtol_argument,
+    seconds_argument,
+    shape_argument,
+    whole_number,
+)
 
 TOOL = """
 from torch import distributed
@@ -86,6 +97,59 @@ def test_a_path_is_the_users_to_mend(then, sentence):
     assert done.stderr.splitlines()[-1].startswith('error: ')
     assert sentence in done.stderr.splitlines()[-1]
     assert 'Traceback' not in done.stderr
+
+
+def test_an_interrupt_has_a_status_of_its_own():
+    done = run(grouped=False, then='raise KeyboardInterrupt')
+    assert (done.returncode, done.stderr, done.stdout) == (130, 'interrupted\n', '')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'text', 'value'),
+    [
+        (whole_number(0), '0', 0),
+        (whole_number(0), str(2**63 - 1), 2**63 - 1),
+        (whole_number(-1, 1), '-1', -1),
+        (whole_number(2), '+2', 2),
+        (rtol_argument, '1e-4', 1e-4),
+        (rtol_argument, '.5', 0.5),
+        (seconds_argument, '0', 0),
+        (seconds_argument, '1e9', 1e9),
+        (name_argument, '~', str(Path.home())),
+        (name_argument, 'https://a.b//c', 'https://a.b//c'),
+        (path_argument, '~/a', Path.home() / 'a'),
+    ],
+)
+def test_argument(kind, text, value):
+    assert kind(text) == value
+
+
+@pytest.mark.parametrize(
+    ('kind', 'texts'),
+    [
+        (whole_number(0), ['', '-1', '1.5', '1e3', 'a', '0x1', str(2**63), '9' * 5000]),
+        (whole_number(1, 5), ['0', '6']),
+        (rtol_argument, ['', 'nan', 'inf', '-inf', '-1', '0', '-0', '1', '1e9', 'a']),
+        (seconds_argument, ['', 'nan', 'inf', '-1', 'a']),
+        (name_argument, ['']),
+        (path_argument, ['']),
+    ],
+)
+def test_no_argument(kind, texts):
+    for text in texts:
+        with pytest.raises(argparse.ArgumentTypeError) as info:
+            kind(text)
+        assert len(str(info.value)) < 200
+
+
+def test_config_options():
+    parser = ToolParser()
+    add_config_options(parser)
+    options = ['a.b=1', 'c=[1,(2,x)]', 'a.0.d=e=f', "g='h'"]
+    found = parser.parse_args(
+        ['--cfg-options', *options, '--cfg-options', 'i=']
+    ).cfg_options
+    assert found == {'a.b': 1, 'c': [1, (2, 'x')], 'a.0.d': 'e=f', 'g': 'h', 'i': ''}
 
 
 class TestShape:

@@ -76,6 +76,7 @@ ROOMS = {
         'mmrep.registry',
         'mmrep.reparam',
         'mmrep.models.blocks',
+        'mmrep.checkpoints',
         'mmrep.deployment',
     ),
     'mmrep.deployment': (
@@ -85,6 +86,7 @@ ROOMS = {
         'mmrep.version',
     ),
     'mmrep.benchmark': (
+        'mmrep.errors',
         'mmrep.checkpoints',
         'mmrep.deployment',
         'mmrep.reparam',

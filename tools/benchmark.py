@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from dataclasses import asdict
 
 # Before torch comes: its profiler would report on standard error what it does not find.
@@ -20,6 +21,7 @@ from mmrep.cli import (
     path_argument,
     run_tool,
     shape_argument,
+    whole_number,
 )
 from mmrep.deployment import read_config
 from mmrep.errors import UserError, printable
@@ -40,7 +42,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'configs', nargs='+', type=path_argument, metavar='CONFIG', help='config file'
     )
-    parser.add_argument('--batch-size', type=int, default=8, help='default: 8')
+    parser.add_argument(
+        '--batch-size', type=whole_number(1, 2**31 - 1), default=8, help='default: 8'
+    )
     parser.add_argument(
         '--shape',
         type=shape_argument,
@@ -54,7 +58,10 @@ def parse_args() -> argparse.Namespace:
         '--works', nargs='+', choices=WORKS, default=WORKS, help='default: all'
     )
     parser.add_argument(
-        '--rounds', type=int, default=15, help='how often each is timed (default: 15)'
+        '--rounds',
+        type=whole_number(1),
+        default=15,
+        help='how often each is timed (default: 15)',
     )
     parser.add_argument('--no-compile', action='store_true', help='leave torch.compile out')
     parser.add_argument('--out', type=path_argument, help='write the figures to this .json')
@@ -67,14 +74,20 @@ def parse_args() -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what would fail after minutes of measuring."""
-    if args.batch_size < 1 or args.rounds < 1:
-        raise UserError('--batch-size and --rounds are 1 or more')
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
+    if not re.fullmatch(r'cpu|cuda(:\d{1,2})?', args.device):
+        raise UserError(f'--device {args.device} is unknown: give cpu, cuda or cuda:1')
+    if args.device != 'cpu' and not torch.cuda.is_available():
         raise UserError(f'--device {args.device} needs a GPU and there is none here')
+    if (torch.device(args.device).index or 0) >= max(torch.cuda.device_count(), 1):
+        raise UserError(f'--device {args.device} is none of the GPUs here')
+    if args.plane and args.plane.suffix != '.png':
+        raise UserError(f'--plane {args.plane} must end in .png')
     if args.plane and 'eval' not in args.works:
         raise UserError('--plane needs eval among --works')
     if args.plane and not any(map(published_accuracy, args.configs)):
         raise UserError('no metafile.yml has an accuracy of these configs: no plane')
+    for path in args.configs:
+        read_config(path, args.cfg_options)
     refuse_existing(*filter(None, (args.out, args.plane)), overwrite=True)
 
 

@@ -4,19 +4,25 @@ import argparse
 
 from mmengine.config import Config
 
-from mmrep.cli import run_tool
+from mmrep.cli import ToolParser, name_argument, run_tool
 from mmrep.errors import printable
 from mmrep.importers import LAYOUTS, Imported, import_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description='Rename the weights of RepVGG, RepVGGplus or DBB from another project, '
         'prove that they fit the backbone that their shapes tell, write them in the shape '
         'of mmpretrain, and print the config that goes with them.'
     )
-    parser.add_argument('source', help='checkpoint of the other project, in either form')
-    parser.add_argument('out', help='checkpoint to write; .safetensors has that format')
+    parser.add_argument(
+        'source', type=name_argument, help='checkpoint of the other project, in either form'
+    )
+    parser.add_argument(
+        'out',
+        type=name_argument,
+        help='checkpoint to write; .safetensors has that format',
+    )
     parser.add_argument(
         '--from',
         dest='layout',

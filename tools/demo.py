@@ -22,7 +22,7 @@ from torch import nn
 
 from mmrep.benchmark import evaluation, interleave
 from mmrep.checkpoints import load_strictly, read_checkpoint, state_dict_of
-from mmrep.cli import path_argument, run_tool
+from mmrep.cli import ToolParser, path_argument, run_tool
 from mmrep.deployment import build_model, read_config
 from mmrep.errors import UserError
 from mmrep.reparam import branch_by_branch
@@ -155,7 +155,7 @@ def faults(row: dict) -> list[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = ToolParser(description=__doc__.split('\n')[0])
     parser.add_argument('--work-dir', type=path_argument, default=ROOT / 'work_dirs/demo')
     parser.add_argument('--only', nargs='+', choices=NETWORKS, default=list(NETWORKS)[:3])
     return parser.parse_args()

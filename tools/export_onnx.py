@@ -5,7 +5,15 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from mmrep.cli import ToolParser, add_config_options, run_tool, shape_argument
+from mmrep.cli import (
+    ToolParser,
+    add_config_options,
+    name_argument,
+    rtol_argument,
+    run_tool,
+    shape_argument,
+    whole_number,
+)
 from mmrep.deployment import OnnxExport, export_onnx, read_config
 from mmrep.errors import printable
 
@@ -16,9 +24,13 @@ def parse_args() -> argparse.Namespace:
         'graph, and verify that ONNX Runtime computes the same as PyTorch.'
     )
     add = parser.add_argument
-    add('config', help='config that the checkpoint was trained with, or its deploy config')
-    add('checkpoint', help='checkpoint, in train or in deploy form')
-    add('out', help='file to write, ending in .onnx')
+    add(
+        'config',
+        type=name_argument,
+        help='config that the checkpoint was trained with, or its deploy config',
+    )
+    add('checkpoint', type=name_argument, help='checkpoint, in train or in deploy form')
+    add('out', type=name_argument, help='file to write, ending in .onnx')
     add(
         '--form',
         choices=['deploy', 'train'],
@@ -26,11 +38,16 @@ def parse_args() -> argparse.Namespace:
         help='fuse every block first, or export it with its branches (default: deploy)',
     )
     add('--dynamic', action='store_true', help='take every batch size, height and width')
-    add('--opset', type=int, default=17, help="of ONNX's operators (default: 17)")
+    add(
+        '--opset',
+        type=whole_number(1),
+        default=17,
+        help="of ONNX's operators (default: 17)",
+    )
     shape_help = 'shape C,H,W or C H W of an image (default: from the config)'
     add('--shape', type=shape_argument, help=shape_help)
     rtol_help = 'largest relative L2 error of an output (default: 1e-4)'
-    add('--rtol', type=float, default=1e-4, help=rtol_help)
+    add('--rtol', type=rtol_argument, default=1e-4, help=rtol_help)
     add('--overwrite', action='store_true', help='replace OUT')
     add_config_options(parser)
     return parser.parse_args()

@@ -5,7 +5,15 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from mmrep.cli import ToolParser, add_config_options, run_tool, shape_argument
+from mmrep.cli import (
+    ToolParser,
+    add_config_options,
+    name_argument,
+    rtol_argument,
+    run_tool,
+    shape_argument,
+    whole_number,
+)
 from mmrep.deployment import Deployed, deploy_checkpoint, read_config
 from mmrep.errors import printable
 
@@ -15,9 +23,13 @@ def parse_args() -> argparse.Namespace:
         description='Load a checkpoint, fuse every block, verify that the outputs are '
         'the same, and write OUT.pth and its config OUT.py, which knows its SHA-256.'
     )
-    parser.add_argument('config', help='config that the checkpoint was trained with')
-    parser.add_argument('checkpoint', help='train-form checkpoint')
-    parser.add_argument('out', help='deploy checkpoint to write, .pth or .safetensors')
+    parser.add_argument(
+        'config', type=name_argument, help='config that the checkpoint was trained with'
+    )
+    parser.add_argument('checkpoint', type=name_argument, help='train-form checkpoint')
+    parser.add_argument(
+        'out', type=name_argument, help='deploy checkpoint to write, .pth or .safetensors'
+    )
     parser.add_argument(
         '--shape',
         type=shape_argument,
@@ -25,12 +37,15 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--rtol',
-        type=float,
+        type=rtol_argument,
         default=1e-4,
         help='largest relative L2 error of an output (default: 1e-4)',
     )
     parser.add_argument(
-        '--seed', type=int, default=0, help='seed of the verified input (default: 0)'
+        '--seed',
+        type=whole_number(0),
+        default=0,
+        help='seed of the verified input (default: 0)',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT and OUT.py')
     add_config_options(parser)

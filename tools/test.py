@@ -1,7 +1,6 @@
 """Test a checkpoint with a config."""
 
 import argparse
-from os.path import expanduser
 from pathlib import Path
 
 import mmengine
@@ -16,23 +15,29 @@ from mmrep.checkpoints import (
     state_dict_of,
     use_safe_reading,
 )
-from mmrep.cli import add_runner_arguments, prepare_run, run_tool
+from mmrep.cli import (
+    ToolParser,
+    add_runner_arguments,
+    name_argument,
+    prepare_run,
+    run_tool,
+    seconds_argument,
+    whole_number,
+)
 from mmrep.deployment import check_pair, input_shape, read_config
 from mmrep.errors import ConfigError, UserError
 from mmrep.reparam import NotFoldableError
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Test a checkpoint with an mmpretrain or mmseg config.'
-    )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser = ToolParser(description='Test a checkpoint with an mmpretrain or mmseg config.')
+    parser.add_argument('config', type=name_argument, help='config file')
+    parser.add_argument('checkpoint', type=name_argument, help='checkpoint file')
     parser.add_argument(
         '--deploy', action='store_true', help='fuse every block before testing'
     )
     parser.add_argument(
-        '--out', type=expanduser, help='file for the results: .json, .yaml or .pkl'
+        '--out', type=name_argument, help='file for the results: .json, .yaml or .pkl'
     )
     parser.add_argument(
         '--out-item',
@@ -42,16 +47,19 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--show', action='store_true', help='show the predictions')
     parser.add_argument(
-        '--show-dir', type=expanduser, help='folder for pictures of the predictions'
+        '--show-dir', type=name_argument, help='folder for pictures of the predictions'
     )
     parser.add_argument(
         '--interval',
-        type=int,
+        type=whole_number(1),
         default=1,
         help="show every n-th sample, in mmseg's configs every n-th batch (default: 1)",
     )
     parser.add_argument(
-        '--wait-time', type=float, default=2, help='seconds for each picture (default: 2)'
+        '--wait-time',
+        type=seconds_argument,
+        default=2,
+        help='seconds for each picture (default: 2)',
     )
     parser.add_argument(
         '--amp', action='store_true', help='test with automatic mixed precision'
@@ -114,7 +122,7 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     check_out(args)
-    cfg = read_config(args.config, args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options, ('test_cfg', 'test_dataloader'))
     merge_args(cfg, args)
     use_safe_reading()
     checkpoint = read_checkpoint(args.checkpoint)

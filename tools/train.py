@@ -18,7 +18,13 @@ from mmrep.checkpoints import (
     state_dict_of,
     use_safe_reading,
 )
-from mmrep.cli import add_runner_arguments, prepare_run, run_tool
+from mmrep.cli import (
+    ToolParser,
+    add_runner_arguments,
+    name_argument,
+    prepare_run,
+    run_tool,
+)
 from mmrep.deployment import model_nodes, read_config, takes_deploy
 from mmrep.engine import check_training
 from mmrep.errors import CheckpointError, ConfigError, UserError
@@ -32,14 +38,13 @@ HOOKS = dict(
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Train the model of an mmpretrain or mmseg config.'
-    )
-    parser.add_argument('config', help='config file')
+    parser = ToolParser(description='Train the model of an mmpretrain or mmseg config.')
+    parser.add_argument('config', type=name_argument, help='config file')
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
+        type=name_argument,
         metavar='CKPT',
         help='go on from a checkpoint, or from the latest one in the work dir',
     )
@@ -72,7 +77,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
-        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        scale = cfg.get('auto_scale_lr')
+        base = scale.get('base_batch_size') if isinstance(scale, dict) else None
+        if not (isinstance(base, int) and base > 0):
             raise ConfigError(
                 f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in '
                 f'{args.config}'
@@ -172,7 +179,8 @@ def one_before(path: Path) -> Path | None:
 
 def main() -> None:
     args = parse_args()
-    cfg = read_config(args.config, args.cfg_options)
+    needed = ('train_cfg', 'train_dataloader', 'optim_wrapper')
+    cfg = read_config(args.config, args.cfg_options, needed)
     merge_args(cfg, args)
     warn_of_deploy(cfg)
     use_safe_reading()

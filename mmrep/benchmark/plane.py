@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from mmrep.errors import UserError, reason
+
 from .run import Benchmark
 
 #: How the points of the plane look, in the order of drawing, by name in the benchmark.
@@ -16,17 +18,26 @@ _FORMS = {
 
 
 def published_accuracy(config: str | Path) -> float | None:
-    """The published top-1 accuracy of a config, in percent, by its ``metafile.yml``."""
+    """The published top-1 accuracy of a config, in percent, by its ``metafile.yml``.
+
+    Raises:
+        UserError: If there is such a file, but not of models.
+    """
     config = Path(config)
     metafile = config.parent / 'metafile.yml'
     if not metafile.is_file():
         return None
-    for model in yaml.safe_load(metafile.read_text())['Models']:
-        if Path(model['Config']).name == config.name:
-            for result in model.get('Results') or []:
-                for name, value in result['Metrics'].items():
-                    if 'Top 1' in name:
-                        return value
+    try:
+        for model in yaml.safe_load(metafile.read_text())['Models']:
+            if Path(model['Config']).name == config.name:
+                for result in model.get('Results') or []:
+                    for name, value in result['Metrics'].items():
+                        if 'Top 1' in name:
+                            return float(value)
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f'{metafile} is no list of models ({reason(error)}): correct it'
+        ) from error
     return None
 
 

@@ -8,7 +8,7 @@ import torch
 from mmengine.model import is_model_wrapper
 from torch import Size, Tensor, nn
 
-from mmrep.errors import CheckpointError
+from mmrep.errors import CheckpointError, printable
 
 #: How many keys of each kind an error lists.
 _LISTED = 8
@@ -88,6 +88,9 @@ def load_strictly(
     for name, parameter in model.named_parameters():
         # torch 2.1 forgets it of what is assigned.
         parameter.requires_grad_(trainable[name])
+    if not model.training:
+        # mmpretrain's LeViT computes with what it made of its biases at the last eval().
+        model.eval()
 
 
 def misfits(
@@ -138,7 +141,7 @@ def _can_be(value: Tensor, dtype: torch.dtype) -> bool:
 
 def listed(keys: Iterable[str]) -> str:
     """The first keys, and how many more there are."""
-    keys = list(keys)
+    keys = [printable(key, 200) for key in keys]
     rest = len(keys) - _LISTED
     return ', '.join(keys[:_LISTED]) + (f', and {rest} more' if rest > 0 else '')
 

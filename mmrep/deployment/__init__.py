@@ -1,6 +1,6 @@
 """From configs and checkpoints to verified deploy files."""
 
-from .building import build_model
+from .building import build_model, building_fault
 from .config import (
     Shape,
     deploy_config,
@@ -25,6 +25,7 @@ __all__ = [
     'Verification',
     'VerificationError',
     'build_model',
+    'building_fault',
     'check_pair',
     'deploy_checkpoint',
     'deploy_config',

@@ -1,26 +1,30 @@
-"""Build the model of a config."""
+"""Build the model of a config, and tell errors of building from others."""
 
+import traceback
 from contextlib import nullcontext
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from mmengine.registry.build_functions import build_from_cfg
+from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from mmrep.errors import ConfigError, reason
+from mmrep.errors import ConfigError, printable, reason
 
-from .config import for_one_process, without_pretrained
+from .config import for_one_process, unknown_type, without_pretrained
 
 
-def build_model(cfg: Config, unset: bool = False) -> nn.Module:
+def build_model(cfg: Config, unset: bool = False, how: str = '') -> nn.Module:
     """The model of a config, with no weights loaded or downloaded, in eval mode.
 
     Args:
         cfg: The config.
         unset: Whether to leave out the random numbers that parameters start with, for a
             model whose every parameter is loaded next. Default: False.
+        how: What is special about the config, for the error. Default: ''.
 
     Raises:
         ConfigError: If it cannot be built.
@@ -28,12 +32,61 @@ def build_model(cfg: Config, unset: bool = False) -> nn.Module:
     try:
         model_cfg = for_one_process(without_pretrained(cfg.model))
         with _NoRandomStart() if unset else nullcontext():
-            return MODELS.build(model_cfg).eval()
+            model = MODELS.build(model_cfg)
+            # That of mmpretrain's backbones returns None.
+            model.eval()
+            return model
     except Exception as error:
         # A constructor may raise anything.
+        unknown = unknown_type(cfg.model, 'model')
         raise ConfigError(
-            f'the model of this config cannot be built ({reason(error)}): correct it'
+            f'the model of this config cannot be built{how} '
+            f'({unknown or reason(error)}): correct it'
         ) from error
+
+
+def building_fault(error: BaseException) -> str | None:
+    """What the user can mend, if an error came while mmengine built a part of a config.
+
+    A Runner builds some parts when it is made, and others when it is about to train or
+    test: loops, data sets, optimizers. The boundary is therefore not a place in a tool.
+    It is in the traceback: whatever goes through mmengine's registries or a Runner's own
+    ``from_cfg`` and ``build_...`` is the config's, up to the ``run`` of a loop. What is
+    raised inside that is the fault of code, as is all else.
+
+    Args:
+        error: The error, with its traceback.
+
+    Returns:
+        A sentence that names the parts from the outermost to the one that failed, as
+        ``train_loop > dataloader > CustomDataset``; None for any other error.
+    """
+    parts, config = [], None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module, function = frame.f_globals.get('__name__', ''), frame.f_code.co_name
+        local = frame.f_locals
+        if function == 'init_dist' or (
+            function == 'run' and isinstance(local.get('self'), BaseLoop)
+        ):
+            # A loop that runs, or the processes of a job that look for each other.
+            return None
+        if frame.f_code is build_from_cfg.__code__:
+            config = local['cfg']
+            kind = config.get('type') if isinstance(config, dict) else config
+            parts.append(getattr(kind, '__name__', str(kind)))
+        elif module.startswith('mmengine.runner.'):
+            if function in ('from_cfg', '_maybe_compile'):
+                config = local['cfg'] if 'cfg' in local else local['self'].cfg
+            elif function.startswith('build_'):
+                # Their first argument is what they build.
+                code = frame.f_code
+                config = local[code.co_varnames['self' in local]]
+                parts.append(function.removeprefix('build_'))
+    if config is None:
+        return None
+    why = unknown_type(config) or reason(error)
+    what = printable(' > '.join(parts), 200) or 'a run'
+    return f'{what} of this config cannot be built ({why}): correct it'
 
 
 class _NoRandomStart(TorchFunctionMode):

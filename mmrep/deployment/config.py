@@ -3,14 +3,16 @@
 import copy
 import importlib.util
 import inspect
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine import registry
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
 
-from mmrep.errors import ConfigError, reason
+from mmrep.errors import ConfigError, printable, reason
 
 Shape = tuple[int, int, int]
 
@@ -20,39 +22,82 @@ _HOSTS = {
     'mmseg': "pip install 'mmrep[seg]' and mmcv with its ops (not mmcv-lite)",
 }
 
+#: What a path can be that is no file.
+_KINDS = {
+    stat.S_IFDIR: 'a folder: give a file in it',
+    stat.S_IFIFO: 'a named pipe: give a file',
+    stat.S_IFSOCK: 'a socket: give a file',
+    stat.S_IFCHR: 'a device: give a file',
+    stat.S_IFBLK: 'a device: give a file',
+}
+
 #: How transforms of a test pipeline name the size that they make.
 _SIZE_KEYS = ('crop_size', 'scale', 'img_scale', 'size')
 
 
-def read_config(path: str | Path, options: dict | None = None) -> Config:
+def read_config(
+    path: str | Path, options: dict | None = None, needed: Sequence[str] = ()
+) -> Config:
     """Read a config, merge command-line options into it and enter its default scope.
+
+    A config is a Python file and may raise anything; that is the config's fault, whatever
+    it is, ``SystemExit`` included. ``KeyboardInterrupt`` alone goes through: nobody can
+    tell a config's own from that of a user who waits for a config that does not end.
 
     Args:
         path: The config file.
         options: What ``--cfg-options`` gave. Default: None.
+        needed: Names of the dicts that it must have besides ``model``. Default: none.
 
     Raises:
-        ConfigError: If the file is missing, cannot be read as a config, or needs a
-            package that is not installed.
+        ConfigError: If the file is missing, cannot be read as a config, lacks an entry,
+            or needs a package that is not installed.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise ConfigError(f'config {path} is a folder: give a file in it')
-    if not path.is_file():
-        raise ConfigError(f'config {path} does not exist: check the path')
+    _refuse_unreadable(path)
     try:
         cfg = Config.fromfile(path)
-        if options:
-            cfg.merge_from_dict(options)
-    except Exception as error:
-        # A config is a Python file and may raise anything.
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise ConfigError(
             f'config {path} cannot be read ({reason(error)}): correct it'
         ) from error
-    if not isinstance(cfg.get('model'), dict):
-        raise ConfigError(f'config {path} has no model=dict(...): give one of a model')
+    try:
+        cfg.merge_from_dict(options or {})
+    except Exception as error:
+        raise ConfigError(
+            f'--cfg-options do not fit config {path} ({reason(error)}): correct them'
+        ) from error
+    for name in ('model', *needed):
+        if not isinstance(cfg.get(name), dict):
+            raise ConfigError(f'config {path} has no {name}=dict(...): give one with it')
     enter_scope(cfg)
     return cfg
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """Raise a ``ConfigError`` that says why a path is no file that can be opened.
+
+    Reading a pipe would wait for one who writes.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = _KINDS.get(stat.S_IFMT(mode), 'no file: give one')
+            raise ConfigError(f'config {path} is {kind}')
+        path.open('rb').close()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f'config {path} does not exist: check the path') from None
+    except PermissionError:
+        raise ConfigError(
+            f'config {path} may not be read by this user: change its permissions'
+        ) from None
+    except (OSError, ValueError) as error:
+        # A name that is too long, or has a character that no name can have.
+        raise ConfigError(
+            f'config {path} cannot be opened ({reason(error)}): check the path'
+        ) from None
 
 
 def enter_scope(cfg: Config) -> None:
@@ -62,6 +107,11 @@ def enter_scope(cfg: Config) -> None:
         ConfigError: If the scope is a package that is not installed.
     """
     scope = cfg.get('default_scope') or 'mmengine'
+    if not (isinstance(scope, str) and scope.isidentifier()):
+        raise ConfigError(
+            f'default_scope={printable(repr(scope), 200)} is no name of a package: give '
+            "one as 'mmpretrain'"
+        )
     if importlib.util.find_spec(scope) is None:
         remedy = _HOSTS.get(scope, f'pip install {scope}')
         raise ConfigError(f'this config needs {scope}, which is not installed: {remedy}')
@@ -70,21 +120,61 @@ def enter_scope(cfg: Config) -> None:
 
 def model_nodes(cfg: Any) -> Iterator[ConfigDict]:
     """Every dict with a ``type`` inside a config, outer ones first."""
+    return (node for _, node in _named_nodes(cfg))
+
+
+def _named_nodes(cfg: Any, name: str = '') -> Iterator[tuple[str, ConfigDict]]:
+    """:func:`model_nodes`, and how ``--cfg-options`` names each."""
     if isinstance(cfg, dict):
         if 'type' in cfg:
-            yield cfg
-        for value in cfg.values():
-            yield from model_nodes(value)
-    elif isinstance(cfg, list | tuple):
-        for value in cfg:
-            yield from model_nodes(value)
+            yield name, cfg
+        items = cfg.items()
+    else:
+        items = enumerate(cfg) if isinstance(cfg, list | tuple) else ()
+    for key, value in items:
+        yield from _named_nodes(value, f'{name}.{key}' if name else str(key))
+
+
+def unknown_type(cfg: Any, name: str = '') -> str:
+    """The first type inside a config that no registry knows, in words; '' if all are known.
+
+    Args:
+        cfg: The config.
+        name: What its place is called. Default: ''.
+    """
+    for place, node in _named_nodes(cfg, name):
+        kind = node['type']
+        if isinstance(kind, str) and not _is_known(kind):
+            key = f'{place}.type' if place else 'type'
+            return f'{key}={printable(repr(kind), 200)} is unknown to {_scope()}'
+    return ''
+
+
+def _is_known(kind: str) -> bool:
+    for root in vars(registry).values():
+        if isinstance(root, Registry):
+            # The host has not every registry.
+            scoped = root.children.get(_scope(), root)
+            try:
+                if scoped.get(kind) is not None:
+                    return True
+            except Exception:
+                # A module that cannot be imported, or a dotted name of none.
+                continue
+    return False
+
+
+def _scope() -> str:
+    scope = DefaultScope.get_current_instance()
+    return scope.scope_name if scope else 'mmengine'
 
 
 def takes_deploy(node: dict) -> bool:
     """Whether a config's type is a re-parameterizable module with a deploy form."""
     module = node['type']
     if isinstance(module, str):
-        module = MODELS.get(module)
+        with MODELS.switch_scope_and_registry(None) as models:
+            module = models.get(module)
     return inspect.isclass(module) and hasattr(module, 'switch_to_deploy')
 
 
@@ -133,6 +223,10 @@ def deploy_config(cfg: Config) -> Config:
     deployed.model = without_pretrained(deployed.model)
     nodes = [node for node in model_nodes(deployed.model) if takes_deploy(node)]
     if not nodes:
+        if unknown := unknown_type(cfg.model, 'model'):
+            raise ConfigError(
+                f'the model of this config cannot be built ({unknown}): correct it'
+            )
         raise ConfigError(
             'nothing in this config can be re-parameterized: give the config of a model '
             "with such a backbone, as type='mmrep.RepVGG'"
@@ -150,15 +244,20 @@ def input_shape(cfg: Config) -> Shape:
     The size is that of the data preprocessor, or the last one in the test pipeline, or
     224 x 224; the channels are the backbone's ``in_channels``, or 3.
     """
-    model = cfg.get('model')
-    model = model if isinstance(model, dict) else {}
-    channels = (model.get('backbone') or {}).get('in_channels', 3)
+    model = _dict_in(cfg, 'model')
+    channels = _dict_in(model, 'backbone').get('in_channels', 3)
     # Data preprocessors say height first, and mmcv's transforms width first.
-    size = _pair((model.get('data_preprocessor') or {}).get('size'))
+    size = _pair(_dict_in(model, 'data_preprocessor').get('size'))
     for transform in reversed(_test_pipeline(cfg)):
         for key in _SIZE_KEYS:
             size = size or _pair(transform.get(key), width_first=True)
     return channels, *(size or (224, 224))
+
+
+def _dict_in(cfg: Config | dict, name: str) -> dict:
+    """An entry that is a dict; an empty one where there is none."""
+    value = cfg.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _pair(size: Any, width_first: bool = False) -> tuple[int, int] | None:
@@ -171,7 +270,9 @@ def _pair(size: Any, width_first: bool = False) -> tuple[int, int] | None:
 
 
 def _test_pipeline(cfg: Config) -> list[dict]:
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    dataset = _dict_in(_dict_in(cfg, 'test_dataloader'), 'dataset')
     while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return [step for step in dataset.get('pipeline') or [] if isinstance(step, dict)]
+        dataset = _dict_in(dataset, 'dataset')
+    steps = dataset.get('pipeline')
+    steps = steps if isinstance(steps, list | tuple) else []
+    return [step for step in steps if isinstance(step, dict)]

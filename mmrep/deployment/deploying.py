@@ -165,6 +165,6 @@ def _fuse(
             'the model of this config has no train form: give the config that it was '
             'trained with, without deploy=True'
         )
-    deployed = build_model(deployed_config, unset=True)
+    deployed = build_model(deployed_config, unset=True, how=' with deploy=True')
     load_strictly(deployed, model.state_dict(), 'the fused model', assign=True)
     return deployed, report, verify(train_form, deployed, rtol), meta

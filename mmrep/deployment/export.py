@@ -208,8 +208,10 @@ def _references(
         references.append(
             Reference(x, {re.sub(r'\W+', '_', k).strip('_'): v for k, v in outputs.items()})
         )
-    if not references[0].outputs:
-        raise UserError('the model returns no tensor: there is nothing to export')
+    if not any(output.numel() for output in references[0].outputs.values()):
+        raise UserError(
+            'the model returns no tensor, or empty ones: there is nothing to export'
+        )
     if dynamic and len(references) == 1:
         raise UserError(
             f'the model takes no other size than {height}x{width}: leave --dynamic out'

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Size, Tensor, nn
 
+from mmrep.errors import CheckpointError
 from mmrep.registry import MODELS
 
 #: A size at which every map of a backbone still has a pixel.
@@ -42,11 +43,17 @@ def describe_head(
     Returns:
         The config is that of mmpretrain's ``LinearClsHead``, or of ``AuxiliaryClsHead``
         with such heads; ``None`` where there is no head.
+
+    Raises:
+        CheckpointError: If its weight is no matrix; says only that.
     """
     main = next((p for p in ('head', 'head.head') if f'{p}.fc.weight' in state), None)
     if main is None:
         return None, {}
-    num_classes = len(state[f'{main}.fc.weight'])
+    weight = state[f'{main}.fc.weight']
+    if weight.dim() != 2:
+        raise CheckpointError("the weight of mmrep's head.fc is no matrix")
+    num_classes = len(weight)
     *others, last = channels
     config = dict(type='LinearClsHead', num_classes=num_classes, in_channels=last)
     auxiliary = []

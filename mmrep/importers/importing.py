@@ -21,7 +21,7 @@ from mmrep.checkpoints import (
     state_dict_of,
     write_checkpoint,
 )
-from mmrep.errors import CheckpointError, UserError
+from mmrep.errors import CheckpointError, UserError, reason
 from mmrep.registry import MODELS
 from mmrep.version import __version__
 
@@ -95,6 +95,12 @@ def import_checkpoint(
     else:
         checkpoint = read_checkpoint(source)
         weights, meta = state_dict_of(checkpoint, source), kept_meta(checkpoint)
+    empty = [key for key, value in weights.items() if not value.numel()]
+    if empty:
+        raise CheckpointError(
+            f'{source} holds weights without a number in them ({listed(empty)}): give a '
+            'whole and unchanged checkpoint'
+        )
     chosen = _find_layout(weights, layout, source)
     renamed = chosen.rename(weights, source)
     try:
@@ -162,10 +168,12 @@ def _prove(renamed: Renamed, layout: Layout, arch: str | None) -> tuple[dict, di
         backbone['deploy'] = True
     try:
         model = nn.ModuleDict({'backbone': MODELS.build(backbone)})
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f'{backbone} is no network: {error}') from error
+        channels = feature_channels(backbone)
+    except Exception as error:
+        # The shapes may be anything.
+        raise CheckpointError(f'{backbone} is no network: {reason(error)}') from error
     own = model.state_dict()
-    head, shapes = describe_head(state, feature_channels(backbone), deploy)
+    head, shapes = describe_head(state, channels, deploy)
     shapes |= {key: value.shape for key, value in own.items()}
     # Older weights lack the counters of their norms, which matter to no output; a conv
     # that was fused elsewhere computes the same for every size.

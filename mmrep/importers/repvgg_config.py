@@ -82,13 +82,16 @@ def _block(
         raise CheckpointError(f"the 3x3 conv of mmrep's block {name} is missing")
     outs, ins = weight.shape[:2]
     squeeze = state.get(f'{name}.se_layer.conv1.conv.weight')
+    if squeeze is not None and squeeze.dim() != 4:
+        raise CheckpointError(f"a weight of mmrep's {name}.se_layer is that of no conv")
     groups = 1 if in_channels is None else max(in_channels // max(ins, 1), 1)
     return _Block(ins * groups, outs, groups, 0 if squeeze is None else len(squeeze))
 
 
 def _stages(state: Mapping[str, Tensor], channels: int) -> list[list[_Block]]:
     """The blocks of every stage, which get ``channels`` from the stem."""
-    found = map(re.compile(r'stage_(\d+)\.(\d+)\.').match, state)
+    # Python reads no number of thousands of digits; such a block is missed below.
+    found = map(re.compile(r'stage_(\d{1,9})\.(\d{1,9})\.').match, state)
     last = dict(sorted((int(m[1]), int(m[2])) for m in found if m))
     stages = []
     for i in range(1, 1 + max(last, default=0)):

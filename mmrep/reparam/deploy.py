@@ -86,7 +86,16 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
     order = report.switched[::-1]
     order.sort(key=lambda name: hasattr(blocks[name], 'check_foldable'))
     for name in order:
-        blocks[name].switch_to_deploy()
+        try:
+            blocks[name].switch_to_deploy()
+        except NotFoldableError:
+            raise
+        except Exception as error:
+            # That of another package may raise anything.
+            raise NotFoldableError(
+                f'{name or type(blocks[name]).__name__}: its own switch_to_deploy raises '
+                f'{type(error).__name__}: {error}'
+            ) from error
     for module in model.modules():
         if callable(getattr(module, 'fuse_plain_units', None)):
             module.fuse_plain_units()

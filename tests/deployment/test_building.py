@@ -1,18 +1,23 @@
 """Models are built without the random numbers that the weights would start with."""
 
 import random
+import re
 
 import numpy as np
 import pytest
 import torch
 from laws import assert_same, image, randomise
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import BaseModule
+from mmengine.registry import LOOPS, MODELS, init_default_scope
+from mmengine.runner import BaseLoop, Runner
+from mmengine.visualization import Visualizer
 from tiny_projects import DBB_RESNET, REPVGG, classifier_model, segmentor_model
 from torch import Tensor, nn
 
 from mmrep.checkpoints import load_strictly
-from mmrep.deployment import build_model, enter_scope, forward
+from mmrep.deployment import build_model, building_fault, enter_scope, forward
 from mmrep.errors import ConfigError
 
 SE = dict(REPVGG['arch'], se_cfg=dict(ratio=4, divisor=1))
@@ -141,3 +146,97 @@ def test_blocks_that_compute_when_they_are_made(deploy):
     x = image(1, 3, 32, 32, dtype=torch.float32)
     with torch.no_grad():
         assert_same(usual(x), loaded(x), tolerance=0)
+
+
+class RunLoop(BaseLoop):
+    """Builds what there is not, when it runs."""
+
+    def __init__(self, runner: Runner, dataloader: dict, evaluator: dict) -> None:
+        super().__init__(runner, dataloader)
+
+    def run(self) -> None:
+        """Ask mmengine for it."""
+        MODELS.build(dict(type='No'))
+
+
+class TestBuildingFault:
+    """What is built is the config's; what runs is the developer's."""
+
+    @pytest.fixture(autouse=True)
+    def here(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
+        LOOPS.register_module(name='RunLoop', module=RunLoop, force=True)
+        MODELS.register_module(name='Empty', module=BaseModule, force=True)
+        init_default_scope('mmengine')
+        yield
+        LOOPS.module_dict.pop('RunLoop')
+        MODELS.module_dict.pop('Empty')
+        for kind in (MMLogger, MessageHub, Visualizer):
+            kind._instance_dict.clear()
+
+    @pytest.mark.parametrize(
+        ('cfg', 'words'),
+        [
+            (dict(type='No'), "^No of this config .*type='No' is unknown to mmengine"),
+            (dict(type='mmrep.RepVGG', arch='Z'), "^mmrep.RepVGG of this .*arch 'Z' is"),
+            (5, '^5 of this config cannot be built .TypeError: cfg should be'),
+        ],
+    )
+    def test_a_part(self, cfg, words):
+        with pytest.raises(Exception) as info:
+            MODELS.build(cfg)
+        assert re.search(words, building_fault(info.value))
+
+    @pytest.mark.parametrize(
+        ('entries', 'words'),
+        [
+            (dict(env_cfg=5), '^a run of this config .*AttributeError'),
+            (dict(log_level='LOUD'), '^logger of this config .*LOUD'),
+            (dict(custom_hooks=[dict(type='No')]), "^No of this config .*type='No' is"),
+            (dict(test_evaluator=dict(type='No')), '^test_loop > evaluator > No of this'),
+            (
+                dict(test_dataloader=dict(dataset=dict(type='No'))),
+                '^test_loop > dataloader > No of this config',
+            ),
+            # What a loop builds when it runs is not of the config.
+            (dict(test_cfg=dict(type='RunLoop')), None),
+        ],
+        ids=lambda value: str(value)[:30],
+    )
+    def test_a_run(self, entries, words):
+        config = dict(
+            model=dict(type='Empty'),
+            work_dir='work',
+            test_cfg=dict(),
+            test_dataloader=dict(
+                dataset=[0], batch_size=1, sampler=dict(type='DefaultSampler')
+            ),
+            test_evaluator=dict(type='DumpResults', out_file_path='a.pkl'),
+        )
+        with pytest.raises(Exception) as info:
+            Runner.from_cfg(Config(config | entries)).test()
+        fault = building_fault(info.value)
+        assert fault is None if words is None else re.search(words, fault)
+
+    def test_nothing_is_built(self):
+        with pytest.raises(ZeroDivisionError) as info:
+            forward(nn.Module(), 1 / 0)
+        assert building_fault(info.value) is None
+
+
+def test_levit():
+    """mmpretrain's computes with what it made of its biases when it entered eval mode."""
+    init_default_scope('mmpretrain')
+    backbone = dict(type='LeViT', arch='128s', img_size=32)
+    config = Config(dict(model=backbone))
+    trained = randomise(build_model(config))
+    for name, parameter in trained.named_parameters():
+        if 'attention_biases' in name:
+            nn.init.normal_(parameter)
+    trained.eval()
+    loaded = build_model(config)
+    load_strictly(loaded, trained.state_dict(), 'a.pth')
+    x = image(1, 3, 32, 32, dtype=torch.float32)
+    with torch.no_grad():
+        assert_same(trained(x)[-1], loaded(x)[-1], tolerance=1e-6)

@@ -18,6 +18,7 @@ from mmrep.deployment import (
     takes_deploy,
     without_pretrained,
 )
+from mmrep.deployment.config import unknown_type
 from mmrep.errors import ConfigError
 from mmrep.models.backbones import RepVGG
 
@@ -72,7 +73,7 @@ class TestReadConfig:
 
     def test_wrong_options(self, tmp_path):
         path = write(tmp_path / 'a.py', "model = [dict(type='A')]")
-        with pytest.raises(ConfigError, match=r'a\.py cannot be read'):
+        with pytest.raises(ConfigError, match=r'--cfg-options do not fit config .*a\.py'):
             read_config(path, {'model.3.type': 'B'})
 
     @pytest.mark.parametrize('host', ['mmpretrain', 'mmseg'])
@@ -112,6 +113,7 @@ class Unswitched:
         ('mmpretrain.RepVGG', True),
         ('mmpretrain.MobileOne', True),
         ('RepVGG', True),
+        ('LeViT', True),
         ('ResNet', False),
         ('ImageClassifier', False),
         ('BN', False),
@@ -123,6 +125,31 @@ class Unswitched:
 def test_takes_deploy(kind, takes):
     init_default_scope('mmpretrain')
     assert takes_deploy(dict(type=kind)) is takes
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'words'),
+    [
+        (classifier_model(), ''),
+        (dict(type=RepVGG, norm_cfg=dict(type='BN')), ''),
+        (
+            dict(optimizer=dict(type='SGD'), hooks=[dict(type='mmrep.SwitchToDeployHook')]),
+            '',
+        ),
+        (dict(type='mmengine.model.BaseModel', act_cfg=dict(type='ReLU')), ''),
+        (dict(type=5), ''),
+        (dict(type='No'), "type='No' is unknown to mmpretrain"),
+        (dict(type='no.such.Thing'), "type='no.such.Thing' is unknown to mmpretrain"),
+        (
+            dict(type='ResNet', parts=[dict(type='BN'), dict(a=dict(type='N\nO'))]),
+            r"parts.1.a.type='N\nO' is unknown to mmpretrain",
+        ),
+    ],
+)
+def test_unknown_type(cfg, words):
+    init_default_scope('mmpretrain')
+    MODELS.build(dict(type='ResNet', depth=18))
+    assert unknown_type(cfg) == words
 
 
 def test_without_pretrained():
@@ -191,10 +218,16 @@ class TestDeployConfig:
         assert deployed.model.backbone == dict(type=backbone, arch='A0', deploy=True)
         assert hasattr(build_model(deployed).backbone.stem, 'branch_reparam')
 
-    @pytest.mark.parametrize('backbone', [dict(type='ResNet', depth=18), dict(type='No')])
-    def test_nothing_to_deploy(self, backbone):
+    @pytest.mark.parametrize(
+        ('backbone', 'says'),
+        [
+            (dict(type='ResNet', depth=18), r"as type='mmrep\.RepVGG'"),
+            (dict(type='No'), r"model\.backbone\.type='No' is unknown to mmpretrain"),
+        ],
+    )
+    def test_nothing_to_deploy(self, backbone, says):
         init_default_scope('mmpretrain')
-        with pytest.raises(ConfigError, match=r"as type='mmrep\.RepVGG'"):
+        with pytest.raises(ConfigError, match=says):
             deploy_config(Config(dict(model=classifier_model(backbone))))
 
     def test_imported_types(self, tmp_path):

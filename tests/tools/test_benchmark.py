@@ -61,8 +61,6 @@ WRONG = {
         ['CONFIG', '--plane', 'plane.png', '--works', 'train'],
         '--plane needs eval',
     ),
-    'batch size': (['CONFIG', '--batch-size', '0'], '--batch-size'),
-    'rounds': (['CONFIG', '--rounds', '0'], '--rounds'),
 }
 
 

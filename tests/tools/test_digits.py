@@ -173,12 +173,3 @@ def test_cut_run_leaves_nothing(digits, write, monkeypatch, tmp_path, error):
     with pytest.raises(type(error)):
         write(tmp_path / 'digits')
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    'options', [['--per-class', '1'], ['--scenes', '0', '1'], ['--seed', '-1']]
-)
-def test_refuses_senseless_numbers(write, tmp_path, options):
-    with pytest.raises(UserError, match=options[0]):
-        write(tmp_path / 'digits', *options)
-    assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mmrep.cli import path_argument, run_tool
+from mmrep.cli import ToolParser, path_argument, run_tool, whole_number
 from mmrep.errors import UserError
 
 VAL_SHARE = 0.2
@@ -116,24 +116,27 @@ def write_digits(out: Path, args: argparse.Namespace) -> dict:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = ToolParser(description=__doc__.split('\n')[0])
     parser.add_argument('out', type=path_argument, help='folder to write')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=whole_number(0), default=0)
     parser.add_argument(
-        '--scenes', type=int, nargs=2, metavar=('TRAIN', 'VAL'), default=(2000, 400)
+        '--scenes',
+        type=whole_number(1),
+        nargs=2,
+        metavar=('TRAIN', 'VAL'),
+        default=(2000, 400),
     )
     parser.add_argument(
-        '--per-class', type=int, help='use so many digits of each class only'
+        '--per-class',
+        # One to train, one to validate.
+        type=whole_number(2),
+        help='use so many digits of each class only',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT')
     return parser.parse_args()
 
 
 def check(args: argparse.Namespace) -> None:
-    if args.seed < 0 or min(args.scenes) < 1:
-        raise UserError('--seed must be at least 0 and --scenes at least 1')
-    if args.per_class is not None and args.per_class < 2:
-        raise UserError('--per-class must be at least 2: one to train, one to validate')
     if args.out.exists() and not args.overwrite:
         raise UserError(f'{args.out} exists: give another folder, or --overwrite')
     if args.out.exists() and not (args.out / RECORD).is_file():
