@@ -76,6 +76,7 @@ ROOMS = {
         'mmrep.registry',
         'mmrep.reparam',
         'mmrep.models.blocks',
+        'mmrep.checkpoints',
         'mmrep.deployment',
     ),
     'mmrep.deployment': (

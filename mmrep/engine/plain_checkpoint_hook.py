@@ -9,7 +9,6 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmrep.checkpoints import plain
 from mmrep.registry import HOOKS
 
 #: Weights are tensors, in a dict that knows the versions of its modules.
@@ -31,6 +30,9 @@ class PlainCheckpointHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Turn everything but the weights into plain types."""
+        # Here, because only what reads and writes checkpoints needs it.
+        from mmrep.checkpoints import plain
+
         hub = checkpoint['message_hub']
         logged = {name: _history(buffer) for name, buffer in hub['log_scalars'].items()}
         checkpoint['message_hub'] = {**hub, 'log_scalars': logged}
