@@ -30,7 +30,7 @@ class PlainCheckpointHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Turn everything but the weights into plain types."""
-        # Here, because ``import mmrep`` needs none of it.
+        # Here, because only what reads and writes checkpoints needs it.
         from mmrep.checkpoints import plain
 
         hub = checkpoint['message_hub']

@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -141,6 +141,13 @@ class ResumeHook(Hook):
             schedules = checkpoint.get('param_schedulers')
             _check_optimizers(runner.optim_wrapper, checkpoint['optimizer'], source)
             _check_schedulers(runner.param_schedulers, schedules, source)
+        trained, limit = checkpoint['meta']['iter'], runner.max_iters
+        if isinstance(runner.train_loop, IterBasedTrainLoop) and trained > limit:
+            # mmengine would load as many batches, only to skip them.
+            raise CheckpointError(
+                f'{source} was trained for {trained} iterations, and the config ends at '
+                f'{limit}: raise train_cfg.max_iters'
+            )
         folders = [
             _folder(hook, runner.work_dir)
             for hook in runner.hooks

@@ -147,6 +147,16 @@ def test_of_another_run(checkpoint, tmp_path, name):
     assert not list(tmp_path.glob('work/*.pth'))
 
 
+def test_more_iterations_than_there_are(checkpoint, tmp_path):
+    """mmengine would skip as many batches before it ends."""
+    content = torch.load(checkpoint, weights_only=True)
+    content['meta']['iter'] = 10**12
+    torch.save(content, tmp_path / 'a.pth')
+    loop = dict(type='IterBasedTrainLoop', max_iters=4)
+    with pytest.raises(CheckpointError, match=r'1000000000000 iterations, .* ends at 4: '):
+        resumed(tmp_path / 'a.pth', tmp_path / 'work', train_cfg=loop)
+
+
 def test_no_schedulers_in_the_config(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match='2 in the file, 0 in the config'):
         resumed(checkpoint, tmp_path, param_scheduler=None)

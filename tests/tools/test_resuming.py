@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from tool_runs import load, tool, variant
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +225,12 @@ def test_broken(classifier, tmp_path, refused, change, says):
     config = variant(classifier.config, tmp_path, **{'train_cfg.max_epochs': 2})
     refused('train', config, '--work-dir', work_dir, '--resume', says=(str(path), says))
     assert contents(work_dir) == before
+
+
+@pytest.mark.parametrize('config', [CLASSIFIER, SEGMENTOR], ids=lambda path: path.stem)
+def test_there_is_always_a_whole_checkpoint(config):
+    """mmengine removes the oldest before it writes another."""
+    assert Config.fromfile(config).default_hooks.checkpoint.max_keep_ckpts > 1
 
 
 class TestTheLatestIsBroken:

@@ -92,6 +92,19 @@ class TestTrain:
         assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
         assert cfg.optim_wrapper.loss_scale == (scale or 'dynamic')
 
+    def test_hooks(self, classifier, monkeypatch):
+        """A config has its own say in those that the tool adds."""
+        module = load('train')
+        monkeypatch.setattr('sys.argv', ['train.py', str(classifier.config)])
+        args = module.parse_args()
+        cfg = module.read_config(args.config)
+        cfg.default_hooks.update(random_state=None, resume=dict(type='Own'))
+        module.merge_args(cfg, args)
+        assert 'random_state' not in cfg.default_hooks
+        assert cfg.default_hooks.resume.type == 'Own'
+        assert cfg.default_hooks.plain_checkpoint.type == 'mmrep.PlainCheckpointHook'
+        assert cfg.default_hooks.checkpoint.type == 'CheckpointHook'
+
 
 class TestCheckpointsOpenAnywhere:
     """As mmengine reads them itself, by what torch.load does unasked."""
