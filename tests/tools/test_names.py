@@ -11,7 +11,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from tiny_projects import REPVGG
+from tool_runs import load
 
+from mmrep.benchmark import Benchmark
 from mmrep.checkpoints import sha256_of
 from mmrep.registry import MODELS
 
@@ -71,6 +73,11 @@ def test_strange_name(sources, tool, tmp_path, call, capsys):
         assert config.read_text().startswith(title)
         assert Config.fromfile(config).mmrep_checkpoint.file == out.name
         call('test', config, out, '--work-dir', tmp_path / 'work')
+
+
+def test_name_of_a_config_that_is_timed(capsys):
+    load('benchmark').show(Benchmark(STRANGE, 'cpu', 'float32', (1, 3, 8, 8)))
+    assert f'\n{PRINTED} (cpu, float32, 1x3x8x8)\n' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('tool', SUFFIXES)
