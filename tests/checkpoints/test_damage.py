@@ -108,6 +108,16 @@ def test_without_checksums(tmp_path: Path, mmap: bool) -> None:
     assert same(read_checkpoint(path, mmap=mmap), contents())
 
 
+def test_what_is_not_used_is_verified_as_well(tmp_path: Path) -> None:
+    path = tmp_path / 'a.pth'
+    torch.save({'w': torch.arange(5.0)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b'a/version') - 46 + 16] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r'a/version.* not those of its checksum'):
+        read_checkpoint(path)
+
+
 def test_one_missing_checksum_is_a_wrong_one(tmp_path: Path) -> None:
     path = tmp_path / 'a.pth'
     torch.save({'w': torch.arange(5.0)}, path)

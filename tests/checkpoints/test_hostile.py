@@ -39,6 +39,17 @@ def test_every_step_is_paid_for(tmp_path, monkeypatch):
         read_checkpoint(path)
 
 
+def test_wide_texts_are_paid_for(tmp_path, monkeypatch):
+    """One wide character makes all of a text four times as large."""
+    monkeypatch.setattr(unpickling, '_ALLOWANCE', 10_000)
+    text = 'x' * 100_000
+    path = write_pickle(tmp_path / 'a.pth', opcodes(text), False)
+    assert read_checkpoint(path) == text
+    path = write_pickle(tmp_path / 'a.pth', opcodes(text + '\U0001f600'), False)
+    with pytest.raises(CheckpointError, match='more values than its size'):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     ('make', 'says'),
     [pytest.param(make, says, id=name) for name, make, says in HOSTILE],
