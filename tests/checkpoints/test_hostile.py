@@ -54,7 +54,7 @@ def test_wide_texts_are_paid_for(tmp_path, monkeypatch):
     ('make', 'says'),
     [pytest.param(make, says, id=name) for name, make, says in HOSTILE],
 )
-def test_hostile(make, says, tmp_path, one_gigabyte):
+def test_hostile(make, says, tmp_path, one_gigabyte, tally):
     path = tmp_path / 'a.pth'
     make(path)
     path = next(iter(tmp_path.iterdir()))
@@ -66,3 +66,4 @@ def test_hostile(make, says, tmp_path, one_gigabyte):
     assert says in message
     assert str(path) in message
     assert '\n' not in message and len(message) < 700
+    tally('hostile files')
