@@ -2,6 +2,7 @@
 
 import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def same(one: object, other: object) -> bool:
 
 
 @pytest.mark.parametrize('mmap', [True, False], ids=['mmap', 'read'])
-def test_bit_flips(tmp_path: Path, mmap: bool, record_property) -> None:
+def test_bit_flips(tmp_path: Path, mmap: bool, tally: Callable) -> None:
     """Every flip is refused, or is where nothing is."""
     path = tmp_path / 'a.pth'
     torch.save(contents(), path)
@@ -62,11 +63,11 @@ def test_bit_flips(tmp_path: Path, mmap: bool, record_property) -> None:
             assert same(read_checkpoint(path, mmap=mmap), contents()), at
         except CheckpointError:
             refused += 1
-    record_property('bit flips', FLIPS)
+    tally('bit flips', FLIPS)
     assert refused > FLIPS / 4
 
 
-def test_every_bit_of_the_bytes(tmp_path: Path) -> None:
+def test_every_bit_of_the_bytes(tmp_path: Path, tally: Callable) -> None:
     """Of a weight, and of what says where it is."""
     path = tmp_path / 'a.pth'
     weight = torch.tensor([1.5, -2.25, 3.125])
@@ -79,6 +80,7 @@ def test_every_bit_of_the_bytes(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match='not those of its checksum'):
             read_checkpoint(path)
+    tally('bit flips', 8 * 12)
 
 
 @pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
@@ -106,6 +108,16 @@ def test_without_checksums(tmp_path: Path, mmap: bool) -> None:
     finally:
         serialization.set_crc32_options(computes)
     assert same(read_checkpoint(path, mmap=mmap), contents())
+
+
+def test_what_is_not_used_is_verified_as_well(tmp_path: Path) -> None:
+    path = tmp_path / 'a.pth'
+    torch.save({'w': torch.arange(5.0)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b'a/version') - 46 + 16] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r'a/version.* not those of its checksum'):
+        read_checkpoint(path)
 
 
 def test_one_missing_checksum_is_a_wrong_one(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ pytest.importorskip('h5py')
 from fuzzing import fuzz, make_case, outcome
 
 
-def test_short_fuzz(record_property):
+def test_short_fuzz(tally):
     report = fuzz(seconds=2.5, seed=0)
     assert not report.failures, '\n'.join(report.failures[:20])
     tried = sum(report.tried.values())
-    record_property('fuzzed files', tried)
+    tally('fuzzed files', tried)
     assert tried > 50
     assert len(report.tried) == 6
     assert tried / 4 < report.refused < tried

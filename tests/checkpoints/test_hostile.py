@@ -39,11 +39,22 @@ def test_every_step_is_paid_for(tmp_path, monkeypatch):
         read_checkpoint(path)
 
 
+def test_wide_texts_are_paid_for(tmp_path, monkeypatch):
+    """One wide character makes all of a text four times as large."""
+    monkeypatch.setattr(unpickling, '_ALLOWANCE', 10_000)
+    text = 'x' * 100_000
+    path = write_pickle(tmp_path / 'a.pth', opcodes(text), False)
+    assert read_checkpoint(path) == text
+    path = write_pickle(tmp_path / 'a.pth', opcodes(text + '\U0001f600'), False)
+    with pytest.raises(CheckpointError, match='more values than its size'):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     ('make', 'says'),
     [pytest.param(make, says, id=name) for name, make, says in HOSTILE],
 )
-def test_hostile(make, says, tmp_path, one_gigabyte):
+def test_hostile(make, says, tmp_path, one_gigabyte, tally):
     path = tmp_path / 'a.pth'
     make(path)
     path = next(iter(tmp_path.iterdir()))
@@ -55,3 +66,4 @@ def test_hostile(make, says, tmp_path, one_gigabyte):
     assert says in message
     assert str(path) in message
     assert '\n' not in message and len(message) < 700
+    tally('hostile files')
