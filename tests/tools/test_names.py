@@ -89,9 +89,6 @@ def test_name_that_is_no_text(sources, tool, tmp_path, call, capsys):
     assert out.name in os.listdir(tmp_path)
 
 
-@pytest.mark.xfail(
-    raises=SystemExit, strict=True, reason='torch.load takes no such names of files'
-)
 def test_pair_of_a_name_that_is_no_text(classifier, tmp_path, call):
     source, out = tmp_path / 'a\udcff.pth', tmp_path / 'b\udcff.pth'
     shutil.copy(classifier.checkpoint, source)
