@@ -85,7 +85,12 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
                 f'{args.config}'
             )
         cfg.auto_scale_lr.enable = True
-    hooks = {**HOOKS, **(cfg.get('default_hooks') or {})}
+    given = cfg.get('default_hooks') or {}
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f'default_hooks={given!r} is no dict of hooks: give one, or leave it out'
+        )
+    hooks = {**HOOKS, **given}
     # mmengine takes None for its own alone.
     unwanted = [name for name in HOOKS if hooks[name] is None]
     cfg.default_hooks = {k: hook for k, hook in hooks.items() if k not in unwanted}

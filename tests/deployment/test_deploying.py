@@ -360,6 +360,7 @@ class TestRefusals:
     def test_config(self, project):
         project.config.model.head.type = 'NoHead'
         self.refused(project, ConfigError, 'cannot be built .*NoHead')
+        project.config.model.head.type = 'LinearClsHead'
         project.config.model.backbone = dict(type='ResNet', depth=18)
         self.refused(project, ConfigError, 'nothing in this config')
 
