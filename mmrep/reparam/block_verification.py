@@ -257,9 +257,7 @@ def _inputs(
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device)
 
     if seen is None and (frame is None or frame.moves_with_size):
-        raise ValueError(
-            f'the input does not reach {name}, which needs one')
-        )
+        raise ValueError(f'the input does not reach {name}, which needs one')
     if frame is None:
         seeded = seen.map(lambda tensor: draw(tensor.shape))
     else:
