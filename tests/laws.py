@@ -37,7 +37,7 @@ def tensors_in(values: Any, name: str = 'output') -> Tensors:
     }
 
 
-def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> None:
+def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> float:
     """Compare nested tensors one by one by their relative L2 error.
 
     The error is relative to the tensor's own norm, or, where that is small, to a
@@ -48,11 +48,15 @@ def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> 
         reference: Tensors, of which at least one is not zero.
         output: The same, but for a small error.
         tolerance: The largest error. Default: that of the outputs' dtype.
+
+    Returns:
+        The largest error.
     """
     expected, actual = tensors_in(reference), tensors_in(output)
     assert expected.keys() == actual.keys()
     overall = math.hypot(*(t.double().norm().item() for t in expected.values()))
     assert math.isfinite(overall) and overall > 0, 'nothing to compare with'
+    largest = 0.0
     for name, tensor in expected.items():
         other = actual[name]
         assert tensor.shape == other.shape, name
@@ -61,6 +65,8 @@ def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> 
         norm = max(tensor.double().norm().item(), 1e-3 * overall)
         error = (other.double() - tensor.double()).norm().item() / norm
         assert error <= allowed, f'{name}: relative error {error:.2e}'
+        largest = max(largest, error)
+    return largest
 
 
 def assert_differ(first: Tensor, second: Tensor) -> None:
