@@ -52,8 +52,9 @@ TWINS = (
 )
 TWIN = {name: twin for pair in TWINS for name, twin in (pair, pair[::-1])}
 
-#: Calls whose arguments have no other order or number.
+#: Functions whose arguments have no other order or number.
 FIXED_CALLS = ('isinstance', 'hasattr', 'getattr', 'min', 'max', 'range')
+FIXED_CALLS += ('gcd', 'promote_types')
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def _edits(node: ast.AST, holder: dict | list, key: str | int) -> Iterator[ast.A
 
 def _edits_of_call(call: ast.Call) -> Iterator[ast.AST]:
     function, args, keywords = call.func, call.args, call.keywords
-    name = function.id if isinstance(function, ast.Name) else None
+    name = getattr(function, 'id', None) or getattr(function, 'attr', None)
     plain = not any(isinstance(arg, ast.Starred) for arg in args)
     if isinstance(function, ast.Attribute):
         yield function.value
