@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -157,22 +158,26 @@ def kept_maps(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
     return (held - output.nbytes) / x.nbytes
 
 
-class ConvCounter(TorchFunctionMode):
-    """Counts the convs and poolings that are computed."""
+class Calls(TorchFunctionMode):
+    """Counts the functions of torch that are called, by name: ``calls['conv2d']``."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, '__name__', '')
-        self.count += name in ('conv2d', 'avg_pool2d')
+        self.counts[getattr(func, '__name__', '')] += 1
         return func(*args, **(kwargs or {}))
+
+    def __getitem__(self, name: str) -> int:
+        return self.counts[name]
 
 
 def count_convs(module: nn.Module, x: Tensor) -> int:
     """How many convs and poolings a forward pass computes."""
-    with ConvCounter() as counter:
+    with Calls() as calls:
         module(x)
-    return counter.count
+    return calls['conv2d'] + calls['avg_pool2d']
 
 
 @contextmanager

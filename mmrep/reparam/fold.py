@@ -62,7 +62,7 @@ class LinearConv(NamedTuple):
         cropped: Whether pixels of the input were cut off.
         pads_with_response: Whether a padding layer puts around its input what the
             layers before it make of a zero, rather than a zero.
-        is_fresh: Whether ``weight`` shares no memory with a layer.
+        is_fresh: Whether ``weight`` is known to share no memory with a layer.
     """
 
     in_channels: int
@@ -473,8 +473,8 @@ def fold_branches(
         bias = weight.new_zeros(frame.out_channels) if bias is None else bias
         alike.setdefault((folded.kernel_size, *place), []).append((weight, bias))
     weight, bias = _add_in_frame(alike, frame.kernel_size)
-    shape = dict(start=frame.start(input_size), fill=frame.fill, is_fresh=True)
-    return start._as(frame)._replace(weight=weight, bias=bias, **shape)
+    place = dict(start=frame.start(input_size), fill=frame.fill)
+    return start._as(frame)._replace(weight=weight, bias=bias, **place)
 
 
 def _add_in_frame(

@@ -71,7 +71,7 @@ class ConvGeometry:
             max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
             for size, s, k, d in zip(
                 # With stride 1 the total is the same for every size.
-                input_size or (1, 1),
+                input_size or self.kernel_size,
                 self.stride,
                 self.kernel_size,
                 self.dilation,
@@ -90,7 +90,8 @@ class ConvGeometry:
         padding = self.padding
         if self.padding_mode != 'zeros':
             (top, bottom), (left, right) = self.pad(tuple(x.shape[2:]))
-            if top or bottom or left or right:
+            # Never more before than after: nothing to pad with if there is nothing after.
+            if bottom or right:
                 mode = 'constant' if self.fill == 'zeros' else self.fill
                 x = F.pad(x, (left, right, top, bottom), mode=mode)
             padding = 0

@@ -76,6 +76,8 @@ def test_classes_and_masks_are_numbers(dtype):
     assert asdict(difference) == dict(rel_l2=1.0, max_abs=1.0, argmax_agreement=0.5)
     zeros = torch.zeros_like(reference)
     assert compare_tensors(zeros, zeros).rel_l2 == 0
+    assert compare_tensors(zeros, zeros.float()).rel_l2 == 0
+    assert compare_tensors(zeros.float(), zeros).rel_l2 == math.inf
     assert compare_tensors(zeros, output).rel_l2 == math.inf
 
 

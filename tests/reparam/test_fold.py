@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from geometries import conv_options
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import assert_differ, assert_same, image, randomise
+from laws import Calls, assert_differ, assert_same, image, randomise
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import Conv2d as MMCVConv2d
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
@@ -563,6 +563,26 @@ def test_changes_nothing(first):
     assert module.training
 
 
+#: Branches, and whether the last layer of them has the kernel itself in its memory.
+FRESH = {
+    'conv': (lambda: conv(3), True),
+    'average': (lambda: nn.AvgPool2d(3, 1, 1), True),
+    'conv, identity': (lambda: nn.Sequential(conv(3), nn.Identity()), True),
+    'conv, norm': (lambda: nn.Sequential(conv(3), nn.BatchNorm2d(4)), False),
+    'conv, scale': (lambda: nn.Sequential(conv(3), Scale(2.0)), False),
+    'norm': (lambda: nn.BatchNorm2d(4), False),
+    'two convs': (lambda: nn.Sequential(conv(1), conv(3)), False),
+}
+
+
+@pytest.mark.parametrize('name', FRESH)
+def test_copies_only_what_a_layer_may_have_in_its_memory(name):
+    make, copied = FRESH[name]
+    with Calls() as calls:
+        fold_branches({name: make().eval()}, frame())
+    assert calls['clone'] == copied
+
+
 def test_check_on_the_meta_device_computes_nothing():
     """A conv of 8 TB, on the meta device, in no time and memory."""
     with torch.device('meta'):
@@ -590,6 +610,19 @@ def test_check_on_the_meta_device_computes_nothing():
 )
 def test_has_running_statistics(module, expected):
     assert has_running_statistics(module) is expected
+
+
+def test_a_layer_that_tracks_its_input_is_no_norm():
+    class Tracker(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('running_mean', torch.zeros(2))
+            self.register_buffer('running_var', torch.ones(2))
+
+    assert not has_running_statistics(Tracker())
+    register_fold(Tracker)(fold_norm)
+    with pytest.raises(NotFoldableError, match='Tracker without running statistics'):
+        fold_branches({'branch': Tracker()}, frame(2))
 
 
 def test_paddings_of_a_border_add_up():
@@ -655,49 +688,3 @@ def test_a_weight_that_is_made_of_others(force):
     probe = image(*folded.weight.shape, seed=3)
     gradients = torch.autograd.grad((folded.weight * probe).sum(), parameters)
     assert_differ(gradients[0], torch.zeros_like(gradients[0]))
-
-
-class TestConvGeometry:
-    @given(conv_options())
-    def test_convolves_as_the_conv_does(self, options):
-        size = options.pop('size')
-        layer = nn.Conv2d(**options, dtype=torch.float64)
-        x = image(2, options['in_channels'], *size)
-        y = conv_geometry(layer).convolve(x, layer.weight, layer.bias)
-        assert_same(layer(x), y)
-
-    @given(conv_options(), st.integers(1, 9), st.integers(1, 9))
-    def test_same_is_mmcvs_adaptive_padding(self, options, height, width):
-        for name in ('size', 'padding', 'padding_mode'):
-            del options[name]
-        layer = Conv2dAdaptivePadding(**options).double()
-        geometry = conv_geometry(layer)
-        assert geometry.padding_mode == 'same'
-        x = image(2, options['in_channels'], height, width)
-        y = geometry.convolve(x, layer.weight, layer.bias)
-        strides = zip((height, width), options['stride'], strict=True)
-        assert y.shape[2:] == tuple(-(-size // stride) for size, stride in strides)
-        assert_same(layer(x), y)
-
-    @pytest.mark.parametrize(
-        ('size', 'pad'), [((6, 6), ((0, 1), (0, 1))), ((5, 6), ((1, 1), (0, 1)))]
-    )
-    def test_same_pads_by_the_parity_of_the_input(self, size, pad):
-        geometry = frame(stride=(2, 2), padding_mode='same')
-        assert geometry.moves_with_size
-        assert geometry.pad(size) == pad
-        assert geometry.start(size) == (-pad[0][0], -pad[1][0])
-
-    def test_same_with_a_stride_needs_the_size(self):
-        with pytest.raises(NotFoldableError, match='run one forward pass first, or give'):
-            frame(stride=(2, 1), padding_mode='same').pad()
-
-    def test_same_with_stride_1_does_not(self):
-        geometry = frame(kernel_size=5, padding_mode='same')
-        assert not geometry.moves_with_size
-        assert geometry.pad() == geometry.pad((9, 4)) == ((2, 2), (2, 2))
-
-    def test_padding_in_words(self):
-        wide = conv_geometry(conv((5, 3), padding='same', dilation=(1, 2)))
-        assert wide.padding == (2, 2)
-        assert conv_geometry(conv(3, padding='valid')).padding == (0, 0)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import assert_differ, assert_same, count_convs, image, randomise, step
+from laws import Calls, assert_differ, assert_same, count_convs, image, randomise, step
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from mmengine.model.efficient_conv_bn_eval import (
@@ -28,20 +28,10 @@ class Unit(nn.Module):
         return conv_norm(self.conv, self.norm, x, self.one_conv)
 
 
-class NormCounter(torch.overrides.TorchFunctionMode):
-    """Counts the batch norms that are computed."""
-
-    count = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.count += getattr(func, '__name__', '') == 'batch_norm'
-        return func(*args, **(kwargs or {}))
-
-
 def norms_of(unit: Unit, x: Tensor) -> int:
-    with NormCounter() as counter:
+    with Calls() as calls:
         unit(x)
-    return counter.count
+    return calls['batch_norm']
 
 
 def unit(one_conv=True, **options) -> Unit:
@@ -86,9 +76,9 @@ def test_always_is_for_an_output_of_less_than_a_pixel_too():
 def test_the_default_is_by_the_number_of_pixels():
     module, big, small = unit(), X, image(1, 4, 3, 3)
     for x, norms in ((big, 0), (small, 1)):
-        with NormCounter() as counter:
+        with Calls() as calls:
             conv_norm(module.conv, module.norm, x)
-        assert counter.count == norms
+        assert calls['batch_norm'] == norms
         kernel = one_conv_kernel(module.children(), lambda size: size, x, (1, 1))
         assert kernel == (None if norms else (20, 20))
 
