@@ -54,7 +54,7 @@ TWIN = {name: twin for pair in TWINS for name, twin in (pair, pair[::-1])}
 
 #: Functions whose arguments have no other order or number.
 FIXED_CALLS = ('isinstance', 'hasattr', 'getattr', 'min', 'max', 'range')
-FIXED_CALLS += ('gcd', 'promote_types')
+FIXED_CALLS += ('gcd', 'promote_types', 'transpose')
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,9 @@ def mutants(source: str, module: str, path: str = '<mutant>') -> Iterator[Mutant
     zip's ``strict``, and the errors that are raised, whose words are for people.
     """
     tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
+            node.comparators[0].order_matters = False
     numbers = Counter()
     for scope, holder, key, node in list(_places(tree, ())):
         for edited in _edits(node, holder, key):
@@ -211,7 +214,8 @@ def _edits(node: ast.AST, holder: dict | list, key: str | int) -> Iterator[ast.A
         case ast.Tuple(elts, ast.Load()) | ast.List(elts, ast.Load()) | ast.Set(elts):
             # Names are a set more often than a sequence, numbers the other way round.
             names = all(isinstance(getattr(e, 'value', None), str) for e in elts)
-            for rest in _without(elts) if names else _swapped(elts):
+            ordered = getattr(node, 'order_matters', not names)
+            for rest in _swapped(elts) if ordered else _without(elts):
                 yield _with(node, elts=rest)
         case ast.Dict(keys, values):
             for rest in _without(list(zip(keys, values, strict=True))):

@@ -135,6 +135,9 @@ def survivors(chosen: list[Mutant], jobs: int) -> Iterator[Mutant]:
             killers = [killer, *(name for name in killers if name != killer)]
         if status == 0:
             yield mutant
+        done = len(chosen) - len(waiting) - len(running)
+        if done % 100 == 0:
+            print(f'{done:,} of {len(chosen):,} mutants', flush=True)
 
 
 def warm_up() -> bool:
