@@ -250,8 +250,8 @@ def pad_kernel(
 def taps_of(
     frame: Tensor,
     kernel_size: Sequence[int],
-    offset: tuple[int, int] = (0, 0),
-    step: tuple[int, int] = (1, 1),
+    offset: tuple[int, int],
+    step: tuple[int, int],
 ) -> Tensor:
     """The taps of a frame ``(out, in / groups, KH, KW)`` that a kernel in it has: a view.
 

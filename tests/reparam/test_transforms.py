@@ -233,6 +233,11 @@ def test_pad_kernel(options, data):
         assert torch.equal(pad_kernel(conv.weight, frame), weight)
 
 
+def test_the_middle_of_a_frame():
+    weight = image(2, 2, 1, 3)
+    assert torch.equal(pad_kernel(weight, (3, 9)), F.pad(weight, (3, 3, 1, 1)))
+
+
 @pytest.mark.parametrize(
     ('frame', 'offset', 'message'),
     [
