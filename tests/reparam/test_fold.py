@@ -21,6 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 import mmrep.models  # noqa: F401, for how mmcv's layers are folded
 from mmrep.reparam import (
     ConvGeometry,
+    LinearConv,
     NotFoldableError,
     computes_as_folded,
     conv_geometry,
@@ -29,6 +30,7 @@ from mmrep.reparam import (
     fold_layer,
     fold_norm,
     has_running_statistics,
+    identity_kernel,
     register_fold,
     register_linear_conv,
 )
@@ -183,9 +185,24 @@ def test_dilated_kernel_in_a_frame_of_smaller_dilation(kernel_size, dilation):
     assert_folds(branches, frame(kernel_size=5))
 
 
-def test_a_dilated_kernel_before_a_1x1():
-    branch = nn.Sequential(conv(3, dilation=2, padding=2), conv(1))
-    assert_folds({'branch': branch}, frame(dilation=(2, 2), padding=(2, 2)))
+@pytest.mark.parametrize('pointwise_first', [True, False])
+@pytest.mark.parametrize(
+    'geometry', [frame(dilation=(2, 2), padding=(2, 2)), frame(kernel_size=5)], ids=str
+)
+def test_a_dilated_kernel_and_a_1x1(geometry, pointwise_first):
+    layers = [conv(1), conv(3, dilation=2, padding=2)]
+    if not pointwise_first:
+        layers.reverse()
+    assert_folds({'branch': nn.Sequential(*layers)}, geometry)
+
+
+def test_nothing_folded_is_the_identity():
+    """A 1x1 conv of stride 1, for layers of a user's to follow."""
+    start = LinearConv(4, 4, torch.float64, torch.device('cpu'))
+    assert (start.kernel_size, start.groups, start.start) == ((1, 1), 1, (0, 0))
+    assert start.stride == start.dilation == (1, 1)
+    assert start.is_pointwise
+    assert torch.equal(start.kernel(2), identity_kernel(4, 2, torch.float64))
 
 
 @pytest.mark.parametrize(('first', 'second'), [(2, 3), (3, 2), (6, 3), (2, 6)])
