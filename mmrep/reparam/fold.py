@@ -120,7 +120,7 @@ class LinearConv(NamedTuple):
         Raises:
             NotFoldableError: If no conv that pads its input computes it.
         """
-        pixels = (*rows, *columns)
+        pixels = {*rows, *columns}
         if not any(pixels):
             return self
         moved = self._replace(start=(self.start[0] - rows[0], self.start[1] - columns[0]))
@@ -192,8 +192,8 @@ class LinearConv(NamedTuple):
         kernel = average_kernel(channels, size, channels, self.dtype, self.device)
         if taps is not None:
             kernel = kernel * (size[0] * size[1] / taps)
-        depthwise = dict(in_channels=channels, out_channels=channels, groups=channels)
-        return self.then_conv(kernel, None, replace(geometry, **depthwise))
+        geometry = replace(geometry, out_channels=channels, groups=channels)
+        return self.then_conv(kernel, None, geometry)
 
     def then_scale(self, scale: Tensor, shift: Tensor | None = None) -> 'LinearConv':
         """Append ``y = scale x + shift``, both ``(out,)``."""

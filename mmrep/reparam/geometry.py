@@ -89,7 +89,7 @@ class ConvGeometry:
         """``conv(x, W, b)`` with this geometry; ``x`` is ``(N, in, H, W)``."""
         padding = self.padding
         if self.padding_mode != 'zeros':
-            (top, bottom), (left, right) = self.pad(tuple(x.shape[2:]))
+            (top, bottom), (left, right) = self.pad(x.shape[2:])
             # Never more before than after: nothing to pad with if there is nothing after.
             if bottom or right:
                 mode = 'constant' if self.fill == 'zeros' else self.fill

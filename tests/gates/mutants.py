@@ -214,7 +214,9 @@ def _edits(node: ast.AST, holder: dict | list, key: str | int) -> Iterator[ast.A
         case ast.Tuple(elts, ast.Load()) | ast.List(elts, ast.Load()) | ast.Set(elts):
             # Names are a set more often than a sequence, numbers the other way round.
             names = all(isinstance(getattr(e, 'value', None), str) for e in elts)
-            ordered = getattr(node, 'order_matters', not names)
+            ordered = getattr(
+                node, 'order_matters', not (names or isinstance(node, ast.Set))
+            )
             for rest in _swapped(elts) if ordered else _without(elts):
                 yield _with(node, elts=rest)
         case ast.Dict(keys, values):

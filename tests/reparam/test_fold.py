@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def assert_folds(branches: dict[str, nn.Module], geometry: ConvGeometry, x=None)
         x = image(2, geometry.in_channels, 7, 8)
     for seed, branch in enumerate(branches.values()):
         randomise(branch.double(), seed).eval()
-    folded = fold_branches(branches, geometry, tuple(x.shape[2:]))
+    folded = fold_branches(branches, geometry, tuple(x.shape[2:]), x.dtype)
     expected = sum(branch(x) for branch in branches.values())
     assert_same(expected, geometry.convolve(x, folded.weight, folded.bias))
 
@@ -113,7 +114,7 @@ BRANCHES = {
         nn.AvgPool2d(3, 1, 1), conv(1, groups=groups, bias=True), nn.BatchNorm2d(4)
     ),
     'average, other divisor': lambda groups: nn.Sequential(
-        nn.AvgPool2d(3, 1, 1, divisor_override=5), nn.BatchNorm2d(4)
+        nn.AvgPool2d((3, 1), 1, (1, 0), divisor_override=5), nn.BatchNorm2d(4)
     ),
     'padding layer': lambda groups: nn.Sequential(
         nn.ZeroPad2d((0, 1, 1, 0)), conv(2, padding=0, groups=groups)
@@ -166,13 +167,57 @@ def test_branch_without_tensors(groups):
 def test_strides_multiply(name):
     """That of the conv before a 1x1 and its own."""
     first, *rest = BRANCHES[name](1)
-    first.stride, rest[-1].stride = (2, 2), (1, 2)
+    first.stride, rest[-1].stride = (2, 3), (3, 2)
     if name == 'average, 1x1':
         rest = rest[:1]
-        rest[0].stride = (1, 2)
+        rest[0].stride = (3, 2)
     assert_folds(
-        {name: nn.Sequential(first, *rest)}, frame(stride=(2, 4)), image(2, 4, 9, 9)
+        {name: nn.Sequential(first, *rest)}, frame(stride=(6, 6)), image(2, 4, 19, 13)
     )
+
+
+@pytest.mark.parametrize(
+    'layers',
+    [
+        [conv(1), conv(1), conv(3)],
+        [conv(3, bias=True), conv(1)],
+        [conv(3), conv(1, bias=True)],
+        [nn.AvgPool2d((1, 3), 1, (0, 1), ceil_mode=True)],
+    ],
+    ids=['no bias', 'first bias', 'last bias', 'ceil_mode without a stride'],
+)
+def test_layers_in_a_row(layers):
+    assert_folds({'branch': nn.Sequential(*layers)}, frame())
+
+
+def test_a_mean_of_all_its_pixels():
+    """Which no padding is among: whether it counted does not matter."""
+    pool = nn.AvgPool2d((2, 3), (2, 1), count_include_pad=False)
+    geometry = ConvGeometry(4, 4, (2, 3), (2, 1))
+    assert_folds({'pool': pool}, geometry)
+    assert_folds({'wide': nn.Sequential(nn.Conv2d(4, 6, 1), pool)}, wide(geometry))
+
+
+def wide(geometry: ConvGeometry) -> ConvGeometry:
+    """The same with 6 outputs."""
+    return replace(geometry, out_channels=6)
+
+
+@pytest.mark.parametrize('shift', [True, False])
+@pytest.mark.parametrize('layer', [conv(3), conv(3, bias=True), nn.Identity()], ids=str)
+def test_a_scale_and_a_shift(layer, shift):
+    layer = randomise(copy.deepcopy(layer).double())
+    scale, x = image(4, seed=5), image(2, 4, 7, 8)
+    shift = image(4, seed=6) if shift else None
+    done = LinearConv(4, 4, torch.float64, torch.device('cpu'))
+    done = fold_layer(layer, done).then_scale(scale, shift)
+    expected = layer(x) * scale.reshape(-1, 1, 1)
+    if shift is not None:
+        expected = expected + shift.reshape(-1, 1, 1)
+    assert (done.bias is None) == (shift is None and getattr(layer, 'bias', None) is None)
+    pad = done.kernel_size[0] // 2
+    y = F.conv2d(x, done.kernel(done.groups), done.bias, padding=pad, groups=done.groups)
+    assert_same(expected, y)
 
 
 @pytest.mark.parametrize(('kernel_size', 'dilation'), [(5, 1), (3, 2), (2, 4), (3, (1, 2))])
@@ -203,6 +248,7 @@ def test_nothing_folded_is_the_identity():
     assert start.stride == start.dilation == (1, 1)
     assert start.is_pointwise
     assert torch.equal(start.kernel(2), identity_kernel(4, 2, torch.float64))
+    assert start._replace(device=torch.device('meta')).kernel(2).is_meta
 
 
 @pytest.mark.parametrize(('first', 'second'), [(2, 3), (3, 2), (6, 3), (2, 6)])
@@ -214,9 +260,33 @@ def test_groups_in_a_row(first, second):
     assert_folds({'branch': branch}, frame(6, padding=(0, 0), groups=groups))
 
 
-def test_paddings_in_a_row():
-    branch = nn.Sequential(nn.ZeroPad2d(1), conv(3))
-    assert_folds({'branch': branch}, frame(padding=(2, 2)))
+#: Paddings in a row, left, right, top and bottom, and what they come to around a 3x3 conv.
+PADDINGS = {
+    'around': ([(1, 1, 1, 1), (1, 1, 1, 1)], (2, 2)),
+    'rows, then all': ([(0, 0, 1, 1), (2, 2, 1, 1)], (2, 2)),
+    'columns, then all': ([(1, 1, 0, 0), (0, 0, 1, 1)], (1, 1)),
+    'above, then the rest': ([(0, 0, 1, 0), (1, 1, 0, 1)], (1, 1)),
+    'left, then the rest': ([(1, 0, 0, 0), (0, 1, 1, 1)], (1, 1)),
+}
+
+
+@pytest.mark.parametrize('name', PADDINGS)
+def test_paddings_in_a_row(name):
+    paddings, total = PADDINGS[name]
+    branch = nn.Sequential(*map(nn.ZeroPad2d, paddings), conv(3, padding=0))
+    assert_folds({'branch': branch}, frame(padding=total))
+
+
+@pytest.mark.parametrize('mode', ['zeros', 'reflect'])
+@pytest.mark.parametrize(
+    'crop', [(-1, -1, -1, -1), (0, 0, -1, -1), (-1, -1, 0, 0), (-1, 0, 0, 0)], ids=str
+)
+def test_a_crop_pads_nothing(crop, mode):
+    """It may follow a bias, and stand in a frame of any padding mode."""
+    branch = nn.Sequential(conv(1, bias=True), nn.ZeroPad2d(crop), conv(3, padding=0))
+    left, right, top, bottom = crop
+    geometry = ConvGeometry(4, 4, (3 - top - bottom, 3 - left - right), padding_mode=mode)
+    assert_folds({'branch': branch}, geometry)
 
 
 @pytest.mark.parametrize('groups', [1, 2])
@@ -354,8 +424,12 @@ REFUSED = {
         lambda: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
         'leaves out of the mean what is padded',
     ),
+    'mean of what is not padded, to one side': (
+        lambda: nn.AvgPool2d(3, 1, (0, 1), count_include_pad=False),
+        'leaves out of the mean what is padded',
+    ),
     'mean over an edge': (
-        lambda: nn.AvgPool2d(2, 2, ceil_mode=True),
+        lambda: nn.AvgPool2d(2, (1, 2), ceil_mode=True),
         'averages fewer pixels at an edge',
     ),
     'scales of the last dimension': (lambda: LayerScale(4), "data_format='channels_last'"),
@@ -415,11 +489,19 @@ def test_refuses_a_forward_of_its_own_of_every_type(kind):
             [nn.ZeroPad2d((0, 1, 0, 1)), Conv2dAdaptivePadding(4, 4, 3, stride=2)],
             'pads by the size of a map that was padded before',
         ),
+        (
+            [nn.ZeroPad2d(-1), Conv2dAdaptivePadding(4, 4, 3, stride=2)],
+            'pads by the size of a map that was padded before',
+        ),
         ([nn.ZeroPad2d(-1), conv(3, padding=2)], 'padded to a map that is not the input'),
         ([nn.ZeroPad2d((0, 0, 1, -1)), conv(3)], 'padded to a map that is not the input'),
         ([conv(1, stride=2), conv(1, padding=1)], 'of stride 1 can stand before a padding'),
         ([nn.BatchNorm2d(4), nn.ZeroPad2d(1), conv(3, padding=0)], 'pads with zeros'),
         ([conv(1, bias=True), conv(3)], 'pads with zeros what a layer with a bias'),
+        (
+            [conv(1, bias=True), nn.ZeroPad2d((0, 0, 1, -1)), conv(3, padding=0)],
+            'pads with zeros',
+        ),
         ([nn.BatchNorm2d(4), conv(3)], 'pads with zeros what a layer with a bias'),
         ([conv(1), nn.BatchNorm2d(4), conv(3)], 'pads with zeros'),
         ([conv(1, bias=True), conv(3, padding='same')], 'pads with zeros'),
