@@ -104,7 +104,7 @@ _WEIGHT_SETTERS = (BasePruningMethod, SpectralNorm, WeightNorm)
 
 #: The conv types that convolve with their ``weight``, and how one pads where its
 #: attributes do not say.
-LINEAR_CONVS: dict[type, str | None] = {nn.Conv2d: None}
+LINEAR_CONVS: dict[type, str | None] = {}
 
 
 def known_type(layer: nn.Module, known: Container[type | str]) -> type | str:

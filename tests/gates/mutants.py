@@ -169,6 +169,14 @@ def _swapped(values: list) -> Iterator[list]:
             yield [*values[:index], b, a, *values[index + 2 :]]
 
 
+def _names_something(node: ast.AST) -> bool:
+    """Whether it is a string or a type; of these a sequence is mostly a set."""
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str)
+    name = getattr(node, 'attr', getattr(node, 'id', ''))
+    return name[:1].isupper()
+
+
 def _edits(node: ast.AST, holder: dict | list, key: str | int) -> Iterator[ast.AST]:
     """What may stand in the place of a node."""
     if key == 'test':
@@ -212,11 +220,9 @@ def _edits(node: ast.AST, holder: dict | list, key: str | int) -> Iterator[ast.A
         case ast.Call():
             yield from _edits_of_call(node)
         case ast.Tuple(elts, ast.Load()) | ast.List(elts, ast.Load()) | ast.Set(elts):
-            # Names are a set more often than a sequence, numbers the other way round.
-            names = all(isinstance(getattr(e, 'value', None), str) for e in elts)
-            ordered = getattr(
-                node, 'order_matters', not (names or isinstance(node, ast.Set))
-            )
+            ordered = getattr(node, 'order_matters', not all(map(_names_something, elts)))
+            if isinstance(node, ast.Set):
+                ordered = False
             for rest in _swapped(elts) if ordered else _without(elts):
                 yield _with(node, elts=rest)
         case ast.Dict(keys, values):
