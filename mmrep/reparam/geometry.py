@@ -131,8 +131,8 @@ def known_type(layer: nn.Module, known: Container[type | str]) -> type | str:
             f'{name} has a forward of its own, and may not compute what '
             f'{kind.__name__} does'
         )
-    hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
-    if hooks and not all(isinstance(hook, _WEIGHT_SETTERS) for hook in hooks):
+    before = layer._forward_pre_hooks.values()
+    if layer._forward_hooks or not all(isinstance(h, _WEIGHT_SETTERS) for h in before):
         raise NotFoldableError(
             f'{name} has a forward hook, which may change what it computes: remove the hook'
         )

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from laws import Calls, assert_same, image
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrizations
 
-from mmrep.reparam import ConvGeometry, NotFoldableError, conv_geometry
+from mmrep.reparam import ConvGeometry, NotFoldableError, conv_geometry, is_watched
 
 
 def same(kernel_size: int = 3, **options) -> ConvGeometry:
@@ -105,3 +107,43 @@ def test_pads_by_a_copy_only_what_a_conv_cannot(layer, pads):
         y = conv_geometry(layer).convolve(x, layer.weight, layer.bias)
     assert calls['pad'] == pads
     assert_same(layer(x), y)
+
+
+def nothing(*_) -> None:
+    """A hook that does nothing."""
+
+
+def patch(layer: nn.Module) -> None:
+    layer.forward = layer.forward
+
+
+#: Ways to do more than the forward of a layer's type; some return a handle.
+WATCHED = {
+    'patched': patch,
+    'parametrized': parametrizations.weight_norm,
+    'forward': lambda layer: layer.register_forward_hook(nothing),
+    'before forward': lambda layer: layer.register_forward_pre_hook(nothing),
+    'backward': lambda layer: layer.register_full_backward_hook(nothing),
+    'before backward': lambda layer: layer.register_full_backward_pre_hook(nothing),
+    'every forward': lambda layer: torch_module.register_module_forward_hook(nothing),
+    'before every forward': lambda layer: torch_module.register_module_forward_pre_hook(
+        nothing
+    ),
+    'every backward': lambda layer: torch_module.register_module_full_backward_hook(
+        nothing
+    ),
+    'before every backward': (
+        lambda layer: torch_module.register_module_full_backward_pre_hook(nothing)
+    ),
+}
+
+
+@pytest.mark.parametrize('way', WATCHED)
+def test_is_watched(way):
+    layer = nn.Conv2d(2, 2, 1)
+    assert is_watched(layer) is False
+    handle = WATCHED[way](layer)
+    assert is_watched(layer) is True
+    if hasattr(handle, 'remove'):
+        handle.remove()
+        assert is_watched(layer) is False
