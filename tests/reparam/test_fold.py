@@ -190,17 +190,23 @@ def test_layers_in_a_row(layers):
     assert_folds({'branch': nn.Sequential(*layers)}, frame())
 
 
-def test_a_mean_of_all_its_pixels():
+@pytest.mark.parametrize('taps', [None, 5])
+def test_a_mean_of_all_its_pixels(taps):
     """Which no padding is among: whether it counted does not matter."""
-    pool = nn.AvgPool2d((2, 3), (2, 1), count_include_pad=False)
+    pool = nn.AvgPool2d((2, 3), (2, 1), count_include_pad=False, divisor_override=taps)
     geometry = ConvGeometry(4, 4, (2, 3), (2, 1))
     assert_folds({'pool': pool}, geometry)
-    assert_folds({'wide': nn.Sequential(nn.Conv2d(4, 6, 1), pool)}, wide(geometry))
+    wide = nn.Sequential(nn.Conv2d(4, 6, 1), pool)
+    assert_folds({'wide': wide}, replace(geometry, out_channels=6))
 
 
-def wide(geometry: ConvGeometry) -> ConvGeometry:
-    """The same with 6 outputs."""
-    return replace(geometry, out_channels=6)
+def test_the_channels_of_an_average_are_those_before_it():
+    """Whatever its geometry says; and it is made where it is needed."""
+    channels = 1 << 40
+    start = LinearConv(channels, channels, torch.float32, torch.device('meta'))
+    done = start.then_average(ConvGeometry(1, 1, (2, 3)))
+    assert (done.in_channels, done.out_channels, done.groups) == (channels,) * 3
+    assert done.weight.is_meta and done.weight.shape == (channels, 1, 2, 3)
 
 
 @pytest.mark.parametrize('shift', [True, False])
