@@ -11,7 +11,13 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations
 
-from mmrep.reparam import ConvGeometry, NotFoldableError, conv_geometry, is_watched
+from mmrep.reparam import (
+    ConvGeometry,
+    NotFoldableError,
+    conv_geometry,
+    is_watched,
+    weight_in_eval_mode,
+)
 
 
 def same(kernel_size: int = 3, **options) -> ConvGeometry:
@@ -149,3 +155,21 @@ def test_is_watched(way):
     if hasattr(handle, 'remove'):
         handle.remove()
         assert is_watched(layer) is False
+
+
+def test_the_mode_of_a_layer_with_a_plain_weight_is_left():
+    """Changing it and back would take longer than the rest of folding it."""
+
+    class Modeless(nn.Conv2d):
+        def train(self, mode=True):
+            raise AssertionError
+
+    layer = Modeless(2, 2, 1)
+    assert weight_in_eval_mode(layer) is layer.weight
+
+
+def test_hooks_that_set_no_weight_are_not_run():
+    layer, calls = nn.Conv2d(2, 2, 1), []
+    layer.register_forward_pre_hook(lambda *_: calls.append(0))
+    assert weight_in_eval_mode(layer) is layer.weight
+    assert calls == []
