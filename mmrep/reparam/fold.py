@@ -247,10 +247,10 @@ class LinearConv(NamedTuple):
             frame.dilation,
             strict=True,
         ):
-            offset = (start - first) // apart
-            # One tap alone has no distance to the next.
-            step = dilation // apart if own > 1 else 1
-            on_taps = (start - first) % apart == 0 and (own == 1 or dilation % apart == 0)
+            offset, rest = divmod(start - first, apart)
+            # One tap alone may have any distance to the next.
+            step = max(dilation // apart, 1)
+            on_taps = rest == 0 and (own == 1 or dilation % apart == 0)
             agrees &= on_taps and 0 <= offset < size - (own - 1) * step
             # 'SAME' moves an odd kernel and an even frame apart for other sizes.
             parity = (dilation * (own - 1) - apart * (size - 1)) % 2

@@ -455,6 +455,10 @@ REFUSED = {
     'padding mode': (other(padding_mode='reflect'), 'does not fit into'),
     'large kernel': (other(kernel_size=5), r'\(5, 5\) kernel .*does not fit into'),
     'off the frame': (other(kernel_size=1, padding=2), r'first tap \(-2, -2\)'),
+    'apart, over its far edge': (
+        other(kernel_size=3, dilation=2, padding=1),
+        'does not fit into',
+    ),
     'over its far edge': (other(kernel_size=3, padding=0), r'first tap \(0, 0\)'),
 }
 
@@ -543,6 +547,14 @@ def test_more_groups_than_the_branch_has():
 def test_kernel_between_the_taps(branch):
     with pytest.raises(NotFoldableError, match=r'kernel .*does not fit into'):
         fold_branches({'branch': branch}, frame(padding=(2, 2), dilation=(2, 2)))
+
+
+@pytest.mark.parametrize('size', [(7, 8), (8, 7)], ids=str)
+def test_a_smaller_kernel_of_the_same_parity(size):
+    """Under 'SAME' padding it moves with the frame."""
+    geometry = frame(kernel_size=5, stride=(2, 2), padding_mode='same')
+    small, large = (Conv2dAdaptivePadding(4, 4, k, stride=2) for k in (3, 5))
+    assert_folds({'small': small, 'large': large}, geometry, image(2, 4, *size))
 
 
 def test_dilation_of_a_single_tap_does_not_matter():
