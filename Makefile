@@ -12,8 +12,12 @@ demo: venv ## Train, re-parameterize and compare a small network
 	$(VENV)/bin/python tools/demo.py $(ARGS)
 
 .PHONY: test
-test: venv ## Run the tests; ARGS='-k name' goes to pytest
-	$(VENV)/bin/python -m pytest tests $(ARGS)
+test: venv ## Run the tests but for the long ones; ARGS='-k name' goes to pytest
+	$(VENV)/bin/python -m pytest tests -m 'not long' $(ARGS)
+
+.PHONY: check
+check: venv ## All tests, their coverage, mutation and fuzz, with figures (an hour)
+	$(VENV)/bin/python tests/gates/check.py $(ARGS)
 
 .PHONY: bench
 bench: venv ## Measure what mmrep promises of its speed (7 minutes)

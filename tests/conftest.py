@@ -35,6 +35,10 @@ def no_scope() -> None:
     DefaultScope._instance_dict.clear()
 
 
+#: What sets the figures in the summary apart from other properties of a test.
+TALLY, WORST = 'tally: ', 'worst '
+
+
 @pytest.fixture
 def tally(record_property) -> Callable[..., None]:
     """Counts what a test tried: ``tally('bit flips', 200)``; one where no number is given.
@@ -48,17 +52,26 @@ def tally(record_property) -> Callable[..., None]:
     return count
 
 
-#: What sets the counts apart from other properties of a test.
-TALLY = 'tally: '
+@pytest.fixture
+def worst(record_property) -> Callable[[str, float], None]:
+    """Notes an error that a test allows; the summary of the run has the largest one."""
+
+    def note(what: str, error: float) -> None:
+        record_property(WORST + what, error)
+
+    return note
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """Print what the tests have counted."""
-    counts = Counter()
+    """Print what the tests that passed have counted and measured."""
+    counts, errors = Counter(), {}
     for report in terminalreporter.getreports('passed'):
         for name, number in report.user_properties:
             if name.startswith(TALLY):
                 counts[name.removeprefix(TALLY)] += number
-    if counts:
-        line = ' · '.join(f'{what}: {number:,}' for what, number in counts.items())
-        terminalreporter.write_line(line)
+            elif name.startswith(WORST):
+                errors[name] = max(number, errors.get(name, 0))
+    figures = [f'{what}: {number:,}' for what, number in counts.items()]
+    figures += [f'{what}: {error:.1e}' for what, error in errors.items()]
+    if figures:
+        terminalreporter.write_line(' · '.join(figures))

@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +38,7 @@ def tensors_in(values: Any, name: str = 'output') -> Tensors:
     }
 
 
-def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> None:
+def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> float:
     """Compare nested tensors one by one by their relative L2 error.
 
     The error is relative to the tensor's own norm, or, where that is small, to a
@@ -48,11 +49,15 @@ def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> 
         reference: Tensors, of which at least one is not zero.
         output: The same, but for a small error.
         tolerance: The largest error. Default: that of the outputs' dtype.
+
+    Returns:
+        The largest error.
     """
     expected, actual = tensors_in(reference), tensors_in(output)
     assert expected.keys() == actual.keys()
     overall = math.hypot(*(t.double().norm().item() for t in expected.values()))
     assert math.isfinite(overall) and overall > 0, 'nothing to compare with'
+    largest = 0.0
     for name, tensor in expected.items():
         other = actual[name]
         assert tensor.shape == other.shape, name
@@ -61,6 +66,8 @@ def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> 
         norm = max(tensor.double().norm().item(), 1e-3 * overall)
         error = (other.double() - tensor.double()).norm().item() / norm
         assert error <= allowed, f'{name}: relative error {error:.2e}'
+        largest = max(largest, error)
+    return largest
 
 
 def assert_differ(first: Tensor, second: Tensor) -> None:
@@ -151,22 +158,26 @@ def kept_maps(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
     return (held - output.nbytes) / x.nbytes
 
 
-class ConvCounter(TorchFunctionMode):
-    """Counts the convs and poolings that are computed."""
+class Calls(TorchFunctionMode):
+    """Counts the functions of torch that are called, by name: ``calls['conv2d']``."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, '__name__', '')
-        self.count += name in ('conv2d', 'avg_pool2d')
+        self.counts[getattr(func, '__name__', '')] += 1
         return func(*args, **(kwargs or {}))
+
+    def __getitem__(self, name: str) -> int:
+        return self.counts[name]
 
 
 def count_convs(module: nn.Module, x: Tensor) -> int:
     """How many convs and poolings a forward pass computes."""
-    with ConvCounter() as counter:
+    with Calls() as calls:
         module(x)
-    return counter.count
+    return calls['conv2d'] + calls['avg_pool2d']
 
 
 @contextmanager

@@ -103,7 +103,6 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
     return report
 
 
-@torch.no_grad()
 def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
     """One conv that equals ``norm(conv(x))`` in eval mode, fused in float64.
 
@@ -118,16 +117,16 @@ def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
     """
     if not has_running_statistics(norm):
         return None
-    unit, size = {'unit': nn.Sequential(conv, norm)}, (1, 1)
     try:
         frame = conv_geometry(conv)
         # Any size will do: the conv's kernel is the frame's, whatever the padding.
+        size, unit = frame.kernel_size, {'conv and norm': nn.Sequential(conv, norm)}
         folded = fold_branches(unit, frame, size, torch.float64)
     except NotFoldableError:
         return None
     # Made anew: a copy would have the conv's hooks and parametrizations, which set the
     # weight again.
-    arguments = {**asdict(frame), 'bias': True, 'padding_mode': conv.padding_mode}
+    arguments = asdict(frame)
     if conv.padding_mode == 'zeros':
         # Not every conv type knows this argument.
         del arguments['padding_mode']

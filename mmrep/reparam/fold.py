@@ -62,7 +62,7 @@ class LinearConv(NamedTuple):
         cropped: Whether pixels of the input were cut off.
         pads_with_response: Whether a padding layer puts around its input what the
             layers before it make of a zero, rather than a zero.
-        is_fresh: Whether ``weight`` shares no memory with a layer.
+        is_fresh: Whether ``weight`` is known to share no memory with a layer.
     """
 
     in_channels: int
@@ -120,7 +120,7 @@ class LinearConv(NamedTuple):
         Raises:
             NotFoldableError: If no conv that pads its input computes it.
         """
-        pixels = (*rows, *columns)
+        pixels = {*rows, *columns}
         if not any(pixels):
             return self
         moved = self._replace(start=(self.start[0] - rows[0], self.start[1] - columns[0]))
@@ -192,8 +192,8 @@ class LinearConv(NamedTuple):
         kernel = average_kernel(channels, size, channels, self.dtype, self.device)
         if taps is not None:
             kernel = kernel * (size[0] * size[1] / taps)
-        depthwise = dict(in_channels=channels, out_channels=channels, groups=channels)
-        return self.then_conv(kernel, None, replace(geometry, **depthwise))
+        geometry = replace(geometry, out_channels=channels, groups=channels)
+        return self.then_conv(kernel, None, geometry)
 
     def then_scale(self, scale: Tensor, shift: Tensor | None = None) -> 'LinearConv':
         """Append ``y = scale x + shift``, both ``(out,)``."""
@@ -247,10 +247,10 @@ class LinearConv(NamedTuple):
             frame.dilation,
             strict=True,
         ):
-            offset = (start - first) // apart
-            # One tap alone has no distance to the next.
-            step = dilation // apart if own > 1 else 1
-            on_taps = (start - first) % apart == 0 and (own == 1 or dilation % apart == 0)
+            offset, rest = divmod(start - first, apart)
+            # One tap alone may have any distance to the next.
+            step = max(dilation // apart, 1)
+            on_taps = rest == 0 and (own == 1 or dilation % apart == 0)
             agrees &= on_taps and 0 <= offset < size - (own - 1) * step
             # 'SAME' moves an odd kernel and an even frame apart for other sizes.
             parity = (dilation * (own - 1) - apart * (size - 1)) % 2
@@ -473,8 +473,8 @@ def fold_branches(
         bias = weight.new_zeros(frame.out_channels) if bias is None else bias
         alike.setdefault((folded.kernel_size, *place), []).append((weight, bias))
     weight, bias = _add_in_frame(alike, frame.kernel_size)
-    shape = dict(start=frame.start(input_size), fill=frame.fill, is_fresh=True)
-    return start._as(frame)._replace(weight=weight, bias=bias, **shape)
+    place = dict(start=frame.start(input_size), fill=frame.fill)
+    return start._as(frame)._replace(weight=weight, bias=bias, **place)
 
 
 def _add_in_frame(

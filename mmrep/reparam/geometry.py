@@ -71,7 +71,7 @@ class ConvGeometry:
             max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
             for size, s, k, d in zip(
                 # With stride 1 the total is the same for every size.
-                input_size or (1, 1),
+                input_size or self.kernel_size,
                 self.stride,
                 self.kernel_size,
                 self.dilation,
@@ -89,8 +89,9 @@ class ConvGeometry:
         """``conv(x, W, b)`` with this geometry; ``x`` is ``(N, in, H, W)``."""
         padding = self.padding
         if self.padding_mode != 'zeros':
-            (top, bottom), (left, right) = self.pad(tuple(x.shape[2:]))
-            if top or bottom or left or right:
+            (top, bottom), (left, right) = self.pad(x.shape[2:])
+            # Never more before than after: nothing to pad with if there is nothing after.
+            if bottom or right:
                 mode = 'constant' if self.fill == 'zeros' else self.fill
                 x = F.pad(x, (left, right, top, bottom), mode=mode)
             padding = 0
@@ -103,7 +104,7 @@ _WEIGHT_SETTERS = (BasePruningMethod, SpectralNorm, WeightNorm)
 
 #: The conv types that convolve with their ``weight``, and how one pads where its
 #: attributes do not say.
-LINEAR_CONVS: dict[type, str | None] = {nn.Conv2d: None}
+LINEAR_CONVS: dict[type, str | None] = {}
 
 
 def known_type(layer: nn.Module, known: Container[type | str]) -> type | str:
@@ -130,8 +131,8 @@ def known_type(layer: nn.Module, known: Container[type | str]) -> type | str:
             f'{name} has a forward of its own, and may not compute what '
             f'{kind.__name__} does'
         )
-    hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
-    if hooks and not all(isinstance(hook, _WEIGHT_SETTERS) for hook in hooks):
+    before = layer._forward_pre_hooks.values()
+    if layer._forward_hooks or not all(isinstance(h, _WEIGHT_SETTERS) for h in before):
         raise NotFoldableError(
             f'{name} has a forward hook, which may change what it computes: remove the hook'
         )

@@ -198,11 +198,10 @@ def widen_groups(weight: Tensor, groups: int, fewer: int) -> Tensor:
         return weight
     out, width, *taps = weight.shape
     merged = groups // fewer
-    # (fewer, merged, out / groups, width, taps) gets a diagonal over the merged groups.
-    blocks = weight.reshape(fewer, merged, out // groups, width, *taps)
-    blocks = blocks.movedim(1, -1).diag_embed()
-    # Now (fewer, out / groups, width, taps, merged, merged).
-    return blocks.permute(0, 5, 1, 6, 2, 3, 4).reshape(out, merged * width, *taps)
+    # (fewer, merged, out / groups, width and taps) gets a diagonal over the merged groups.
+    blocks = weight.reshape(fewer, merged, out // groups, -1).movedim(1, -1).diag_embed()
+    # Now (fewer, out / groups, width and taps, merged, merged).
+    return blocks.permute(0, 3, 1, 4, 2).reshape(out, merged * width, *taps)
 
 
 def pad_kernel(
@@ -251,8 +250,8 @@ def pad_kernel(
 def taps_of(
     frame: Tensor,
     kernel_size: Sequence[int],
-    offset: tuple[int, int] = (0, 0),
-    step: tuple[int, int] = (1, 1),
+    offset: tuple[int, int],
+    step: tuple[int, int],
 ) -> Tensor:
     """The taps of a frame ``(out, in / groups, KH, KW)`` that a kernel in it has: a view.
 

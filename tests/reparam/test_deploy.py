@@ -10,6 +10,7 @@ from laws import (
     image,
     randomise,
 )
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmpretrain.models.backbones.repvgg import RepVGG as MMPretrainRepVGG
 from torch import nn
 from torch.nn.utils import parametrizations, prune
@@ -18,11 +19,13 @@ from mmrep.models.backbones import DBBResNet, RepVGG
 from mmrep.models.blocks import ConvNormBlock, DiverseBranchBlock, RepVGGBlock
 from mmrep.models.layers import SELayer
 from mmrep.reparam import (
+    DeployReport,
     NotFoldableError,
     count_parameters,
     fuse_conv_norm,
     register_linear_conv,
     reparam_blocks,
+    set_kernel,
     switch_to_deploy,
 )
 
@@ -299,6 +302,56 @@ def test_mmpretrains_blocks():
     assert switch_to_deploy(model).deployed == report.switched
 
 
+class Foreign(nn.Module):
+    """A block of another package: it can be switched, and says no more."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.error, self.switches = error, 0
+
+    def switch_to_deploy(self) -> None:
+        self.switches += 1
+        if self.error is not None:
+            raise self.error
+
+
+def test_a_block_that_does_not_say_whether_it_is_deployed_is_switched():
+    model = nn.Sequential(Foreign())
+    assert switch_to_deploy(model).switched == ['0']
+    assert model[0].switches == 1
+
+
+def test_a_block_that_offers_no_check_is_switched_before_all_others():
+    """Its error leaves these as they are."""
+    for position in (0, 1):
+        model = nn.Sequential(RepVGGBlock(4, 4))
+        model.insert(position, Foreign(RuntimeError('no')))
+        with pytest.raises(RuntimeError, match='no'):
+            switch_to_deploy(model)
+        assert not model[1 - position].deploy
+
+
+def test_a_flag_is_no_method():
+    """Of the names that a model is asked for, only methods are called."""
+    module = nn.ReLU()
+    module.switch_to_deploy = module.fuse_plain_units = True
+    assert switch_to_deploy(module).switched == []
+
+
+def test_plain_units_are_fused_too():
+    """Those of a body beyond its blocks: a deployed one has no norm."""
+    model = randomise(DBBResNet(18, base_channels=4, avg_down=True).double()).eval()
+    x = image(1, 3, 32, 32)
+    expected = model(x)
+    switch_to_deploy(model)
+    assert_same(expected, model(x))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+def test_an_empty_report():
+    assert switch_to_deploy(nn.ReLU()) == DeployReport() == DeployReport([], [], 0, 0)
+
+
 class Doubled(nn.BatchNorm2d):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -355,6 +408,20 @@ class TestFuseConvNorm:
         fused = fuse_conv_norm(conv, nn.BatchNorm2d(6))
         assert fused.weight.stride() == conv.weight.stride()
 
+    def test_draws_no_random_number(self):
+        unit = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+        before = torch.get_rng_state()
+        fuse_conv_norm(*unit)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize('size', [(7, 8), (8, 7)], ids=str)
+    def test_a_type_that_pads_by_the_size_of_its_input(self, size):
+        """And that knows no padding mode."""
+        unit = nn.Sequential(Conv2dAdaptivePadding(2, 3, 3, stride=2), nn.BatchNorm2d(3))
+        unit = randomise(unit.double()).eval()
+        x = image(1, 2, *size)
+        assert_same(unit(x), fuse_conv_norm(*unit)(x))
+
     @pytest.mark.parametrize(
         ('conv', 'norm'),
         [
@@ -407,3 +474,32 @@ class TestFuseConvNorm:
 
         register_linear_conv(Square)
         assert fuse_conv_norm(Square(2), nn.BatchNorm2d(2)) is None
+
+
+#: Kernels by their layout in memory.
+LAYOUTS = {
+    'contiguous': torch.zeros(4, 2, 3, 3),
+    'channels last': torch.zeros(4, 2, 3, 3).to(memory_format=torch.channels_last),
+    'both': torch.zeros(4, 2, 1, 1),
+    'neither': torch.zeros(4, 2, 3, 3).transpose(2, 3),
+}
+
+
+class TestSetKernel:
+    @pytest.mark.parametrize('given', ['contiguous', 'channels last'])
+    @pytest.mark.parametrize('layout', LAYOUTS)
+    def test_has_the_memory_format_of_the_first_kernel(self, layout, given):
+        conv, bias = nn.Conv2d(2, 4, 3), nn.Parameter(torch.zeros(4))
+        others = [nn.Parameter(torch.zeros(1, 2, 3)), nn.Parameter(LAYOUTS['contiguous'])]
+        replaced = [bias, nn.Parameter(LAYOUTS[layout]), *others]
+        set_kernel(conv, LAYOUTS[given], torch.zeros(4), iter(replaced))
+        expected = 'channels last' if layout == 'channels last' else 'contiguous'
+        assert conv.weight.stride() == LAYOUTS[expected].stride()
+
+    @pytest.mark.parametrize('size', [(4,), (4, 2, 3, 3)], ids=str)
+    def test_has_the_dtype_of_the_first_kernel_or_parameter(self, size):
+        conv = nn.Conv2d(2, 4, 3)
+        first = [] if len(size) == 1 else [nn.Parameter(torch.zeros(4))]
+        replaced = [*first, nn.Parameter(torch.zeros(size, dtype=torch.float64))]
+        set_kernel(conv, torch.ones(4, 2, 3, 3), torch.ones(4), replaced)
+        assert conv.weight.dtype == conv.bias.dtype == torch.float64

@@ -32,6 +32,11 @@ def test_numbers():
     assert difference.argmax_agreement == 1
 
 
+def test_a_difference_is_a_value():
+    x = torch.ones(1, 2)
+    assert len({compare_tensors(x, x), compare_tensors(x, x)}) == 1
+
+
 def test_argmax_is_over_channels():
     reference = torch.eye(4).reshape(1, 4, 2, 2)
     output = reference.clone()
@@ -71,14 +76,17 @@ def test_classes_and_masks_are_numbers(dtype):
     assert asdict(difference) == dict(rel_l2=1.0, max_abs=1.0, argmax_agreement=0.5)
     zeros = torch.zeros_like(reference)
     assert compare_tensors(zeros, zeros).rel_l2 == 0
+    assert compare_tensors(zeros, zeros.float()).rel_l2 == 0
+    assert compare_tensors(zeros.float(), zeros).rel_l2 == math.inf
     assert compare_tensors(zeros, output).rel_l2 == math.inf
 
 
 def test_complex_numbers_are_refused():
     """Rather than compared by their real parts."""
     x = torch.ones(1, 2, dtype=torch.complex64)
-    with pytest.raises(ValueError, match='complex'):
-        compare_tensors(x, x + 1j)
+    for pair in ((x, x + 1j), (x.real, x), (x, x.real)):
+        with pytest.raises(ValueError, match='complex'):
+            compare_tensors(*pair)
 
 
 @pytest.mark.parametrize('shape', [(0,), (0, 4), (2, 0, 3)], ids=str)

@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from geometries import conv_options
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import assert_differ, assert_same, image, randomise
+from laws import Calls, assert_differ, assert_same, image, randomise
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import Conv2d as MMCVConv2d
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
@@ -21,6 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d
 import mmrep.models  # noqa: F401, for how mmcv's layers are folded
 from mmrep.reparam import (
     ConvGeometry,
+    LinearConv,
     NotFoldableError,
     computes_as_folded,
     conv_geometry,
@@ -29,6 +31,7 @@ from mmrep.reparam import (
     fold_layer,
     fold_norm,
     has_running_statistics,
+    identity_kernel,
     register_fold,
     register_linear_conv,
 )
@@ -54,7 +57,7 @@ def assert_folds(branches: dict[str, nn.Module], geometry: ConvGeometry, x=None)
         x = image(2, geometry.in_channels, 7, 8)
     for seed, branch in enumerate(branches.values()):
         randomise(branch.double(), seed).eval()
-    folded = fold_branches(branches, geometry, tuple(x.shape[2:]))
+    folded = fold_branches(branches, geometry, tuple(x.shape[2:]), x.dtype)
     expected = sum(branch(x) for branch in branches.values())
     assert_same(expected, geometry.convolve(x, folded.weight, folded.bias))
 
@@ -111,7 +114,7 @@ BRANCHES = {
         nn.AvgPool2d(3, 1, 1), conv(1, groups=groups, bias=True), nn.BatchNorm2d(4)
     ),
     'average, other divisor': lambda groups: nn.Sequential(
-        nn.AvgPool2d(3, 1, 1, divisor_override=5), nn.BatchNorm2d(4)
+        nn.AvgPool2d((3, 1), 1, (1, 0), divisor_override=5), nn.BatchNorm2d(4)
     ),
     'padding layer': lambda groups: nn.Sequential(
         nn.ZeroPad2d((0, 1, 1, 0)), conv(2, padding=0, groups=groups)
@@ -164,13 +167,63 @@ def test_branch_without_tensors(groups):
 def test_strides_multiply(name):
     """That of the conv before a 1x1 and its own."""
     first, *rest = BRANCHES[name](1)
-    first.stride, rest[-1].stride = (2, 2), (1, 2)
+    first.stride, rest[-1].stride = (2, 3), (3, 2)
     if name == 'average, 1x1':
         rest = rest[:1]
-        rest[0].stride = (1, 2)
+        rest[0].stride = (3, 2)
     assert_folds(
-        {name: nn.Sequential(first, *rest)}, frame(stride=(2, 4)), image(2, 4, 9, 9)
+        {name: nn.Sequential(first, *rest)}, frame(stride=(6, 6)), image(2, 4, 19, 13)
     )
+
+
+@pytest.mark.parametrize(
+    'layers',
+    [
+        [conv(1), conv(1), conv(3)],
+        [conv(3, bias=True), conv(1)],
+        [conv(3), conv(1, bias=True)],
+        [nn.AvgPool2d((1, 3), 1, (0, 1), ceil_mode=True)],
+    ],
+    ids=['no bias', 'first bias', 'last bias', 'ceil_mode without a stride'],
+)
+def test_layers_in_a_row(layers):
+    assert_folds({'branch': nn.Sequential(*layers)}, frame())
+
+
+@pytest.mark.parametrize('taps', [None, 5])
+def test_a_mean_of_all_its_pixels(taps):
+    """Which no padding is among: whether it counted does not matter."""
+    pool = nn.AvgPool2d((2, 3), (2, 1), count_include_pad=False, divisor_override=taps)
+    geometry = ConvGeometry(4, 4, (2, 3), (2, 1))
+    assert_folds({'pool': pool}, geometry)
+    wide = nn.Sequential(nn.Conv2d(4, 6, 1), pool)
+    assert_folds({'wide': wide}, replace(geometry, out_channels=6))
+
+
+def test_the_channels_of_an_average_are_those_before_it():
+    """Whatever its geometry says; and it is made where it is needed."""
+    channels = 1 << 40
+    start = LinearConv(channels, channels, torch.float32, torch.device('meta'))
+    done = start.then_average(ConvGeometry(1, 1, (2, 3)))
+    assert (done.in_channels, done.out_channels, done.groups) == (channels,) * 3
+    assert done.weight.is_meta and done.weight.shape == (channels, 1, 2, 3)
+
+
+@pytest.mark.parametrize('shift', [True, False])
+@pytest.mark.parametrize('layer', [conv(3), conv(3, bias=True), nn.Identity()], ids=str)
+def test_a_scale_and_a_shift(layer, shift):
+    layer = randomise(copy.deepcopy(layer).double())
+    scale, x = image(4, seed=5), image(2, 4, 7, 8)
+    shift = image(4, seed=6) if shift else None
+    done = LinearConv(4, 4, torch.float64, torch.device('cpu'))
+    done = fold_layer(layer, done).then_scale(scale, shift)
+    expected = layer(x) * scale.reshape(-1, 1, 1)
+    if shift is not None:
+        expected = expected + shift.reshape(-1, 1, 1)
+    assert (done.bias is None) == (shift is None and getattr(layer, 'bias', None) is None)
+    pad = done.kernel_size[0] // 2
+    y = F.conv2d(x, done.kernel(done.groups), done.bias, padding=pad, groups=done.groups)
+    assert_same(expected, y)
 
 
 @pytest.mark.parametrize(('kernel_size', 'dilation'), [(5, 1), (3, 2), (2, 4), (3, (1, 2))])
@@ -183,9 +236,25 @@ def test_dilated_kernel_in_a_frame_of_smaller_dilation(kernel_size, dilation):
     assert_folds(branches, frame(kernel_size=5))
 
 
-def test_a_dilated_kernel_before_a_1x1():
-    branch = nn.Sequential(conv(3, dilation=2, padding=2), conv(1))
-    assert_folds({'branch': branch}, frame(dilation=(2, 2), padding=(2, 2)))
+@pytest.mark.parametrize('pointwise_first', [True, False])
+@pytest.mark.parametrize(
+    'geometry', [frame(dilation=(2, 2), padding=(2, 2)), frame(kernel_size=5)], ids=str
+)
+def test_a_dilated_kernel_and_a_1x1(geometry, pointwise_first):
+    layers = [conv(1), conv(3, dilation=2, padding=2)]
+    if not pointwise_first:
+        layers.reverse()
+    assert_folds({'branch': nn.Sequential(*layers)}, geometry)
+
+
+def test_nothing_folded_is_the_identity():
+    """A 1x1 conv of stride 1, for layers of a user's to follow."""
+    start = LinearConv(4, 4, torch.float64, torch.device('cpu'))
+    assert (start.kernel_size, start.groups, start.start) == ((1, 1), 1, (0, 0))
+    assert start.stride == start.dilation == (1, 1)
+    assert start.is_pointwise
+    assert torch.equal(start.kernel(2), identity_kernel(4, 2, torch.float64))
+    assert start._replace(device=torch.device('meta')).kernel(2).is_meta
 
 
 @pytest.mark.parametrize(('first', 'second'), [(2, 3), (3, 2), (6, 3), (2, 6)])
@@ -197,9 +266,33 @@ def test_groups_in_a_row(first, second):
     assert_folds({'branch': branch}, frame(6, padding=(0, 0), groups=groups))
 
 
-def test_paddings_in_a_row():
-    branch = nn.Sequential(nn.ZeroPad2d(1), conv(3))
-    assert_folds({'branch': branch}, frame(padding=(2, 2)))
+#: Paddings in a row, left, right, top and bottom, and what they come to around a 3x3 conv.
+PADDINGS = {
+    'around': ([(1, 1, 1, 1), (1, 1, 1, 1)], (2, 2)),
+    'rows, then all': ([(0, 0, 1, 1), (2, 2, 1, 1)], (2, 2)),
+    'columns, then all': ([(1, 1, 0, 0), (0, 0, 1, 1)], (1, 1)),
+    'above, then the rest': ([(0, 0, 1, 0), (1, 1, 0, 1)], (1, 1)),
+    'left, then the rest': ([(1, 0, 0, 0), (0, 1, 1, 1)], (1, 1)),
+}
+
+
+@pytest.mark.parametrize('name', PADDINGS)
+def test_paddings_in_a_row(name):
+    paddings, total = PADDINGS[name]
+    branch = nn.Sequential(*map(nn.ZeroPad2d, paddings), conv(3, padding=0))
+    assert_folds({'branch': branch}, frame(padding=total))
+
+
+@pytest.mark.parametrize('mode', ['zeros', 'reflect'])
+@pytest.mark.parametrize(
+    'crop', [(-1, -1, -1, -1), (0, 0, -1, -1), (-1, -1, 0, 0), (-1, 0, 0, 0)], ids=str
+)
+def test_a_crop_pads_nothing(crop, mode):
+    """It may follow a bias, and stand in a frame of any padding mode."""
+    branch = nn.Sequential(conv(1, bias=True), nn.ZeroPad2d(crop), conv(3, padding=0))
+    left, right, top, bottom = crop
+    geometry = ConvGeometry(4, 4, (3 - top - bottom, 3 - left - right), padding_mode=mode)
+    assert_folds({'branch': branch}, geometry)
 
 
 @pytest.mark.parametrize('groups', [1, 2])
@@ -337,8 +430,12 @@ REFUSED = {
         lambda: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
         'leaves out of the mean what is padded',
     ),
+    'mean of what is not padded, to one side': (
+        lambda: nn.AvgPool2d(3, 1, (0, 1), count_include_pad=False),
+        'leaves out of the mean what is padded',
+    ),
     'mean over an edge': (
-        lambda: nn.AvgPool2d(2, 2, ceil_mode=True),
+        lambda: nn.AvgPool2d(2, (1, 2), ceil_mode=True),
         'averages fewer pixels at an edge',
     ),
     'scales of the last dimension': (lambda: LayerScale(4), "data_format='channels_last'"),
@@ -358,6 +455,10 @@ REFUSED = {
     'padding mode': (other(padding_mode='reflect'), 'does not fit into'),
     'large kernel': (other(kernel_size=5), r'\(5, 5\) kernel .*does not fit into'),
     'off the frame': (other(kernel_size=1, padding=2), r'first tap \(-2, -2\)'),
+    'apart, over its far edge': (
+        other(kernel_size=3, dilation=2, padding=1),
+        'does not fit into',
+    ),
     'over its far edge': (other(kernel_size=3, padding=0), r'first tap \(0, 0\)'),
 }
 
@@ -398,11 +499,19 @@ def test_refuses_a_forward_of_its_own_of_every_type(kind):
             [nn.ZeroPad2d((0, 1, 0, 1)), Conv2dAdaptivePadding(4, 4, 3, stride=2)],
             'pads by the size of a map that was padded before',
         ),
+        (
+            [nn.ZeroPad2d(-1), Conv2dAdaptivePadding(4, 4, 3, stride=2)],
+            'pads by the size of a map that was padded before',
+        ),
         ([nn.ZeroPad2d(-1), conv(3, padding=2)], 'padded to a map that is not the input'),
         ([nn.ZeroPad2d((0, 0, 1, -1)), conv(3)], 'padded to a map that is not the input'),
         ([conv(1, stride=2), conv(1, padding=1)], 'of stride 1 can stand before a padding'),
         ([nn.BatchNorm2d(4), nn.ZeroPad2d(1), conv(3, padding=0)], 'pads with zeros'),
         ([conv(1, bias=True), conv(3)], 'pads with zeros what a layer with a bias'),
+        (
+            [conv(1, bias=True), nn.ZeroPad2d((0, 0, 1, -1)), conv(3, padding=0)],
+            'pads with zeros',
+        ),
         ([nn.BatchNorm2d(4), conv(3)], 'pads with zeros what a layer with a bias'),
         ([conv(1), nn.BatchNorm2d(4), conv(3)], 'pads with zeros'),
         ([conv(1, bias=True), conv(3, padding='same')], 'pads with zeros'),
@@ -438,6 +547,14 @@ def test_more_groups_than_the_branch_has():
 def test_kernel_between_the_taps(branch):
     with pytest.raises(NotFoldableError, match=r'kernel .*does not fit into'):
         fold_branches({'branch': branch}, frame(padding=(2, 2), dilation=(2, 2)))
+
+
+@pytest.mark.parametrize('size', [(7, 8), (8, 7)], ids=str)
+def test_a_smaller_kernel_of_the_same_parity(size):
+    """Under 'SAME' padding it moves with the frame."""
+    geometry = frame(kernel_size=5, stride=(2, 2), padding_mode='same')
+    small, large = (Conv2dAdaptivePadding(4, 4, k, stride=2) for k in (3, 5))
+    assert_folds({'small': small, 'large': large}, geometry, image(2, 4, *size))
 
 
 def test_dilation_of_a_single_tap_does_not_matter():
@@ -563,6 +680,26 @@ def test_changes_nothing(first):
     assert module.training
 
 
+#: Branches, and whether the last layer of them has the kernel itself in its memory.
+FRESH = {
+    'conv': (lambda: conv(3), True),
+    'average': (lambda: nn.AvgPool2d(3, 1, 1), True),
+    'conv, identity': (lambda: nn.Sequential(conv(3), nn.Identity()), True),
+    'conv, norm': (lambda: nn.Sequential(conv(3), nn.BatchNorm2d(4)), False),
+    'conv, scale': (lambda: nn.Sequential(conv(3), Scale(2.0)), False),
+    'norm': (lambda: nn.BatchNorm2d(4), False),
+    'two convs': (lambda: nn.Sequential(conv(1), conv(3)), False),
+}
+
+
+@pytest.mark.parametrize('name', FRESH)
+def test_copies_only_what_a_layer_may_have_in_its_memory(name):
+    make, copied = FRESH[name]
+    with Calls() as calls:
+        fold_branches({name: make().eval()}, frame())
+    assert calls['clone'] == copied
+
+
 def test_check_on_the_meta_device_computes_nothing():
     """A conv of 8 TB, on the meta device, in no time and memory."""
     with torch.device('meta'):
@@ -590,6 +727,19 @@ def test_check_on_the_meta_device_computes_nothing():
 )
 def test_has_running_statistics(module, expected):
     assert has_running_statistics(module) is expected
+
+
+def test_a_layer_that_tracks_its_input_is_no_norm():
+    class Tracker(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('running_mean', torch.zeros(2))
+            self.register_buffer('running_var', torch.ones(2))
+
+    assert not has_running_statistics(Tracker())
+    register_fold(Tracker)(fold_norm)
+    with pytest.raises(NotFoldableError, match='Tracker without running statistics'):
+        fold_branches({'branch': Tracker()}, frame(2))
 
 
 def test_paddings_of_a_border_add_up():
@@ -655,49 +805,3 @@ def test_a_weight_that_is_made_of_others(force):
     probe = image(*folded.weight.shape, seed=3)
     gradients = torch.autograd.grad((folded.weight * probe).sum(), parameters)
     assert_differ(gradients[0], torch.zeros_like(gradients[0]))
-
-
-class TestConvGeometry:
-    @given(conv_options())
-    def test_convolves_as_the_conv_does(self, options):
-        size = options.pop('size')
-        layer = nn.Conv2d(**options, dtype=torch.float64)
-        x = image(2, options['in_channels'], *size)
-        y = conv_geometry(layer).convolve(x, layer.weight, layer.bias)
-        assert_same(layer(x), y)
-
-    @given(conv_options(), st.integers(1, 9), st.integers(1, 9))
-    def test_same_is_mmcvs_adaptive_padding(self, options, height, width):
-        for name in ('size', 'padding', 'padding_mode'):
-            del options[name]
-        layer = Conv2dAdaptivePadding(**options).double()
-        geometry = conv_geometry(layer)
-        assert geometry.padding_mode == 'same'
-        x = image(2, options['in_channels'], height, width)
-        y = geometry.convolve(x, layer.weight, layer.bias)
-        strides = zip((height, width), options['stride'], strict=True)
-        assert y.shape[2:] == tuple(-(-size // stride) for size, stride in strides)
-        assert_same(layer(x), y)
-
-    @pytest.mark.parametrize(
-        ('size', 'pad'), [((6, 6), ((0, 1), (0, 1))), ((5, 6), ((1, 1), (0, 1)))]
-    )
-    def test_same_pads_by_the_parity_of_the_input(self, size, pad):
-        geometry = frame(stride=(2, 2), padding_mode='same')
-        assert geometry.moves_with_size
-        assert geometry.pad(size) == pad
-        assert geometry.start(size) == (-pad[0][0], -pad[1][0])
-
-    def test_same_with_a_stride_needs_the_size(self):
-        with pytest.raises(NotFoldableError, match='run one forward pass first, or give'):
-            frame(stride=(2, 1), padding_mode='same').pad()
-
-    def test_same_with_stride_1_does_not(self):
-        geometry = frame(kernel_size=5, padding_mode='same')
-        assert not geometry.moves_with_size
-        assert geometry.pad() == geometry.pad((9, 4)) == ((2, 2), (2, 2))
-
-    def test_padding_in_words(self):
-        wide = conv_geometry(conv((5, 3), padding='same', dilation=(1, 2)))
-        assert wide.padding == (2, 2)
-        assert conv_geometry(conv(3, padding='valid')).padding == (0, 0)

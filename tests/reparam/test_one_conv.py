@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import assert_differ, assert_same, count_convs, image, randomise, step
+from laws import Calls, assert_differ, assert_same, count_convs, image, randomise, step
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from mmengine.model.efficient_conv_bn_eval import (
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmrep.models.backbones import RepVGG
 from mmrep.models.blocks import RepVGGBlock
-from mmrep.reparam import conv_norm, fold_norm, fuse_bn, register_fold
+from mmrep.reparam import conv_norm, fold_norm, fuse_bn, one_conv_kernel, register_fold
 
 
 class Unit(nn.Module):
@@ -28,20 +28,10 @@ class Unit(nn.Module):
         return conv_norm(self.conv, self.norm, x, self.one_conv)
 
 
-class NormCounter(torch.overrides.TorchFunctionMode):
-    """Counts the batch norms that are computed."""
-
-    count = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.count += getattr(func, '__name__', '') == 'batch_norm'
-        return func(*args, **(kwargs or {}))
-
-
 def norms_of(unit: Unit, x: Tensor) -> int:
-    with NormCounter() as counter:
+    with Calls() as calls:
         unit(x)
-    return counter.count
+    return calls['batch_norm']
 
 
 def unit(one_conv=True, **options) -> Unit:
@@ -68,11 +58,34 @@ def test_the_same_with_gradients(options):
     assert (norms_of(plain, X), norms_of(one, X)) == (1, 0)
 
 
-@pytest.mark.parametrize(('one_conv', 'size', 'norms'), [('auto', 20, 0), ('auto', 19, 1)])
+@pytest.mark.parametrize(
+    ('one_conv', 'size', 'norms'),
+    [('auto', 20, 0), ('auto', 19, 1), (420, 21, 0), (420, 20, 1)],
+)
 def test_from_so_many_output_pixels_on(one_conv, size, norms):
     for x in (image(1, 4, 2 * size, 40), image(2, 4, 2 * size, 20)):
-        assert norms_of(unit(one_conv, stride=2), x) == norms
-        assert count_convs(unit(one_conv, stride=2), x) == 1
+        for stride in (2, (4, 1), (1, 4)):
+            assert norms_of(unit(one_conv, stride=stride), x) == norms
+            assert count_convs(unit(one_conv, stride=stride), x) == 1
+
+
+def test_always_is_for_an_output_of_less_than_a_pixel_too():
+    assert norms_of(unit(True, stride=3), image(1, 4, 2, 2)) == 0
+
+
+def test_the_default_is_by_the_number_of_pixels():
+    module, big, small = unit(), X, image(1, 4, 3, 3)
+    for x, norms in ((big, 0), (small, 1)):
+        with Calls() as calls:
+            conv_norm(module.conv, module.norm, x)
+        assert calls['batch_norm'] == norms
+        kernel = one_conv_kernel(module.children(), lambda size: size, x, (1, 1))
+        assert kernel == (None if norms else (20, 20))
+
+
+def test_a_norm_that_cannot_be_folded_computes():
+    module = Unit(nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6)).double()
+    assert_same(module.norm(module.conv(X)), module(X))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +187,8 @@ class TestPrograms:
     def test_a_batch_of_any_size(self):
         """The rule by pixels holds for none of them."""
         block, batch = self.block(), torch.export.Dim('batch')
-        program = torch.export.export(block, (X,), dynamic_shapes=({0: batch},)).module()
+        x = image(2, 4, 19, 19)
+        program = torch.export.export(block, (x,), dynamic_shapes=({0: batch},)).module()
         for size in (1, 2, 40):
-            x = image(size, 4, 20, 20)
+            x = image(size, 4, 19, 19)
             assert_same(block(x), program(x))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from geometries import conv_options, span
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import assert_same, image
+from laws import Calls, assert_same, image
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -49,18 +49,21 @@ class Conv:
         return F.conv2d(self.x, weight, bias, groups=self.groups, **place)
 
 
-def batch_norm(channels: int, affine: bool = True) -> dict[str, Tensor | float | None]:
+affines = st.sampled_from(('', 'gamma', 'beta', 'gamma beta'))
+
+
+def batch_norm(channels: int, affine: str = 'gamma beta') -> dict:
     """The drawn tensors of a batch norm, as ``fuse_bn`` names them."""
     return dict(
         mean=image(channels, seed=30),
         var=image(channels, seed=31).square() + 0.1,
         eps=0.07,
-        gamma=image(channels, seed=32) if affine else None,
-        beta=image(channels, seed=33) if affine else None,
+        gamma=image(channels, seed=32) if 'gamma' in affine else None,
+        beta=image(channels, seed=33) if 'beta' in affine else None,
     )
 
 
-@given(conv_options(padding_modes=ZEROS), some, some)
+@given(conv_options(padding_modes=ZEROS), some, affines)
 def test_fuse_bn(options, bias, affine):
     conv, norm = Conv(options, bias), batch_norm(options['out_channels'], affine)
     mean, var, eps, gamma, beta = norm.values()
@@ -71,7 +74,7 @@ def test_fuse_bn(options, bias, affine):
     assert_same(oracle, fused)
 
 
-@given(st.integers(1, 5), some)
+@given(st.integers(1, 5), affines)
 def test_bn_affine(channels, affine):
     norm, x = batch_norm(channels, affine), image(2, channels, 3, 4)
     mean, var, eps, gamma, beta = norm.values()
@@ -143,16 +146,17 @@ def test_merge_in_all_groups(kernels):
 @pytest.mark.parametrize(
     ('first', 'second', 'groups'),
     [
-        ((4, 3, 3, 3), (2, 4, 3, 3), 1),
-        ((4, 3, 1, 1), (2, 3, 3, 3), 1),
-        ((4, 3, 1, 1), (2, 4, 3, 3), 2),
-        ((4, 3, 1, 1), (3, 2, 3, 3), 2),
+        ((4, 3, 3, 3), (2, 4, 3, 3), (1, 1)),
+        ((4, 3, 1, 1), (2, 3, 3, 3), (1, 1)),
+        ((4, 3, 1, 1), (2, 4, 3, 3), (2, 2)),
+        ((4, 3, 1, 1), (3, 2, 3, 3), (2, 2)),
+        ((4, 3, 1, 1), (2, 4, 3, 3), (3, 1)),
     ],
-    ids=['none is 1x1', 'channels', 'groups', 'outputs and groups'],
+    ids=['none is 1x1', 'channels', 'groups', 'outputs and groups', 'first groups'],
 )
 def test_merge_refuses_what_does_not_chain(first, second, groups):
     with pytest.raises(ValueError, match=rf'cannot merge a kernel \({first[0]}, .*groups'):
-        merge_convs(torch.ones(first), None, torch.ones(second), None, groups, groups)
+        merge_convs(torch.ones(first), None, torch.ones(second), None, *groups)
 
 
 @given(conv_options(padding_modes=ZEROS), st.sampled_from((1, 2)))
@@ -229,6 +233,11 @@ def test_pad_kernel(options, data):
         assert torch.equal(pad_kernel(conv.weight, frame), weight)
 
 
+def test_the_middle_of_a_frame():
+    weight = image(2, 2, 1, 3)
+    assert torch.equal(pad_kernel(weight, (3, 9)), F.pad(weight, (3, 3, 1, 1)))
+
+
 @pytest.mark.parametrize(
     ('frame', 'offset', 'message'),
     [
@@ -280,6 +289,49 @@ class TestElementaryFusions:
         convs = self.convs(groups, count=3)
         fused = add_branches([(conv.weight, conv.bias) for conv in convs])
         assert_same(sum(conv() for conv in convs), convs[0](*fused))
+
+
+@pytest.mark.parametrize('pointwise_first', [True, False])
+@pytest.mark.parametrize(
+    ('groups', 'channels', 'sums'),
+    [
+        ((4, 4), (4, 4), False),
+        ((1, 4), (4, 4), False),
+        ((4, 4), (4, 8), False),
+        ((4, 2), (4, 6), False),
+        ((4, 2), (8, 4), True),
+        ((1, 4), (4, 8), True),
+        ((2, 1), (2, 4), True),
+        ((2, 2), (4, 4), True),
+    ],
+)
+def test_merge_of_a_depthwise_conv_is_a_product(groups, channels, sums, pointwise_first):
+    """Of others it is a sum: a matrix product, or a conv where the 1x1 comes first."""
+    (groups1, groups2), (mid, out), kernels = groups, channels, [(1, 1), (3, 3)]
+    if not pointwise_first:
+        kernels.reverse()
+    weight1 = image(mid, 4 // groups1, *kernels[0], seed=3)
+    weight2 = image(out, mid // groups2, *kernels[1], seed=4)
+    with Calls() as calls:
+        merge_convs(weight1, None, weight2, None, groups1, groups2)
+    assert calls['conv2d'] == (sums and pointwise_first)
+    assert calls['matmul'] == (sums and not pointwise_first)
+
+
+def test_one_group_is_the_default():
+    weight1, bias1 = image(4, 3, 1, 1), image(4, seed=2)
+    weight2 = image(2, 4, 3, 3, seed=3)
+    merged = merge_convs(weight1, bias1, weight2, None)
+    assert_same(merge_convs(weight1, bias1, weight2, None, 1, 1), merged)
+    response = constant_response(weight2, bias1)
+    assert_same(constant_response(weight2, bias1, 1), response)
+    for kernel in (identity_kernel(4), average_kernel(4, (1, 1))):
+        assert_same(torch.eye(4), kernel.flatten(1))
+
+
+def test_kernels_that_fit_are_not_copied():
+    weight = image(4, 2, 3, 3)
+    assert widen_groups(weight, 2, 2) is weight
 
 
 def listed(pairs_of):

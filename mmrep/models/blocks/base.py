@@ -300,12 +300,16 @@ class ReparamBlock(BaseModule):
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether the output has the shape of the input, so that it can be added."""
+        """Whether an output pixel has the input pixel in its place under one of its taps.
+
+        Then the input can be added. Between two taps it is where a kernel is even and
+        dilated.
+        """
         spans = zip(self.dilation, self.kernel_size, self.padding, strict=True)
         return (
             self.in_channels == self.out_channels
             and self.stride == (1, 1)
-            and all(d * (k - 1) == 2 * p for d, k, p in spans)
+            and all(d * (k - 1) == 2 * p and p % d == 0 for d, k, p in spans)
         )
 
     def branches(self) -> dict[str, nn.Module]:

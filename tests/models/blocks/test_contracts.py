@@ -1031,8 +1031,15 @@ class TestTransforms:
         assert_same_step(step(plain, self.x), wrapped)
 
     @pytest.mark.skipif(old_torch, reason='the compiler of torch 2.1 breaks the graph')
-    @pytest.mark.parametrize('training', [True, False])
-    @pytest.mark.parametrize('with_cp', [True, False])
+    @pytest.mark.parametrize(
+        ('training', 'with_cp'),
+        [
+            (True, True),
+            pytest.param(True, False, marks=pytest.mark.long),
+            pytest.param(False, True, marks=pytest.mark.long),
+            pytest.param(False, False, marks=pytest.mark.long),
+        ],
+    )
     def test_compiled_step(self, name, one_conv, training, with_cp):
         torch._dynamo.reset()
         block = build(name, one_conv=one_conv, with_cp=with_cp).train(training)

@@ -1,0 +1,120 @@
+"""All gates, one after the other, and their figures in one table at the end.
+
+    python tests/gates/check.py [GATE ...] [--seconds N] [--sample N] [--seed N]
+
+The gates are ``suite``, ``mutation`` and ``fuzz``, the default is all of them. The exit
+code is 1 if one fails.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import coverage
+
+ROOT = Path(__file__).parents[2]
+#: The parts of mmrep that the tests have to cover, as far as they exist.
+COVERED = ('reparam', 'models', 'expansion', 'checkpoints')
+#: The largest fraction of a part's lines and branches that no test may reach.
+UNCOVERED = 0.03
+
+
+def run(*command: str, **environment: str) -> tuple[bool, list[str]]:
+    """Run Python in the repository's root; returns success and the lines it prints."""
+    lines = []
+    with subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            print(line, end='', flush=True)
+            lines.append(line.strip(' =\n'))
+    return process.returncode == 0, lines
+
+
+def suite(args: argparse.Namespace) -> tuple[bool, list[str]]:
+    """The whole suite, the long tests too, and how much of the code it reaches."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = os.path.join(folder, 'coverage')
+        command = 'coverage', 'run', '-m', 'pytest', 'tests', *shlex.split(args.pytest)
+        passed, lines = run('-m', *command, COVERAGE_FILE=data)
+        missing = uncovered(data)
+    enough = bool(missing) and max(missing.values()) <= UNCOVERED
+    parts = ', '.join(f'{part} {fraction:.1%}' for part, fraction in missing.items())
+    return passed and enough, [*lines[-2:], f'lines and branches not covered: {parts}']
+
+
+def uncovered(data: str) -> Mapping[str, float]:
+    """The fraction of lines and branches that were not reached, by part of mmrep."""
+    report = coverage.Coverage(data)
+    report.combine()
+    report.json_report(outfile=f'{data}.json')
+    everything, missing = Counter(), Counter()
+    for name, file in json.loads(Path(f'{data}.json').read_text())['files'].items():
+        part, numbers = Path(name).parts[1], file['summary']
+        if part in COVERED:
+            everything[part] += numbers['num_statements'] + numbers['num_branches']
+            missing[part] += numbers['missing_lines'] + numbers['missing_branches']
+    return {part: missing[part] / everything[part] for part in COVERED if everything[part]}
+
+
+def mutation(args: argparse.Namespace) -> tuple[bool, list[str]]:
+    """Every small edit of mmrep/reparam makes a test fail."""
+    sample = ['--sample', str(args.sample)] if args.sample else []
+    passed, lines = run('tests/gates/mutation.py', *sample, '--seed', str(args.seed))
+    return passed, lines[-1:]
+
+
+def fuzz(args: argparse.Namespace) -> tuple[bool, list[str]]:
+    """No file crashes the readers, hangs them or takes all memory."""
+    script = (
+        'import sys; sys.path[:0] = ["tests/checkpoints", "tests"]; import fuzzing;'
+        f'report = fuzzing.fuzz({args.seconds}, {args.seed});'
+        f'print(f"fuzzed files: {{report.tried:,}} in {args.seconds:g} s")'
+    )
+    passed, lines = run('-c', script)
+    return passed, lines[-1:]
+
+
+GATES = {gate.__name__: gate for gate in (suite, mutation, fuzz)}
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        'gates', nargs='*', metavar='GATE', help=f'default: {" ".join(GATES)}'
+    )
+    parser.add_argument('--pytest', default='', help="for the suite, as in --pytest='-x'")
+    parser.add_argument('--seconds', type=float, default=300, help='of the fuzz')
+    parser.add_argument('--sample', type=int, help='of the mutants; default: all')
+    parser.add_argument('--seed', type=int, default=0, help='of the fuzz and the sample')
+    args = parser.parse_args()
+    if unknown := set(args.gates) - set(GATES):
+        parser.error(f'no such gate: {", ".join(unknown)}; choose from {", ".join(GATES)}')
+    table, good = [], True
+    for name in args.gates or GATES:
+        begin = time.monotonic()
+        print(f'--- {name}', flush=True)
+        passed, figures = GATES[name](args)
+        good &= passed
+        minutes = (time.monotonic() - begin) / 60
+        table.append(f'{name:9} {"passed" if passed else "FAILED"} {minutes:5.1f} min')
+        table += [f'    {figure}' for figure in figures]
+    print('', *table, sep='\n')
+    return int(not good)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""Mutation of mmrep/reparam: each small edit of its code has to make a test fail.
+
+    python tests/gates/mutation.py [NAME ...] [--sample N] [--seed N] [--jobs N]
+
+Every mutant (:mod:`mutants`) runs in a process of its own, forked from one that has
+imported torch and the hosts but not mmrep: there the mutant's code is imported in the
+place of the module's file, and the tests run, the likely killers first, up to the first
+that fails. Those that no test can kill are named in ``equivalent_mutants.txt``, each with
+the reason; they run as well, and one that is killed or gone must leave the list.
+"""
+
+import argparse
+import gc
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType
+
+import hypothesis
+import pytest
+import torch
+from mutants import Mutant, mutants
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / 'tests' / 'reparam'
+EQUIVALENT = Path(__file__).with_name('equivalent_mutants.txt')
+#: Seconds after which a mutant counts as killed, and the bytes that it may allocate.
+TIME_LIMIT, MEMORY_LIMIT = 300, 8 << 30
+
+
+class FirstFailure:
+    """Plugin for pytest: what killed mutants before runs first, and nothing is shrunk.
+
+    Args:
+        killers: Names of tests, the first one first.
+        pipe: Where to write the name of the test that fails.
+    """
+
+    def __init__(self, killers: list[str], pipe: int) -> None:
+        self.killers = killers
+        self.pipe = pipe
+
+    def pytest_sessionstart(self) -> None:
+        phases = hypothesis.Phase.explicit, hypothesis.Phase.generate
+        hypothesis.settings.register_profile('first failure', phases=phases)
+        hypothesis.settings.load_profile('first failure')
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        rank = {name: number for number, name in enumerate(self.killers)}
+        items.sort(key=lambda item: rank.get(item.nodeid, len(rank)))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            os.write(self.pipe, report.nodeid.encode())
+
+
+def run_tests(module: str, code: CodeType | None, plugin: FirstFailure) -> bool:
+    """Whether all tests pass with ``code`` in the place of a module's own, if any."""
+    own_code = SourceFileLoader.get_code
+
+    def get_code(loader: SourceFileLoader, name: str) -> CodeType:
+        replace = code is not None and name == f'mmrep.reparam.{module}'
+        return code if replace else own_code(loader, name)
+
+    SourceFileLoader.get_code = get_code
+    others = sorted(TESTS.glob('test_*.py'))
+    own = [path for path in others if path.stem == f'test_{module}']
+    stages = own, [path for path in others if path not in own]
+    options = ['-x', '-q', '--tb=no', '-p', 'no:cacheprovider', '--rootdir', str(ROOT)]
+    return all(
+        pytest.main([*options, *map(str, paths)], plugins=[plugin]) == 0
+        for paths in stages
+        if paths
+    )
+
+
+@dataclass
+class Trial:
+    """Tests that run in a child process.
+
+    Args:
+        child: Its number.
+        pipe: Where it writes the name of the test that fails, if one does.
+    """
+
+    child: int
+    pipe: int
+
+    @classmethod
+    def start(cls, module: str, code: CodeType | None, killers: list[str]) -> 'Trial':
+        """Run the tests; the child ends with 0 if they pass."""
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child:
+            os.close(writing)
+            return cls(child, reading)
+        passed = False
+        try:
+            signal.alarm(TIME_LIMIT)
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(null, stream)
+            passed = run_tests(module, code, FirstFailure(killers, writing))
+        finally:
+            os._exit(not passed)
+
+    def killer(self) -> str:
+        """The test that failed, of a child that has ended."""
+        with open(self.pipe) as file:
+            return file.read()
+
+
+def survivors(chosen: list[Mutant], jobs: int) -> Iterator[Mutant]:
+    """The mutants with which all tests pass, as they are found."""
+    running, waiting = {}, chosen[::-1]
+    killers: list[str] = []
+    while running or waiting:
+        while waiting and len(running) < jobs:
+            mutant = waiting.pop()
+            trial = Trial.start(mutant.module, mutant.code, killers)
+            running[trial.child] = mutant, trial
+        child, status = os.wait()
+        mutant, trial = running.pop(child)
+        if killer := trial.killer():
+            killers = [killer, *(name for name in killers if name != killer)]
+        if status == 0:
+            yield mutant
+        done = len(chosen) - len(waiting) - len(running)
+        if done % 100 == 0:
+            print(f'{done:,} of {len(chosen):,} mutants', flush=True)
+
+
+def warm_up() -> bool:
+    """Run the tests without a mutant, and import what they do beside this project.
+
+    Every mutant's process has it then.
+
+    Returns:
+        Whether they pass.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            passed = run_tests('', None, FirstFailure([], writing))
+            files = {name: getattr(m, '__file__', None) for name, m in sys.modules.items()}
+            names = [n for n, file in files.items() if file and str(ROOT) not in file]
+            with open(writing, 'w') as file:
+                file.write('\n'.join(names) if passed else '')
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as file:
+        names = file.read().splitlines()
+    os.waitpid(child, 0)
+    for name in names:
+        with suppress(Exception):
+            import_module(name)
+    # A collection in a child would touch, and so copy, all of the memory.
+    gc.freeze()
+    return bool(names)
+
+
+def equivalent_mutants() -> set[str]:
+    """Names of mutants that no test can kill; the reasons are indented below them."""
+    lines = EQUIVALENT.read_text().splitlines()
+    return {line for line in lines if line and line[0] not in '# '}
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        'texts', nargs='*', help='only mutants with one of these in the name'
+    )
+    parser.add_argument('--sample', type=int, help='how many to draw (default: all)')
+    parser.add_argument('--seed', type=int, default=0, help='for the sample (default: 0)')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='default: CPUs')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    begin = time.monotonic()
+    everything = [
+        mutant
+        for path in sorted((ROOT / 'mmrep' / 'reparam').glob('*.py'))
+        for mutant in mutants(path.read_text(), path.stem, str(path))
+    ]
+    chosen = [
+        m for m in everything if not args.texts or any(t in m.name for t in args.texts)
+    ]
+    if args.sample:
+        chosen = random.Random(args.seed).sample(chosen, min(args.sample, len(chosen)))
+    if not warm_up():
+        print('mutation: the tests fail without any mutant')
+        return 1
+    equivalent = equivalent_mutants()
+    found = []
+    for mutant in survivors(chosen, args.jobs):
+        found.append(mutant.name)
+        if mutant.name not in equivalent:
+            print(f'survives: {mutant.name} (line {mutant.line})', flush=True)
+    tried = {mutant.name for mutant in chosen}
+    known = {mutant.name for mutant in everything}
+    stale = [n for n in equivalent if n not in known or (n in tried and n not in found)]
+    for name in stale:
+        print(f'not equivalent: {name}')
+    bad = len([name for name in found if name not in equivalent])
+    print(
+        f'mutants: {len(chosen):,}, killed: {len(chosen) - len(found):,}, '
+        f'equivalent: {len(found) - bad}, survived: {bad} '
+        f'({(time.monotonic() - begin) / 60:.0f} min)'
+    )
+    return int(bool(bad or stale))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
