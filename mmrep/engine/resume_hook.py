@@ -111,6 +111,16 @@ def check_training(checkpoint: Any, source: str | Path) -> None:
                 f'{source} cannot be resumed, it holds no {".".join(keys)}: '
                 f'{_instead(source)}'
             )
+    weights = checkpoint.get('state_dict')
+    for key, average in checkpoint.get('ema_state_dict', {}).items():
+        # EMAHook puts the one in the place of the other.
+        name = key.removeprefix('module.')
+        if name != key and not (
+            _are_weights(weights)
+            and name in weights
+            and weights[name].shape == average.shape
+        ):
+            raise broken(source, 'ema_state_dict')
 
 
 @HOOKS.register_module()

@@ -79,6 +79,14 @@ BROKEN = {
     'kept': (holding(['../x'], *INFO, 'keep_ckpt_ids'), 'runtime_info'),
     'no optimizer': (without('optimizer'), 'holds no optimizer'),
     'optimizer': (holding(3, 'optimizer'), 'optimizer is broken'),
+    'average of others': (
+        holding(torch.ones(2), 'ema_state_dict', 'module.fc.other'),
+        'ema_state_dict',
+    ),
+    'average of another shape': (
+        holding(torch.ones(3), 'ema_state_dict', 'module.fc.bias'),
+        'ema_state_dict',
+    ),
     'average': (holding({'module.fc.bias': 3}, 'ema_state_dict'), 'ema_state_dict'),
 }
 
