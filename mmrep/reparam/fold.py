@@ -248,13 +248,14 @@ class LinearConv(NamedTuple):
             strict=True,
         ):
             offset, rest = divmod(start - first, apart)
+            taps_after, last = own - 1, size - 1
             # One tap alone may have any distance to the next.
             step = max(dilation // apart, 1)
             on_taps = rest == 0 and (own == 1 or dilation % apart == 0)
-            agrees &= on_taps and 0 <= offset < size - (own - 1) * step
+            agrees &= on_taps and 0 <= offset <= last - taps_after * step
             # 'SAME' moves an odd kernel and an even frame apart for other sizes.
-            parity = (dilation * (own - 1) - apart * (size - 1)) % 2
-            agrees &= not (parity and own > 1 and frame.moves_with_size)
+            uneven = dilation * taps_after % 2 != apart * last % 2
+            agrees &= not (uneven and own > 1 and frame.moves_with_size)
             places.append((offset, step))
         if not agrees:
             raise NotFoldableError(

@@ -550,11 +550,29 @@ def test_kernel_between_the_taps(branch):
 
 
 @pytest.mark.parametrize('size', [(7, 8), (8, 7)], ids=str)
-def test_a_smaller_kernel_of_the_same_parity(size):
-    """Under 'SAME' padding it moves with the frame."""
-    geometry = frame(kernel_size=5, stride=(2, 2), padding_mode='same')
-    small, large = (Conv2dAdaptivePadding(4, 4, k, stride=2) for k in (3, 5))
-    assert_folds({'small': small, 'large': large}, geometry, image(2, 4, *size))
+@pytest.mark.parametrize(
+    ('kernel_size', 'dilation', 'frame_size', 'fits'),
+    [
+        (3, 1, 5, True),
+        (2, 1, 4, True),
+        (2, 2, 5, True),
+        (3, 2, 5, True),
+        (1, 1, 4, True),
+        (2, 1, 5, False),
+        (3, 1, 4, False),
+        (2, 2, 4, False),
+    ],
+)
+def test_a_kernel_that_moves_with_the_frame(kernel_size, dilation, frame_size, fits, size):
+    """Under 'SAME' padding and a stride, by the parity of its extent."""
+    small = Conv2dAdaptivePadding(4, 4, kernel_size, 2, dilation=dilation)
+    branches = {'small': small, 'large': Conv2dAdaptivePadding(4, 4, frame_size, 2)}
+    geometry = frame(kernel_size=frame_size, stride=(2, 2), padding_mode='same')
+    if fits:
+        assert_folds(branches, geometry, image(2, 4, *size))
+    else:
+        with pytest.raises(NotFoldableError, match=r'^small: .* does not fit into'):
+            fold_branches(branches, geometry, size)
 
 
 def test_dilation_of_a_single_tap_does_not_matter():
