@@ -253,6 +253,7 @@ def test_nothing_folded_is_the_identity():
     assert (start.kernel_size, start.groups, start.start) == ((1, 1), 1, (0, 0))
     assert start.stride == start.dilation == (1, 1)
     assert start.is_pointwise
+    assert start.place_in(frame()) == ((1, 1), (1, 1))
     assert torch.equal(start.kernel(2), identity_kernel(4, 2, torch.float64))
     assert start._replace(device=torch.device('meta')).kernel(2).is_meta
 
@@ -550,6 +551,13 @@ def test_kernel_between_the_taps(branch):
 
 
 @pytest.mark.parametrize('size', [(7, 8), (8, 7)], ids=str)
+def test_an_even_extent_of_an_even_kernel(size):
+    small, large = (Conv2dAdaptivePadding(4, 4, k, 2, dilation=2) for k in (2, 4))
+    geometry = frame(kernel_size=4, stride=(2, 2), dilation=(2, 2), padding_mode='same')
+    assert_folds({'small': small, 'large': large}, geometry, image(2, 4, *size))
+
+
+@pytest.mark.parametrize('size', [(7, 8), (8, 7)], ids=str)
 @pytest.mark.parametrize(
     ('kernel_size', 'dilation', 'frame_size', 'fits'),
     [
@@ -747,17 +755,22 @@ def test_has_running_statistics(module, expected):
     assert has_running_statistics(module) is expected
 
 
-def test_a_layer_that_tracks_its_input_is_no_norm():
+@pytest.mark.parametrize('missing', ['running_mean', 'running_var', 'eps'])
+def test_a_layer_that_tracks_its_input_is_no_norm(missing):
     class Tracker(nn.Module):
         def __init__(self):
             super().__init__()
+            self.eps = 0.1
             self.register_buffer('running_mean', torch.zeros(2))
             self.register_buffer('running_var', torch.ones(2))
 
-    assert not has_running_statistics(Tracker())
+    tracker = Tracker()
+    assert has_running_statistics(tracker)
+    delattr(tracker, missing)
+    assert not has_running_statistics(tracker)
     register_fold(Tracker)(fold_norm)
     with pytest.raises(NotFoldableError, match='Tracker without running statistics'):
-        fold_branches({'branch': Tracker()}, frame(2))
+        fold_branches({'branch': tracker}, frame(2))
 
 
 def test_paddings_of_a_border_add_up():
