@@ -286,8 +286,7 @@ def norm_tensors(
 ) -> tuple[Tensor, Tensor, float, Tensor | None, Tensor | None]:
     """Mean, variance, eps, scale and shift of a norm with running statistics."""
     # Some have neither, and a pruned one has the weight of its last forward pass.
-    weight = getattr(norm, 'weight', None)
-    weight = None if weight is None else weight_in_eval_mode(norm)
+    weight = weight_in_eval_mode(norm) if hasattr(norm, 'weight') else None
     bias = getattr(norm, 'bias', None)
     return norm.running_mean, norm.running_var, norm.eps, weight, bias
 

@@ -32,6 +32,7 @@ from mmrep.reparam import (
     fold_norm,
     has_running_statistics,
     identity_kernel,
+    norm_tensors,
     register_fold,
     register_linear_conv,
 )
@@ -766,6 +767,7 @@ def test_a_layer_that_tracks_its_input_is_no_norm(missing):
 
     tracker = Tracker()
     assert has_running_statistics(tracker)
+    assert norm_tensors(tracker)[3:] == (None, None)
     delattr(tracker, missing)
     assert not has_running_statistics(tracker)
     register_fold(Tracker)(fold_norm)
