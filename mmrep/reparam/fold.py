@@ -371,7 +371,7 @@ register_linear_conv(nn.Conv2d)
 
 
 @register_fold(nn.GroupNorm, nn.LayerNorm, 'torchvision.ops.misc.FrozenBatchNorm2d')
-@register_fold(_BatchNorm, nn.SyncBatchNorm, _InstanceNorm, eval_only=True)
+@register_fold(_BatchNorm, nn.SyncBatchNorm, _InstanceNorm)
 @register_fold('mmcv.ops.sync_bn.SyncBatchNorm', eval_only=True)
 def fold_norm(norm: nn.Module, done: LinearConv) -> LinearConv:
     """Append a norm that is, in eval mode, what its running statistics say.

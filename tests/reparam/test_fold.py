@@ -15,6 +15,7 @@ from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from mmcv.cnn.bricks.drop import DropPath
 from mmcv.cnn.bricks.scale import LayerScale, Scale
+from mmcv.ops import SyncBatchNorm
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
@@ -661,7 +662,7 @@ def test_computes_as_folded(force):
     assert computes_as_folded(layer) is not mode_matters
     assert computes_as_folded(layer.eval())
     handle = layer.register_full_backward_hook(lambda *_: None)
-    assert not computes_as_folded(layer)
+    assert computes_as_folded(layer) is False
     handle.remove()
     assert computes_as_folded(layer)
 
@@ -801,10 +802,14 @@ def test_a_pruned_norm():
     assert_folds({'unit': unit}, frame())
 
 
-def test_a_norm_of_another_package_by_its_name():
+@pytest.mark.parametrize('kind', [FrozenBatchNorm2d, SyncBatchNorm])
+def test_a_norm_of_another_package_by_its_name(kind, monkeypatch):
     """One that is not imported before somebody uses it."""
-    unit = nn.Sequential(conv(3), FrozenBatchNorm2d(4))
+    # What mmcv's asks of the process group.
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda group: 1)
+    unit = nn.Sequential(conv(3), kind(4))
     assert_folds({'unit': unit}, frame())
+    assert computes_as_folded(unit[1].train()) is (kind is FrozenBatchNorm2d)
 
 
 @pytest.mark.parametrize(
