@@ -508,6 +508,8 @@ def test_refuses_a_forward_of_its_own_of_every_type(kind):
         ),
         ([nn.ZeroPad2d(-1), conv(3, padding=2)], 'padded to a map that is not the input'),
         ([nn.ZeroPad2d((0, 0, 1, -1)), conv(3)], 'padded to a map that is not the input'),
+        ([nn.ZeroPad2d((0, -1, 0, 0)), conv(3)], 'padded to a map that is not the input'),
+        ([nn.ZeroPad2d((0, 0, 0, -1)), conv(3)], 'padded to a map that is not the input'),
         ([conv(1, stride=2), conv(1, padding=1)], 'of stride 1 can stand before a padding'),
         ([nn.BatchNorm2d(4), nn.ZeroPad2d(1), conv(3, padding=0)], 'pads with zeros'),
         ([conv(1, bias=True), conv(3)], 'pads with zeros what a layer with a bias'),
