@@ -692,8 +692,9 @@ def test_computes_at_least_in_float32_and_in_what_is_asked_for():
     for dtype, result in [(None, torch.float32), (torch.float64, torch.float64)]:
         folded = fold_branches({'half': half}, frame(), dtype=dtype)
         assert [folded.weight.dtype, folded.bias.dtype] == [result] * 2
-    double = fold_branches({'double': conv(3).double()}, frame())
-    assert double.weight.dtype == torch.float64
+    for layer in (conv(3), nn.BatchNorm2d(4, affine=False)):
+        double = fold_branches({'double': layer.double()}, frame())
+        assert double.weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize('first', BRANCHES)
