@@ -248,13 +248,14 @@ class LinearConv(NamedTuple):
             strict=True,
         ):
             offset, rest = divmod(start - first, apart)
+            taps_after, last = own - 1, size - 1
             # One tap alone may have any distance to the next.
             step = max(dilation // apart, 1)
             on_taps = rest == 0 and (own == 1 or dilation % apart == 0)
-            agrees &= on_taps and 0 <= offset < size - (own - 1) * step
+            agrees &= on_taps and 0 <= offset <= last - taps_after * step
             # 'SAME' moves an odd kernel and an even frame apart for other sizes.
-            parity = (dilation * (own - 1) - apart * (size - 1)) % 2
-            agrees &= not (parity and own > 1 and frame.moves_with_size)
+            uneven = dilation * taps_after % 2 != apart * last % 2
+            agrees &= not (uneven and own > 1 and frame.moves_with_size)
             places.append((offset, step))
         if not agrees:
             raise NotFoldableError(
@@ -285,8 +286,7 @@ def norm_tensors(
 ) -> tuple[Tensor, Tensor, float, Tensor | None, Tensor | None]:
     """Mean, variance, eps, scale and shift of a norm with running statistics."""
     # Some have neither, and a pruned one has the weight of its last forward pass.
-    weight = getattr(norm, 'weight', None)
-    weight = None if weight is None else weight_in_eval_mode(norm)
+    weight = weight_in_eval_mode(norm) if hasattr(norm, 'weight') else None
     bias = getattr(norm, 'bias', None)
     return norm.running_mean, norm.running_var, norm.eps, weight, bias
 
@@ -371,7 +371,7 @@ register_linear_conv(nn.Conv2d)
 
 
 @register_fold(nn.GroupNorm, nn.LayerNorm, 'torchvision.ops.misc.FrozenBatchNorm2d')
-@register_fold(_BatchNorm, nn.SyncBatchNorm, _InstanceNorm, eval_only=True)
+@register_fold(_BatchNorm, nn.SyncBatchNorm, _InstanceNorm)
 @register_fold('mmcv.ops.sync_bn.SyncBatchNorm', eval_only=True)
 def fold_norm(norm: nn.Module, done: LinearConv) -> LinearConv:
     """Append a norm that is, in eval mode, what its running statistics say.

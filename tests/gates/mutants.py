@@ -174,7 +174,7 @@ def _names_something(node: ast.AST) -> bool:
     if isinstance(node, ast.Constant):
         return isinstance(node.value, str)
     name = getattr(node, 'attr', getattr(node, 'id', ''))
-    return name[:1].isupper()
+    return name.lstrip('_')[:1].isupper()
 
 
 def _edits(node: ast.AST, holder: dict | list, key: str | int) -> Iterator[ast.AST]:
@@ -250,8 +250,11 @@ def _edits_of_call(call: ast.Call) -> Iterator[ast.AST]:
     elif args and plain and name not in FIXED_CALLS:
         yield args[0]
     if len(args) > 1 and name not in FIXED_CALLS:
-        yield _with(call, args=args[:-1])
-        yield from (_with(call, args=rest) for rest in _swapped(args))
+        if all(map(_names_something, args)):
+            yield from (_with(call, args=rest) for rest in _without(args))
+        else:
+            yield _with(call, args=args[:-1])
+            yield from (_with(call, args=rest) for rest in _swapped(args))
     for word, rest in zip(keywords, _without(keywords), strict=True):
         if word.arg != 'strict':
             yield _with(call, keywords=rest)

@@ -23,6 +23,7 @@ EDITS = {
     'x = {a, b}': {'{a}', '{b}'},
     'x = a in (b, c)': {'a not in (b, c)', '(b,)', '(c,)'},
     'x = f(a, b, c=d)': {'a', 'f(a, c=d)', 'f(b, a, c=d)', 'f(a, b)'},
+    'x = f(A, B)': {'A', 'f(A)', 'f(B)'},
     'x = a.f(b)': {'a'},
     'x = min(a, b)': {'max'},
     'x = {a: b, c: d}': {'{a: b}', '{c: d}'},

@@ -15,6 +15,7 @@ from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from mmcv.cnn.bricks.drop import DropPath
 from mmcv.cnn.bricks.scale import LayerScale, Scale
+from mmcv.ops import SyncBatchNorm
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
@@ -32,6 +33,7 @@ from mmrep.reparam import (
     fold_norm,
     has_running_statistics,
     identity_kernel,
+    norm_tensors,
     register_fold,
     register_linear_conv,
 )
@@ -253,6 +255,7 @@ def test_nothing_folded_is_the_identity():
     assert (start.kernel_size, start.groups, start.start) == ((1, 1), 1, (0, 0))
     assert start.stride == start.dilation == (1, 1)
     assert start.is_pointwise
+    assert start.place_in(frame()) == ((1, 1), (1, 1))
     assert torch.equal(start.kernel(2), identity_kernel(4, 2, torch.float64))
     assert start._replace(device=torch.device('meta')).kernel(2).is_meta
 
@@ -505,6 +508,8 @@ def test_refuses_a_forward_of_its_own_of_every_type(kind):
         ),
         ([nn.ZeroPad2d(-1), conv(3, padding=2)], 'padded to a map that is not the input'),
         ([nn.ZeroPad2d((0, 0, 1, -1)), conv(3)], 'padded to a map that is not the input'),
+        ([nn.ZeroPad2d((0, -1, 0, 0)), conv(3)], 'padded to a map that is not the input'),
+        ([nn.ZeroPad2d((0, 0, 0, -1)), conv(3)], 'padded to a map that is not the input'),
         ([conv(1, stride=2), conv(1, padding=1)], 'of stride 1 can stand before a padding'),
         ([nn.BatchNorm2d(4), nn.ZeroPad2d(1), conv(3, padding=0)], 'pads with zeros'),
         ([conv(1, bias=True), conv(3)], 'pads with zeros what a layer with a bias'),
@@ -550,11 +555,36 @@ def test_kernel_between_the_taps(branch):
 
 
 @pytest.mark.parametrize('size', [(7, 8), (8, 7)], ids=str)
-def test_a_smaller_kernel_of_the_same_parity(size):
-    """Under 'SAME' padding it moves with the frame."""
-    geometry = frame(kernel_size=5, stride=(2, 2), padding_mode='same')
-    small, large = (Conv2dAdaptivePadding(4, 4, k, stride=2) for k in (3, 5))
+def test_an_even_extent_of_an_even_kernel(size):
+    small, large = (Conv2dAdaptivePadding(4, 4, k, 2, dilation=2) for k in (2, 4))
+    geometry = frame(kernel_size=4, stride=(2, 2), dilation=(2, 2), padding_mode='same')
     assert_folds({'small': small, 'large': large}, geometry, image(2, 4, *size))
+
+
+@pytest.mark.parametrize('size', [(7, 8), (8, 7)], ids=str)
+@pytest.mark.parametrize(
+    ('kernel_size', 'dilation', 'frame_size', 'fits'),
+    [
+        (3, 1, 5, True),
+        (2, 1, 4, True),
+        (2, 2, 5, True),
+        (3, 2, 5, True),
+        (1, 1, 4, True),
+        (2, 1, 5, False),
+        (3, 1, 4, False),
+        (2, 2, 4, False),
+    ],
+)
+def test_a_kernel_that_moves_with_the_frame(kernel_size, dilation, frame_size, fits, size):
+    """Under 'SAME' padding and a stride, by the parity of its extent."""
+    small = Conv2dAdaptivePadding(4, 4, kernel_size, 2, dilation=dilation)
+    branches = {'small': small, 'large': Conv2dAdaptivePadding(4, 4, frame_size, 2)}
+    geometry = frame(kernel_size=frame_size, stride=(2, 2), padding_mode='same')
+    if fits:
+        assert_folds(branches, geometry, image(2, 4, *size))
+    else:
+        with pytest.raises(NotFoldableError, match=r'^small: .* does not fit into'):
+            fold_branches(branches, geometry, size)
 
 
 def test_dilation_of_a_single_tap_does_not_matter():
@@ -634,7 +664,7 @@ def test_computes_as_folded(force):
     assert computes_as_folded(layer) is not mode_matters
     assert computes_as_folded(layer.eval())
     handle = layer.register_full_backward_hook(lambda *_: None)
-    assert not computes_as_folded(layer)
+    assert computes_as_folded(layer) is False
     handle.remove()
     assert computes_as_folded(layer)
 
@@ -662,8 +692,9 @@ def test_computes_at_least_in_float32_and_in_what_is_asked_for():
     for dtype, result in [(None, torch.float32), (torch.float64, torch.float64)]:
         folded = fold_branches({'half': half}, frame(), dtype=dtype)
         assert [folded.weight.dtype, folded.bias.dtype] == [result] * 2
-    double = fold_branches({'double': conv(3).double()}, frame())
-    assert double.weight.dtype == torch.float64
+    for layer in (conv(3), nn.BatchNorm2d(4, affine=False)):
+        double = fold_branches({'double': layer.double()}, frame())
+        assert double.weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize('first', BRANCHES)
@@ -729,17 +760,23 @@ def test_has_running_statistics(module, expected):
     assert has_running_statistics(module) is expected
 
 
-def test_a_layer_that_tracks_its_input_is_no_norm():
+@pytest.mark.parametrize('missing', ['running_mean', 'running_var', 'eps'])
+def test_a_layer_that_tracks_its_input_is_no_norm(missing):
     class Tracker(nn.Module):
         def __init__(self):
             super().__init__()
+            self.eps = 0.1
             self.register_buffer('running_mean', torch.zeros(2))
             self.register_buffer('running_var', torch.ones(2))
 
-    assert not has_running_statistics(Tracker())
+    tracker = Tracker()
+    assert has_running_statistics(tracker)
+    assert norm_tensors(tracker)[3:] == (None, None)
+    delattr(tracker, missing)
+    assert not has_running_statistics(tracker)
     register_fold(Tracker)(fold_norm)
     with pytest.raises(NotFoldableError, match='Tracker without running statistics'):
-        fold_branches({'branch': Tracker()}, frame(2))
+        fold_branches({'branch': tracker}, frame(2))
 
 
 def test_paddings_of_a_border_add_up():
@@ -768,10 +805,14 @@ def test_a_pruned_norm():
     assert_folds({'unit': unit}, frame())
 
 
-def test_a_norm_of_another_package_by_its_name():
+@pytest.mark.parametrize('kind', [FrozenBatchNorm2d, SyncBatchNorm])
+def test_a_norm_of_another_package_by_its_name(kind, monkeypatch):
     """One that is not imported before somebody uses it."""
-    unit = nn.Sequential(conv(3), FrozenBatchNorm2d(4))
+    # What mmcv's asks of the process group.
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda group: 1)
+    unit = nn.Sequential(conv(3), kind(4))
     assert_folds({'unit': unit}, frame())
+    assert computes_as_folded(unit[1].train()) is (kind is FrozenBatchNorm2d)
 
 
 @pytest.mark.parametrize(
