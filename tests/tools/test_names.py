@@ -98,7 +98,6 @@ def test_pair_of_a_name_that_is_no_text(classifier, tmp_path, call):
 
 #: Names, relative to an empty folder, and what is said of them.
 BAD_NAMES = [
-    ('', 'is no name of a file to write: give one'),
     ('a{suffix}/', 'is the name of a folder: give the name of a file'),
     ('folder{suffix}', 'is a folder: give the name of a file'),
     ('pipe{suffix}', 'is a device or a pipe: give the name of a file'),
