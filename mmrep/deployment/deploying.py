@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os.path import expanduser
+from os.path import expanduser, isfile
 from pathlib import Path
 
 from mmengine.config import Config
@@ -100,7 +100,7 @@ def deploy_checkpoint(
     with ThreadPoolExecutor(1) as beside:
         # It takes a second for half a gigabyte, of which Python waits for none. That there
         # is no such file is for the reader to say.
-        is_file = Path(checkpoint).is_file()
+        is_file = isfile(checkpoint)
         digest = beside.submit(sha256_of, checkpoint) if is_file else None
         model, report, verification, meta = _fuse(
             config, deployed_config, checkpoint, shape, rtol, seed

@@ -40,7 +40,14 @@ from .onnx_tracing import trace
 from .onnx_verification import Reference, verify
 from .pair import check_pair
 from .running import fuse, run_form, seeded_input
-from .verification import check_rtol, observe_blocks, verify_blocks
+from .verification import (
+    changes_of,
+    check_dependence,
+    check_outputs,
+    check_rtol,
+    observe_blocks,
+    verify_blocks,
+)
 
 #: The inputs that are compared: images, and rows and columns more than asked for.
 _FIXED = ((1, 0, 0), (1, 0, 0), (1, 0, 0))
@@ -212,6 +219,10 @@ def _references(
         raise UserError(
             'the model returns no tensor, or empty ones: there is nothing to export'
         )
+    first, *others = (reference.outputs for reference in references)
+    check_outputs(first, form)
+    for other in others:
+        check_dependence(changes_of(first, other))
     if dynamic and len(references) == 1:
         raise UserError(
             f'the model takes no other size than {height}x{width}: leave --dynamic out'

@@ -1,7 +1,9 @@
 """Verify that a deploy form is the function that its train form is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,6 +21,7 @@ from mmrep.reparam import (
     compare_named,
     compare_tensors,
     flatten_outputs,
+    map_tensors,
     seen_inputs,
 )
 
@@ -62,7 +65,7 @@ class Verification:
         dependence: How much each output changes for another input, as relative L2; one
             that hardly depends on the input shows little of the network before it.
         sensitivity: Of the outputs that differ by more than was allowed, though every
-            block is right: what they change by for rounding noise in the input.
+            block is right: what they change by for noise of the size of rounding.
     """
 
     outputs: Mapping[str, Difference]
@@ -91,7 +94,7 @@ class Verification:
         """What a user should know of the outputs, a sentence each."""
         return [
             *(
-                f'{name} is ill-conditioned: rounding noise in the input changes it by '
+                f'{name} is ill-conditioned: noise of the size of rounding changes it by '
                 f'{change:.1g}, so that its difference tells nothing; every block is right'
                 for name, change in self.sensitivity.items()
             ),
@@ -125,6 +128,16 @@ def observe(model: nn.Module, shape: tuple[int, ...], seed: int) -> TrainForm:
         with seen_inputs(model) as seen:
             outputs = _run(model, x, 'train')
         blocks = observe_blocks(model, seen, seed)
+    check_outputs(outputs, 'train')
+    return TrainForm(x, seed, outputs, blocks)
+
+
+def check_outputs(outputs: Mapping[str, Tensor], form: str) -> None:
+    """Refuse outputs of a form that prove nothing.
+
+    Raises:
+        VerificationError: If one is not finite or zero everywhere; names it.
+    """
     for name, output in outputs.items():
         if not output.isfinite().all():
             problem = 'is not finite'
@@ -133,10 +146,9 @@ def observe(model: nn.Module, shape: tuple[int, ...], seed: int) -> TrainForm:
         else:
             continue
         raise VerificationError(
-            f'{name} of the train form {problem}: nothing was written; look at the weights '
-            'of the checkpoint, or try another --shape'
+            f'{name} of the {form} form {problem}: nothing was written; look at the '
+            'weights of the checkpoint, or try another --shape'
         )
-    return TrainForm(x, seed, outputs, blocks)
 
 
 def observe_blocks(
@@ -147,7 +159,7 @@ def observe_blocks(
     Raises:
         VerificationError: If a block cannot be; names it.
     """
-    return _compared(block_references, model, seen, seed)
+    return _compared('train form', block_references, model, seen, seed)
 
 
 def verify_blocks(
@@ -158,7 +170,7 @@ def verify_blocks(
     Raises:
         VerificationError: If one is not :meth:`~mmrep.reparam.BlockDifference.is_within`.
     """
-    blocks = _compared(compare_blocks, references, deployed)
+    blocks = _compared('deploy form', compare_blocks, references, deployed)
     for name, difference in blocks.items():
         if not difference.is_within(rtol):
             raise VerificationError(
@@ -172,9 +184,9 @@ def verify_blocks(
 def verify(train: TrainForm, deployed: nn.Module, rtol: float) -> Verification:
     """Compare a deploy form with its train form: block by block, then the outputs.
 
-    An output may differ by more than ``rtol`` where every block is right and rounding
-    noise in the input changes it by as much: the network amplifies rounding, and the
-    blocks decide.
+    An output may differ by more than ``rtol`` where every block is right and noise of the
+    size of rounding, in the input and in the output of each block, changes it by as much:
+    the network amplifies rounding, and the blocks decide.
 
     Args:
         train: What :func:`observe` saw.
@@ -188,25 +200,21 @@ def verify(train: TrainForm, deployed: nn.Module, rtol: float) -> Verification:
     """
     blocks = verify_blocks(train.blocks, deployed, rtol)
     outputs, again = (_run(deployed, train.x, 'deploy') for _ in range(2))
-    differences = _compared(compare_named, train.outputs, outputs)
+    differences = _compared('deploy form', compare_named, train.outputs, outputs)
+    check_outputs(outputs, 'deploy')
     check_differences(
-        _compared(compare_named, outputs, again),
+        _compared('deploy form', compare_named, outputs, again),
         rtol,
         'apart in two runs of the deploy form on one input',
         'turn off what is random in it, as dropout or sampling',
     )
     other = seeded_input(tuple(train.x.shape), train.seed + 1)
-    dependence = _changes(outputs, _run(deployed, other, 'deploy'))
-    if not any(dependence.values()):
-        raise VerificationError(
-            'no output depends on the input, so that none proves anything: nothing was '
-            'written; look at the weights of the checkpoint'
-        )
+    dependence = changes_of(outputs, _run(deployed, other, 'deploy'))
+    check_dependence(dependence)
     beyond = {name: d for name, d in differences.items() if not d.rel_l2 <= rtol}
     sensitivity = {}
     if beyond:
-        noise = _NOISE * seeded_input(tuple(train.x.shape), train.seed + 2)
-        changes = _changes(outputs, _run(deployed, train.x + noise, 'deploy'))
+        changes = _changes_by_noise(deployed, train, blocks, outputs)
         sensitivity = {
             name: changes[name]
             for name, difference in beyond.items()
@@ -236,20 +244,86 @@ def _run(model: nn.Module, x: Tensor, form: str) -> dict[str, Tensor]:
     return outputs | (flatten_outputs(features[0], 'backbone') if features else {})
 
 
-def _compared(compare: Callable[..., T], *forms: Any) -> T:
-    """What a comparison finds; forms that cannot be compared are not verified."""
+def check_dependence(dependence: Mapping[str, float]) -> None:
+    """Refuse outputs of which none depends on the input.
+
+    Args:
+        dependence: How much each changes for another input.
+
+    Raises:
+        VerificationError: If none changes.
+    """
+    if not any(dependence.values()):
+        raise VerificationError(
+            'no output depends on the input, so that none proves anything: nothing was '
+            'written; look at the weights of the checkpoint'
+        )
+
+
+def _compared(form: str, compare: Callable[..., T], *forms: Any) -> T:
+    """What a comparison finds; what cannot be compared is not verified."""
     try:
         return compare(*forms)
     except ValueError as error:
-        raise VerificationError(f'the two forms cannot be verified: {error}') from error
+        raise VerificationError(
+            f'the {form} cannot be verified: {error}; nothing was written'
+        ) from error
 
 
-def _changes(
+@contextmanager
+def _noise_in(
+    model: nn.Module, blocks: Mapping[str, BlockDifference], seed: int
+) -> Iterator[None]:
+    """What rounding may do: each block's output gets noise of its size.
+
+    That is a few times the precision of float32, or what the branches lost by rounding.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def disturb(name: str, outputs: Any) -> Any:
+        lost = blocks[name].branches_seen or 0.0
+        factor = max(8 * torch.finfo(torch.float32).eps, 2 * lost)
+        return map_tensors(
+            outputs,
+            lambda y: y + factor * y * torch.randn(y.shape, generator=generator).to(y),
+        )
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda *args, name=name: disturb(name, args[-1])
+        )
+        for name in blocks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _changes_by_noise(
+    deployed: nn.Module,
+    train: TrainForm,
+    blocks: Mapping[str, BlockDifference],
+    outputs: Mapping[str, Tensor],
+) -> dict[str, float]:
+    """How much noise of the size of rounding changes each output; the larger of two."""
+    changes = []
+    for seed in (train.seed + 2, train.seed + 3):
+        noise = _NOISE * seeded_input(tuple(train.x.shape), seed)
+        with _noise_in(deployed, blocks, seed):
+            changes.append(changes_of(outputs, _run(deployed, train.x + noise, 'deploy')))
+    return {name: max(change[name] for change in changes) for name in changes[0]}
+
+
+def changes_of(
     outputs: Mapping[str, Tensor], others: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """How much each real output changes, relative to itself."""
+    """How much each output changes, relative to itself; one of another shape, wholly."""
     return {
         name: compare_tensors(output, others[name]).rel_l2
+        if name in others and others[name].shape == output.shape
+        else inf
         for name, output in outputs.items()
-        if output.is_floating_point()
+        if output.numel()
     }

@@ -7,6 +7,7 @@ from .block_verification import (
     block_references,
     compare_block,
     compare_blocks,
+    map_tensors,
     seen_inputs,
     verifiable_blocks,
 )
@@ -96,6 +97,7 @@ __all__ = [
     'identity_kernel',
     'is_watched',
     'linear_conv_type',
+    'map_tensors',
     'merge_convs',
     'norm_tensors',
     'one_conv_kernel',

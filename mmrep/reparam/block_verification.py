@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .deploy import reparam_blocks
-from .equivalence import flatten_outputs
-from .geometry import ConvGeometry, NotFoldableError, conv_geometry
+from .equivalence import cannot_compare, flatten_outputs
+from .geometry import ConvGeometry, NotFoldableError, Size, conv_geometry
 
 #: Pixels of a seeded input, at least, and how many a kernel leaves free in it.
 _PIXELS, _FREE = 8, 4
@@ -25,6 +25,13 @@ _PIXELS, _FREE = 8, 4
 #: Errors of a channel count relative to its own response, or to this part of the mean
 #: one: a response that is zero on paper is rounding noise in the computer.
 _FLOOR = 1e-6
+
+#: What float64 cannot tell from the bias that was subtracted.
+_LOST = 1e-10
+
+#: What a block adds to its input counts down to this part of its output: the rounding of
+#: an identity that is folded into a float32 kernel is 1e-5 of that.
+_IDENTITY = 6e-3
 
 
 @dataclass(frozen=True)
@@ -75,20 +82,37 @@ class _Responses(NamedTuple):
     seen: Tensor | None
 
 
+def map_tensors(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested values with ``change(x)`` for every tensor of real numbers."""
+    if _is_real(values):
+        return change(values)
+    if isinstance(values, Mapping):
+        return {key: map_tensors(value, change) for key, value in values.items()}
+    if isinstance(values, tuple | list):
+        changed = [map_tensors(value, change) for value in values]
+        # A named tuple takes its fields one by one.
+        return (
+            type(values)(*changed) if hasattr(values, '_fields') else type(values)(changed)
+        )
+    return values
+
+
 class Call(NamedTuple):
     """The arguments of a module."""
 
     args: tuple
     kwargs: Mapping[str, Any]
 
+    @property
+    def size(self) -> Size:
+        """Rows and columns of the first argument, which is the map."""
+        first, *_ = (*self.args, *self.kwargs.values())
+        return tuple(first.shape[2:])
+
     def map(self, change: Callable[[Tensor], Tensor]) -> 'Call':
         """A call with other tensors in the place of the real ones."""
 
-        def changed(value: Any) -> Any:
-            return change(value) if _is_real(value) else value
-
-        kwargs = {name: changed(value) for name, value in self.kwargs.items()}
-        return Call(tuple(map(changed, self.args)), kwargs)
+        return Call(*map_tensors(tuple(self), change))
 
 
 class _Inputs(NamedTuple):
@@ -106,6 +130,10 @@ class BlockReference(NamedTuple):
     responses: _Responses
     exact: Tensor | None
     by_channel: bool
+
+
+class _PlainUnit(nn.Sequential):
+    """A conv and its norm, or what they are fused to."""
 
 
 class _Linear(nn.Module):
@@ -129,11 +157,14 @@ def verifiable_blocks(model: nn.Module) -> dict[str, nn.Module]:
     for name, block in reparam_blocks(model).items():
         # Outer ones come first.
         if not any(name.startswith(f'{outer}.') for outer in blocks):
-            blocks[name] = _Linear(block) if hasattr(block, 'check_foldable') else block
+            own = all(
+                hasattr(block, part) for part in ('check_foldable', 'linear', 'frame')
+            )
+            blocks[name] = _Linear(block) if own else block
     for owner, module in model.named_modules():
         if callable(getattr(module, 'plain_units', None)):
             for name, layers in module.plain_units().items():
-                blocks[f'{owner}.{name}'.lstrip('.')] = nn.Sequential(*layers)
+                blocks[f'{owner}.{name}'.lstrip('.')] = _PlainUnit(*layers)
     return blocks
 
 
@@ -177,22 +208,39 @@ def block_references(
 
     Raises:
         ValueError: If a block of another package got no input, so that nothing is known
-            of what it takes, or if an output is not finite; names the block.
+            of what it takes, if one cannot compute in float64, or if an output is not
+            finite; names the block.
     """
     references = {}
     blocks = verifiable_blocks(model)
     # As they were called, so that the first of many wrong ones is named.
     for name in dict.fromkeys([*seen, *blocks]):
-        block = blocks[name]
-        frame = _frame(block)
-        inputs = _inputs(block, frame, seen.get(name), seed, name)
-        by_channel = frame is not None
-        responses = _respond(block, inputs, by_channel)
-        if not all(r.isfinite().all() for r in responses if r is not None):
-            raise ValueError(f'the output of {name} is not finite')
-        exact = None if inputs.seen is None else _in_float64(block, inputs.seen)
-        references[name] = BlockReference(inputs, responses, exact, by_channel)
+        with _naming(name):
+            references[name] = _reference(blocks[name], seen.get(name), seed)
     return references
+
+
+def _reference(block: nn.Module, seen: Call | None, seed: int) -> BlockReference:
+    frame = _frame(block)
+    inputs = _inputs(block, frame, seen, seed)
+    by_channel = frame is not None
+    # Before the responses, which end in the block's own dtype.
+    exact = None if seen is None else _in_float64(block, seen)
+    responses = _respond(block, inputs, by_channel)
+    if not all(response.isfinite().all() for response in responses if response is not None):
+        raise ValueError('its output is not finite')
+    return BlockReference(inputs, responses, exact, by_channel)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Name the block in what goes wrong with it, which may be anything."""
+    try:
+        yield
+    except Exception as error:
+        kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+        line = str(error).partition('\n')[0]
+        raise ValueError(f'{name or "the block"}: {kind}{line}') from error
 
 
 @torch.no_grad()
@@ -209,12 +257,20 @@ def compare_block(reference: BlockReference, block: nn.Module) -> BlockDifferenc
     inputs, expected, exact, by_channel = reference
     actual = _respond(block, inputs, by_channel)
     varying = expected.seeded - expected.zeros
-    kernel = _error(varying, actual.seeded - actual.zeros, varying, by_channel)
-    bias = _error(expected.zeros, actual.zeros, varying, by_channel)
+    # What float64 leaves of a kernel beside a bias.
+    least = max(_FLOOR * _size_of(varying), _LOST * _size_of(expected.zeros))
+    kernel = _error(
+        varying,
+        actual.seeded - actual.zeros,
+        least,
+        by_channel,
+        _added(inputs, varying, by_channel),
+    )
+    bias = _error(expected.zeros, actual.zeros, _FLOOR * _size_of(varying), by_channel)
     if exact is None:
         return BlockDifference(kernel, bias)
     outputs = (output.double() for output in (actual.seen, expected.seen))
-    return BlockDifference(kernel, bias, *(_error(exact, y, varying) for y in outputs))
+    return BlockDifference(kernel, bias, *(_error(exact, y, least) for y in outputs))
 
 
 def compare_blocks(
@@ -228,7 +284,11 @@ def compare_blocks(
     blocks = verifiable_blocks(model)
     if missing := references.keys() - blocks.keys():
         raise ValueError(f'the deploy form has no {min(missing)}')
-    return {name: compare_block(r, blocks[name]) for name, r in references.items()}
+    differences = {}
+    for name, reference in references.items():
+        with _naming(name):
+            differences[name] = compare_block(reference, blocks[name])
+    return differences
 
 
 def _frame(block: nn.Module) -> ConvGeometry | None:
@@ -236,7 +296,7 @@ def _frame(block: nn.Module) -> ConvGeometry | None:
     if isinstance(block, _Linear):
         return block.block.frame
     try:
-        return conv_geometry(block[0]) if isinstance(block, nn.Sequential) else None
+        return conv_geometry(block[0]) if isinstance(block, _PlainUnit) else None
     except NotFoldableError:
         return None
 
@@ -246,7 +306,6 @@ def _inputs(
     frame: ConvGeometry | None,
     seen: Call | None,
     seed: int,
-    name: str,
 ) -> _Inputs:
     generator = torch.Generator().manual_seed(seed)
     tensors = [*block.parameters(), *block.buffers()]
@@ -257,7 +316,7 @@ def _inputs(
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device)
 
     if seen is None and (frame is None or frame.moves_with_size):
-        raise ValueError(f'the input does not reach {name}, which needs one')
+        raise ValueError('the input does not reach it, and it needs one')
     if frame is None:
         seeded = seen.map(lambda tensor: draw(tensor.shape))
     else:
@@ -270,15 +329,16 @@ def _is_real(value: Any) -> bool:
 
 
 def _size(frame: ConvGeometry, seen: Call | None) -> list[int]:
-    """Rows and columns that every tap of a kernel meets."""
+    """Rows and columns in which every tap of a kernel meets pixels of the input."""
     sizes = []
-    for axis, (taps, apart, stride) in enumerate(
-        zip(frame.kernel_size, frame.dilation, frame.stride, strict=True)
+    for axis, (taps, apart, stride, padding) in enumerate(
+        zip(frame.kernel_size, frame.dilation, frame.stride, frame.padding, strict=True)
     ):
-        size = max(_PIXELS, apart * (taps - 1) + 1 + _FREE)
+        # Mirrored are fewer pixels than there are.
+        size = max(_PIXELS, apart * (taps - 1) + 1 + max(_FREE, stride), padding + 1)
         if frame.moves_with_size:
             # The kernel is fused for the padding of such sizes alone.
-            size += (seen.args[0].shape[2 + axis] - size) % stride
+            size += (seen.size[axis] - size) % stride
         sizes.append(size)
     return sizes
 
@@ -304,7 +364,18 @@ def _in_float64(block: nn.Module, call: Call) -> Tensor:
         if tensor.is_floating_point()
     }
     args, kwargs = call.map(lambda tensor: tensor.to(torch.float64, copy=True))
-    return _joined(functional_call(block, wide, args, kwargs))
+    # Those that pruning and old-style norms of weights set in every forward.
+    attributes = [
+        (module, name, value)
+        for module in block.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+    ]
+    try:
+        return _joined(functional_call(block, wide, args, kwargs))
+    finally:
+        for module, name, value in attributes:
+            vars(module)[name] = value
 
 
 def _joined(outputs: Any) -> Tensor:
@@ -317,24 +388,49 @@ def _joined(outputs: Any) -> Tensor:
     return torch.cat(tensors)
 
 
+def _added(inputs: _Inputs, varying: Tensor, by_channel: bool) -> Tensor | None:
+    """What a block adds to its input, if it may be one that adds to it.
+
+    The identity hides a small branch. Of a block of ours, the identity is in the kernel.
+    """
+    tensors = [a for a in inputs.seeded.args if _is_real(a)]
+    if by_channel or len(tensors) != 1 or tensors[0].shape != varying.shape:
+        return None
+    return varying - tensors[0]
+
+
+def _size_of(tensor: Tensor) -> float:
+    """The root of the mean square."""
+    return tensor.square().mean().sqrt().item()
+
+
 def _error(
-    reference: Tensor, output: Tensor, scale: Tensor, by_channel: bool = False
+    reference: Tensor,
+    output: Tensor,
+    least: float,
+    by_channel: bool = False,
+    added: Tensor | None = None,
 ) -> float:
     """``|y - y_ref| / |y_ref|``, of the worst channel (dimension 1) or of all together.
 
-    Where ``|y_ref|`` is next to nothing beside ``scale``, a part of that takes its place.
+    Args:
+        reference, output: The two.
+        least: The least that ``|y_ref|``, as root of the mean square, counts for.
+        by_channel: Whether each channel counts by itself.
+        added: What takes the place of ``y_ref`` if it is smaller, down to a part of it at
+            which an identity in a kernel would be rounding noise.
     """
     if reference.shape != output.shape:
-        raise ValueError(
-            f'outputs of shape {tuple(reference.shape)} and {tuple(output.shape)} cannot '
-            'be compared'
-        )
+        raise ValueError(cannot_compare(reference, output))
 
     def sizes(tensor: Tensor) -> Tensor:
         rows = tensor.transpose(0, 1).flatten(1) if by_channel else tensor.reshape(1, -1)
         return rows.square().mean(1).sqrt()
 
-    size = sizes(reference).clamp(min=_FLOOR * scale.square().mean().sqrt().item())
+    size = sizes(reference)
+    if added is not None:
+        size = torch.minimum(size, sizes(added).clamp(min=_IDENTITY * size.item()))
+    size = size.clamp(min=least)
     error = sizes(output - reference)
     error = torch.where(error == 0, 0.0, error / size).max().item()
     return inf if isnan(error) else error

@@ -25,6 +25,12 @@ class Difference:
     argmax_agreement: float
 
 
+def cannot_compare(reference: Tensor, output: Tensor) -> str:
+    """That two tensors of different shapes cannot be compared."""
+    shapes = f'{tuple(reference.shape)} and {tuple(output.shape)}'
+    return f'outputs of shape {shapes} cannot be compared'
+
+
 def compare_tensors(reference: Tensor, output: Tensor) -> Difference:
     """Compare two tensors of one shape ``(N, C, ...)`` as numbers, in float64.
 
@@ -36,10 +42,7 @@ def compare_tensors(reference: Tensor, output: Tensor) -> Difference:
         ValueError: If the shapes differ, or a tensor is complex.
     """
     if reference.shape != output.shape:
-        raise ValueError(
-            f'outputs of shape {tuple(reference.shape)} and {tuple(output.shape)} cannot '
-            'be compared'
-        )
+        raise ValueError(cannot_compare(reference, output))
     if reference.is_complex() or output.is_complex():
         raise ValueError('complex outputs cannot be compared')
     if not reference.numel():

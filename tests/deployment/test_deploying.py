@@ -277,7 +277,7 @@ class TestRefusals:
         state = project.model.state_dict()
         state['backbone.stage_1.0.branch_3x3.conv.weight'][0, 0, 0, 0] = value
         project.save(state)
-        says = 'the output of backbone.stage_1.0 is not finite'
+        says = 'backbone.stage_1.0: its output is not finite'
         self.refused(project, VerificationError, says)
 
     def test_wrong_fuse_of_another_package(self, tmp_path):

@@ -110,6 +110,7 @@ def networks() -> Iterator[None]:
             return None
 
     made = [
+        Network,
         PyramidNetwork,
         FlattenNetwork,
         MeanNetwork,
@@ -418,6 +419,19 @@ class TestRefusals:
         project = Project(tmp_path, REPVGG)
         project.refuse('more than 1e-12', error=VerificationError, rtol=1e-12)
         project.refuse('a number between 0 and 1', rtol=float('nan'))
+
+    @pytest.mark.parametrize(
+        ('scale', 'says'), [(0, 'is zero everywhere'), (float('nan'), 'is not finite')]
+    )
+    def test_outputs_that_prove_nothing(self, tmp_path, monkeypatch, scale, says):
+        monkeypatch.setattr(Network, 'head', lambda self, x: scale * x, raising=False)
+        project = Project(tmp_path, dict(type='Network'))
+        project.refuse(f'output of the train form {says}', error=VerificationError)
+
+    def test_outputs_that_do_not_depend_on_the_input(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Network, 'head', lambda self, x: 0 * x + 1, raising=False)
+        project = Project(tmp_path, dict(type='Network'))
+        project.refuse('no output depends on the input', error=VerificationError)
 
     def test_a_block_that_is_fused_wrong(self, tmp_path, monkeypatch):
         """By less than the outputs would tell."""

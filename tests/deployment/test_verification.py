@@ -135,6 +135,14 @@ class TestRefused:
         says = '^output is .* from the train form.*every block is right'
         self.refused(says, classifier(), shift)
 
+    @pytest.mark.parametrize('problem', ['zero everywhere', 'not finite'])
+    def test_deploy_form(self, problem):
+        def spoil(model: nn.Module) -> None:
+            model.head.fc.weight *= 0 if 'zero' in problem else float('nan')
+            model.head.fc.bias *= 0
+
+        self.refused(f'^output of the deploy form is {problem}', classifier(), spoil)
+
     def test_features(self):
         """The head does not see all that the backbone gives."""
         model = classifier()
@@ -166,7 +174,30 @@ class Chaotic(nn.Module):
         return x
 
 
+class Cancelling(nn.Module):
+    """A block whose branches lose what float32 has by cancelling each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = randomise(RepVGGBlock(3, 8, act_cfg=None))
+        with torch.no_grad():
+            first, second, *_ = self.block.branches().values()
+            second.conv.weight.copy_(-1e6 * first.conv.weight[:, :, 1:2, 1:2])
+            first.conv.weight[:, :, 1:2, 1:2] *= 1e6
+            for norm in (first.norm, second.norm):
+                norm.load_state_dict(randomise(nn.BatchNorm2d(8)).state_dict())
+            first.norm.bias.sub_(0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
 class TestIllConditioned:
+    def test_the_branches_lose_their_digits(self):
+        found = compare(Cancelling().eval())
+        error = found.outputs['output'].rel_l2
+        assert RTOL < error <= found.sensitivity['output']
+
     def test_the_blocks_decide(self):
         found = compare(Chaotic(times=20).eval())
         error = found.outputs['output'].rel_l2
@@ -192,6 +223,24 @@ class TestIllConditioned:
 
         with pytest.raises(VerificationError, match=r'^block is .* from its branches'):
             compare(Chaotic(times=20).eval(), scale)
+
+
+class Classes(nn.Module):
+    """A map of classes, and the places of those above the mean, as many as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = randomise(RepVGGBlock(3, 4))
+
+    def forward(self, x: Tensor) -> dict:
+        y = self.block(x)
+        return dict(classes=y.argmax(1), places=(y > y.mean()).nonzero(), none=y[:0])
+
+
+def test_outputs_that_are_no_real_numbers():
+    found = compare(Classes().eval())
+    assert found.dependence.keys() == {'output[classes]', 'output[places]'}
+    assert found.remarks() == []
 
 
 def test_reference_is_branch_by_branch():

@@ -8,6 +8,7 @@ import torch
 from laws import assert_same, image, randomise
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from mmrep.deployment import build_model, enter_scope
 from mmrep.models.backbones import DBBResNet, RepVGG
@@ -216,7 +217,7 @@ class TestForeignBlocks:
 
     def test_nothing_is_known_of_what_it_takes(self):
         model = Owner(Foreign())
-        with pytest.raises(ValueError, match='the input does not reach block'):
+        with pytest.raises(ValueError, match=r'^block: the input does not reach it'):
             block_references(model, {})
 
     def test_no_tensor(self, monkeypatch):
@@ -297,5 +298,119 @@ class TestBlocks:
         model = nn.Sequential(*(RepVGGBlock(4, 4) for _ in range(3)))
         with torch.no_grad():
             model[1].branch_3x3.conv.weight[0] = float('nan')
-        with pytest.raises(ValueError, match='the output of 1 is not finite'):
+        with pytest.raises(ValueError, match=r'^1: its output is not finite'):
             observe(model, 1, 4, 6, 6)
+
+
+class Sum(nn.Module):
+    """A foreign block of a list of maps, whose switch may be wrong by a factor."""
+
+    def __init__(self, wrong: float = 1.0) -> None:
+        super().__init__()
+        self.wrong = wrong
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return self.conv(maps[0] + maps[1])
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        self.conv.weight *= self.wrong
+
+
+class Small(Sum):
+    """Adds next to nothing to its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1e-5 * self.conv(x)
+
+
+class Listing(nn.Module):
+    """Gives its block a list."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block([x, x])
+
+
+class TestHardCases:
+    @pytest.mark.parametrize(('wrong', 'right'), [(1.0, True), (1.01, False)])
+    @pytest.mark.parametrize(
+        'make',
+        [lambda wrong: Listing(Sum(wrong)), lambda wrong: nn.Sequential(Small(wrong))],
+    )
+    def test_foreign_block(self, make, wrong, right):
+        model = randomise(make(wrong))
+        references = observe(model, 1, 4, 6, 6)
+        switch_to_deploy(model)
+        (difference,) = compare_blocks(references, model).values()
+        assert difference.is_within(RTOL) is right
+
+    @pytest.mark.parametrize('stride', [8, 16])
+    def test_large_stride(self, stride):
+        """The first place of the kernel has its first row in the padding."""
+        block = randomise(RepVGGBlock(3, 4, stride=stride))
+        references = observe(block, 1, 3, stride, stride)
+        block.switch_to_deploy()
+        assert compare_blocks(references, block)[''].is_within(RTOL)
+        with torch.no_grad():
+            block.branch_reparam.weight[:, :, 0] = 0
+        assert not compare_blocks(references, block)[''].is_within(RTOL)
+
+    @pytest.mark.parametrize('gamma', [1e-9, 1e-13, 1e-17, 0.0])
+    def test_dead_block_with_a_bias(self, gamma):
+        block = randomise(RepVGGBlock(4, 4)).double()
+        with torch.no_grad():
+            for norm in block.last_norms():
+                norm.weight.fill_(gamma)
+        block.float()
+        references = observe(block, 1, 4, 6, 6)
+        block.switch_to_deploy()
+        assert compare_blocks(references, block)[''].is_within(RTOL)
+
+    def test_pruned_foreign_weight_keeps_its_dtype(self):
+        model = nn.Sequential(Small())
+        prune.l1_unstructured(model[0].conv, 'weight', 0.5)
+        observe(model, 1, 4, 6, 6)
+        block_references(model, {'0': Call((torch.ones(1, 4, 2, 2),), {})})
+        assert model[0].conv.weight.dtype is torch.float32
+
+    def test_foreign_block_with_a_check(self):
+        """It is none of ours for that."""
+        model = nn.Sequential(randomise(Small()))
+        model[0].check_foldable = lambda: None
+        references = observe(model, 1, 4, 6, 6)
+        assert compare_blocks(references, model)['0'].is_within(RTOL)
+
+    def test_same_padding_by_keyword(self):
+        class Keyword(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                conv_cfg = dict(type='Conv2dAdaptivePadding')
+                self.block = randomise(RepVGGBlock(4, 4, stride=2, conv_cfg=conv_cfg))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.block(x=x)
+
+        model = Keyword()
+        references = observe(model, 1, 4, 9, 9)
+        switch_to_deploy(model)
+        assert compare_blocks(references, model)['block'].is_within(RTOL)
+
+    @pytest.mark.parametrize('mode', ['reflect', 'circular'])
+    def test_more_padding_than_a_small_map_has(self, mode):
+        block = randomise(RepVGGBlock(4, 4, padding=9, padding_mode=mode))
+        references = observe(block, 1, 4, 32, 32)
+        block.switch_to_deploy()
+        assert compare_blocks(references, block)[''].is_within(RTOL)
+
+    def test_what_has_no_float64(self):
+        model = nn.Sequential(Small())
+        constant = torch.ones(4, 4, 1, 1)
+        model[0].forward = lambda x: nn.functional.conv2d(x, constant)
+        with pytest.raises(ValueError, match=r'^0: RuntimeError: ') as info:
+            observe(model, 1, 4, 6, 6)
+        assert '\n' not in str(info.value)

@@ -221,7 +221,7 @@ class TestWrongInput:
         whole['state_dict']['backbone.stem.branch_1x1.norm.bias'][0] = float('nan')
         checkpoint = tmp_path / 'nan.pth'
         torch.save(whole, checkpoint)
-        says = ('the output of backbone.stem is not finite',)
+        says = ('backbone.stem: its output is not finite',)
         refuse(checkpoint=checkpoint, says=says)
 
     def test_out(self, tmp_path, refuse):

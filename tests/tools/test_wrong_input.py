@@ -424,7 +424,7 @@ CHECKPOINTS = [
             (save({'a\nb': torch.ones(1)}), r"a weight of the name 'a\nb'"),
             (each(torch.flatten), 'of another shape'),
             (each(lambda v: v[:0]), 'of another shape'),
-            (each(lambda v: v * float('nan')), 'stem is not finite'),
+            (each(lambda v: v * float('nan')), 'stem: its output is not finite'),
             (renamed('backbone.', ''), 'does not fit the config'),
             (changed(lambda s: dict(list(s.items())[:-1])), '1 missing: head.fc.bias'),
         )
