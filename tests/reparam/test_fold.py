@@ -62,6 +62,9 @@ def assert_folds(branches: dict[str, nn.Module], geometry: ConvGeometry, x=None)
     folded = fold_branches(branches, geometry, tuple(x.shape[2:]), x.dtype)
     expected = sum(branch(x) for branch in branches.values())
     assert_same(expected, geometry.convolve(x, folded.weight, folded.bias))
+    # What it says of itself is that geometry.
+    assert folded.place_in(geometry) == ((0, 0), (1, 1))
+    assert folded.in_channels == geometry.in_channels
 
 
 @given(conv_options(), st.booleans())
@@ -163,6 +166,25 @@ def test_branch_without_tensors(groups):
     """A plain shortcut beside a conv."""
     branches = {'shortcut': nn.Identity(), 'conv': conv(3, groups=groups)}
     assert_folds(branches, frame(groups=groups))
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_branches_with_more_outputs(groups):
+    def wide(size, **options):
+        return nn.Conv2d(4, 6, size, padding=size // 2, groups=groups, **options)
+
+    branches = {
+        'no bias': wide(3, bias=False),
+        'norm first': nn.Sequential(nn.BatchNorm2d(4), wide(1)),
+        'average first': nn.Sequential(nn.AvgPool2d(3, 1, 1), wide(1)),
+        'norm last': nn.Sequential(wide(1), nn.BatchNorm2d(6)),
+    }
+    geometry = conv_geometry(branches['no bias'])
+    for name, branch in branches.items():
+        assert_folds({name: branch}, geometry)
+    assert_folds(branches, geometry)
+    with pytest.raises(NotFoldableError, match=r'^shortcut: .* 4 outputs'):
+        fold_branches({'shortcut': nn.Identity(), **branches}, geometry)
 
 
 @pytest.mark.parametrize('name', ['3x3, 1x1', 'average, 1x1', 'depthwise, pointwise'])
@@ -695,6 +717,10 @@ def test_computes_at_least_in_float32_and_in_what_is_asked_for():
     for layer in (conv(3), nn.BatchNorm2d(4, affine=False)):
         double = fold_branches({'double': layer.double()}, frame())
         assert double.weight.dtype == torch.float64
+    # That of the parameters, not of the statistics.
+    mixed = nn.BatchNorm2d(4)
+    mixed.weight, mixed.bias = (nn.Parameter(p.double()) for p in mixed.parameters())
+    assert fold_branches({'mixed': mixed}, frame()).weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize('first', BRANCHES)
