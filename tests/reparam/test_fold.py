@@ -16,7 +16,7 @@ from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from mmcv.cnn.bricks.drop import DropPath
 from mmcv.cnn.bricks.scale import LayerScale, Scale
 from mmcv.ops import SyncBatchNorm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -64,7 +64,7 @@ def assert_folds(branches: dict[str, nn.Module], geometry: ConvGeometry, x=None)
     assert_same(expected, geometry.convolve(x, folded.weight, folded.bias))
     # What it says of itself is that geometry.
     assert folded.place_in(geometry) == ((0, 0), (1, 1))
-    assert folded.in_channels == geometry.in_channels
+    assert (folded.in_channels, folded.fill) == (geometry.in_channels, geometry.fill)
 
 
 @given(conv_options(), st.booleans())
@@ -755,6 +755,33 @@ def test_copies_only_what_a_layer_may_have_in_its_memory(name):
     with Calls() as calls:
         fold_branches({name: make().eval()}, frame())
     assert calls['clone'] == copied
+
+
+def test_the_largest_kernel_is_added_up_where_it_is():
+    """A frame of zeros is made for a sum of smaller kernels only."""
+    small, whole = conv(1, bias=True), conv(3, bias=True)
+    for branches, frames in (([small, whole], 0), ([whole, small], 0), ([small], 1)):
+        with Calls() as calls:
+            fold_branches(dict(zip('ab', branches, strict=False)), frame())
+        assert calls['new_zeros'] == frames
+
+
+class Folded(nn.ModuleDict):
+    """Branches whose forward pass is their kernel."""
+
+    def forward(self) -> Tensor:
+        return fold_branches(self, frame()).weight
+
+
+def test_a_batch_of_kernels_of_one_branch():
+    """Added to the single one of another."""
+    module = randomise(Folded({'small': conv(1), 'whole': conv(3)}).double())
+    batch = image(3, *module['small'].weight.shape)
+
+    def kernel(weight):
+        return torch.func.functional_call(module, {'small.weight': weight}, ())
+
+    assert_same(torch.stack([*map(kernel, batch)]), torch.func.vmap(kernel)(batch))
 
 
 def test_check_on_the_meta_device_computes_nothing():
