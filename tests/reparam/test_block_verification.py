@@ -97,52 +97,6 @@ def fault_in(conv: nn.Module, fault: Callable) -> Iterator[None]:
             parameter.copy_(value)
 
 
-class TestLaw:
-    @pytest.mark.parametrize('name', NETWORKS)
-    def test_every_block_is_right_and_every_fault_is_seen(self, name, tally):
-        model = NETWORKS[name]()
-        references = observe(model, 1, 3, 32, 32)
-        report = switch_to_deploy(model)
-        blocks = verifiable_blocks(model)
-        assert set(report.switched) <= references.keys()
-        for block, reference in references.items():
-            right = compare_block(reference, blocks[block])
-            assert right.is_within(RTOL) and right.worst < 1e-6, (block, right)
-            (conv,) = (m for m in blocks[block].modules() if isinstance(m, nn.Conv2d))
-            for fault in FAULTS:
-                with fault_in(conv, fault):
-                    wrong = compare_block(reference, blocks[block])
-                assert not wrong.is_within(RTOL), (block, fault.__name__, wrong)
-                tally('wrong blocks')
-            assert compare_block(reference, blocks[block]) == right
-
-    @pytest.mark.parametrize('offset', [0, 1e6])
-    def test_inputs_that_hide_the_kernel(self, offset):
-        """A constant image, and one that is next to nothing beside its mean."""
-        block = randomise(RepVGGBlock(8, 8)).eval()
-        x = offset + 1e-3 * image(1, 8, 9, 9, dtype=torch.float32)
-        with branch_by_branch(block):
-            references = block_references(block, {'': Call((x,), {})})
-        block.switch_to_deploy()
-        assert compare_blocks(references, block)[''].is_within(RTOL)
-        for fault in FAULTS:
-            with fault_in(block.branch_reparam, fault):
-                assert not compare_blocks(references, block)[''].is_within(RTOL)
-
-    @pytest.mark.parametrize(
-        ('dtype', 'rtol'), [(torch.float64, 1e-10), (torch.bfloat16, RTOL)]
-    )
-    def test_other_dtypes(self, dtype, rtol):
-        block = randomise(DiverseBranchBlock(8, 8, 3)).to(dtype)
-        references = observe(block, 1, 8, 9, 9)
-        block.switch_to_deploy()
-        (difference,) = compare_blocks(references, block).values()
-        assert difference.is_within(rtol, dtype), difference
-        with fault_in(block.branch_reparam, swap_channels):
-            (difference,) = compare_blocks(references, block).values()
-        assert not difference.is_within(rtol, dtype)
-
-
 class TestJudgement:
     """What counts as right: all of it, each by its own measure."""
 
@@ -299,3 +253,49 @@ class TestBlocks:
             model[1].branch_3x3.conv.weight[0] = float('nan')
         with pytest.raises(ValueError, match='the output of 1 is not finite'):
             observe(model, 1, 4, 6, 6)
+
+
+class TestLaw:
+    @pytest.mark.parametrize('name', NETWORKS)
+    def test_every_block_is_right_and_every_fault_is_seen(self, name, tally):
+        model = NETWORKS[name]()
+        references = observe(model, 1, 3, 32, 32)
+        report = switch_to_deploy(model)
+        blocks = verifiable_blocks(model)
+        assert set(report.switched) <= references.keys()
+        for block, reference in references.items():
+            right = compare_block(reference, blocks[block])
+            assert right.is_within(RTOL) and right.worst < 1e-6, (block, right)
+            (conv,) = (m for m in blocks[block].modules() if isinstance(m, nn.Conv2d))
+            for fault in FAULTS:
+                with fault_in(conv, fault):
+                    wrong = compare_block(reference, blocks[block])
+                assert not wrong.is_within(RTOL), (block, fault.__name__, wrong)
+                tally('wrong blocks')
+            assert compare_block(reference, blocks[block]) == right
+
+    @pytest.mark.parametrize('offset', [0, 1e6])
+    def test_inputs_that_hide_the_kernel(self, offset):
+        """A constant image, and one that is next to nothing beside its mean."""
+        block = randomise(RepVGGBlock(8, 8)).eval()
+        x = offset + 1e-3 * image(1, 8, 9, 9, dtype=torch.float32)
+        with branch_by_branch(block):
+            references = block_references(block, {'': Call((x,), {})})
+        block.switch_to_deploy()
+        assert compare_blocks(references, block)[''].is_within(RTOL)
+        for fault in FAULTS:
+            with fault_in(block.branch_reparam, fault):
+                assert not compare_blocks(references, block)[''].is_within(RTOL)
+
+    @pytest.mark.parametrize(
+        ('dtype', 'rtol'), [(torch.float64, 1e-10), (torch.bfloat16, RTOL)]
+    )
+    def test_other_dtypes(self, dtype, rtol):
+        block = randomise(DiverseBranchBlock(8, 8, 3)).to(dtype)
+        references = observe(block, 1, 8, 9, 9)
+        block.switch_to_deploy()
+        (difference,) = compare_blocks(references, block).values()
+        assert difference.is_within(rtol, dtype), difference
+        with fault_in(block.branch_reparam, swap_channels):
+            (difference,) = compare_blocks(references, block).values()
+        assert not difference.is_within(rtol, dtype)
