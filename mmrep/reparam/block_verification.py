@@ -213,8 +213,8 @@ def compare_block(reference: BlockReference, block: nn.Module) -> BlockDifferenc
     bias = _error(expected.zeros, actual.zeros, varying, by_channel)
     if exact is None:
         return BlockDifference(kernel, bias)
-    outputs = (output.double() for output in (actual.seen, expected.seen))
-    return BlockDifference(kernel, bias, *(_error(exact, y, varying) for y in outputs))
+    seen = (_error(exact, output, varying) for output in (actual.seen, expected.seen))
+    return BlockDifference(kernel, bias, *seen)
 
 
 def compare_blocks(
@@ -249,12 +249,11 @@ def _inputs(
     name: str,
 ) -> _Inputs:
     generator = torch.Generator().manual_seed(seed)
-    tensors = [*block.parameters(), *block.buffers()]
-    like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+    device = next((tensor.device for tensor in _tensors(block).values()), None)
 
     def draw(shape: Sequence[int]) -> Tensor:
         # Drawn on the CPU, which gives the same numbers for a seed everywhere.
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device)
+        return torch.randn(shape, generator=generator).to(device)
 
     if seen is None and (frame is None or frame.moves_with_size):
         raise ValueError(f'the input does not reach {name}, which needs one')
@@ -297,12 +296,13 @@ def _respond(block: nn.Module, inputs: _Inputs, by_channel: bool) -> _Responses:
     return _Responses(seeded, zeros, _joined(block(*args, **kwargs)))
 
 
+def _tensors(block: nn.Module) -> dict[str, Tensor]:
+    return dict(block.named_parameters()) | dict(block.named_buffers())
+
+
 def _in_float64(block: nn.Module, call: Call) -> Tensor:
-    wide = {
-        name: tensor.double()
-        for name, tensor in (*block.named_parameters(), *block.named_buffers())
-        if tensor.is_floating_point()
-    }
+    tensors = _tensors(block).items()
+    wide = {name: tensor.double() for name, tensor in tensors if _is_real(tensor)}
     args, kwargs = call.map(lambda tensor: tensor.to(torch.float64, copy=True))
     return _joined(functional_call(block, wide, args, kwargs))
 
