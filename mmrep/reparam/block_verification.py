@@ -133,7 +133,7 @@ def verifiable_blocks(model: nn.Module) -> dict[str, nn.Module]:
     for owner, module in model.named_modules():
         if callable(getattr(module, 'plain_units', None)):
             for name, layers in module.plain_units().items():
-                blocks[f'{owner}.{name}'.lstrip('.')] = nn.Sequential(*layers)
+                blocks[f'{owner}.{name}'.removeprefix('.')] = nn.Sequential(*layers)
     return blocks
 
 
@@ -226,7 +226,7 @@ def compare_blocks(
         ValueError: If a block is not there, or an output has another shape.
     """
     blocks = verifiable_blocks(model)
-    if missing := references.keys() - blocks.keys():
+    if missing := set(references).difference(blocks):
         raise ValueError(f'the deploy form has no {min(missing)}')
     return {name: compare_block(r, blocks[name]) for name, r in references.items()}
 
@@ -334,7 +334,7 @@ def _error(
         rows = tensor.transpose(0, 1).flatten(1) if by_channel else tensor.reshape(1, -1)
         return rows.square().mean(1).sqrt()
 
-    size = sizes(reference).clamp(min=_FLOOR * scale.square().mean().sqrt().item())
+    size = sizes(reference).clamp(min=_FLOOR * scale.square().mean().sqrt())
     error = sizes(output - reference)
     error = torch.where(error == 0, 0.0, error / size).max().item()
     return inf if isnan(error) else error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from laws import Calls, assert_same, image, randomise
+from laws import Calls, assert_differ, assert_same, image, randomise
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -325,7 +325,7 @@ class Foreign(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor, name: str, y: Tensor) -> dict:
         x.mul_(0.5)
-        out = sum(branch(x) for branch in self.branches).relu()
+        out = sum(branch(x) - branch(y) for branch in self.branches).relu()
         # Integers are not compared.
         number = torch.tensor([len(self.branches)])
         return dict(first=[out[:, self.order], number], name=name, rest=y[:, index])
@@ -346,7 +346,7 @@ class Owner(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor):
-        return self.block(x.clone(), torch.tensor([1, 0]), 'name', y=x.mean(1))
+        return self.block(x.clone(), torch.tensor([1, 0]), 'name', y=x.flip(1))
 
 
 class TestForeignBlocks:
@@ -368,11 +368,15 @@ class TestForeignBlocks:
 
         model = randomise(Unknown(nn.ConvTranspose2d(4, 6, 3)))
         references = observe(model, 1, 4, 5, 5)
-        assert references['0'].inputs.seeded.args[0].shape == (1, 4, 5, 5)
+        seeded, _, seen = (call.args[0] for call in references['0'].inputs)
+        assert seeded.shape == seen.shape
+        assert_differ(seen, seeded)
         with torch.no_grad():
             model[0].weight *= 1.01
+            model[0].bias *= 1.02
         difference = compare_blocks(references, model)['0']
         assert difference.kernel == pytest.approx(0.01, rel=1e-3)
+        assert difference.bias == pytest.approx(0.02, rel=1e-3)
 
     def test_nothing_is_known_of_what_it_takes(self):
         model = Owner(Foreign())
