@@ -111,7 +111,6 @@ class Call(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> 'Call':
         """A call with other tensors in the place of the real ones."""
-
         return Call(*map_tensors(tuple(self), change))
 
 
@@ -164,7 +163,7 @@ def verifiable_blocks(model: nn.Module) -> dict[str, nn.Module]:
     for owner, module in model.named_modules():
         if callable(getattr(module, 'plain_units', None)):
             for name, layers in module.plain_units().items():
-                blocks[f'{owner}.{name}'.lstrip('.')] = _PlainUnit(*layers)
+                blocks[f'{owner}.{name}'.removeprefix('.')] = _PlainUnit(*layers)
     return blocks
 
 
@@ -282,7 +281,7 @@ def compare_blocks(
         ValueError: If a block is not there, or an output has another shape.
     """
     blocks = verifiable_blocks(model)
-    if missing := references.keys() - blocks.keys():
+    if missing := set(references).difference(blocks):
         raise ValueError(f'the deploy form has no {min(missing)}')
     differences = {}
     for name, reference in references.items():
@@ -308,12 +307,11 @@ def _inputs(
     seed: int,
 ) -> _Inputs:
     generator = torch.Generator().manual_seed(seed)
-    tensors = [*block.parameters(), *block.buffers()]
-    like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+    device = next((tensor.device for tensor in _tensors(block).values()), None)
 
     def draw(shape: Sequence[int]) -> Tensor:
         # Drawn on the CPU, which gives the same numbers for a seed everywhere.
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device)
+        return torch.randn(shape, generator=generator).to(device)
 
     if seen is None and (frame is None or frame.moves_with_size):
         raise ValueError('the input does not reach it, and it needs one')
@@ -357,12 +355,13 @@ def _respond(block: nn.Module, inputs: _Inputs, by_channel: bool) -> _Responses:
     return _Responses(seeded, zeros, _joined(block(*args, **kwargs)))
 
 
+def _tensors(block: nn.Module) -> dict[str, Tensor]:
+    return dict(block.named_parameters()) | dict(block.named_buffers())
+
+
 def _in_float64(block: nn.Module, call: Call) -> Tensor:
-    wide = {
-        name: tensor.double()
-        for name, tensor in (*block.named_parameters(), *block.named_buffers())
-        if tensor.is_floating_point()
-    }
+    tensors = _tensors(block).items()
+    wide = {name: tensor.double() for name, tensor in tensors if _is_real(tensor)}
     args, kwargs = call.map(lambda tensor: tensor.to(torch.float64, copy=True))
     # Those that pruning and old-style norms of weights set in every forward.
     attributes = [

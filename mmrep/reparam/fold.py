@@ -449,9 +449,7 @@ def fold_branches(
     tensors = chain.from_iterable(
         chain(branch.parameters(), branch.buffers()) for branch in branches.values()
     )
-    tensor = next(tensors, None)
-    if tensor is None:
-        tensor = torch.empty(0)
+    tensor = next(tensors, torch.tensor(()))
     start = LinearConv(
         frame.in_channels,
         frame.in_channels,

@@ -151,24 +151,25 @@ def warm_up() -> bool:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
+        passed = False
         try:
             passed = run_tests('', None, FirstFailure([], writing))
             files = {name: getattr(m, '__file__', None) for name, m in sys.modules.items()}
             names = [n for n, file in files.items() if file and str(ROOT) not in file]
             with open(writing, 'w') as file:
-                file.write('\n'.join(names) if passed else '')
+                file.write('\n'.join(names))
         finally:
-            os._exit(0)
+            os._exit(not passed)
     os.close(writing)
     with open(reading) as file:
         names = file.read().splitlines()
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
     for name in names:
         with suppress(Exception):
             import_module(name)
     # A collection in a child would touch, and so copy, all of the memory.
     gc.freeze()
-    return bool(names)
+    return status == 0
 
 
 def equivalent_mutants() -> set[str]:

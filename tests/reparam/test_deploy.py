@@ -321,15 +321,27 @@ def test_a_block_that_does_not_say_whether_it_is_deployed_is_switched():
     assert model[0].switches == 1
 
 
-def test_a_block_that_offers_no_check_is_switched_before_all_others():
+@pytest.mark.parametrize(
+    ('error', 'message'),
+    [
+        (RuntimeError('no'), '^{}: its own switch_to_deploy raises RuntimeError: no$'),
+        (NotFoldableError('odd: no'), '^odd: no$'),
+    ],
+    ids=['any error', 'that of a block'],
+)
+def test_a_block_that_offers_no_check_is_switched_before_all_others(error, message):
     """Its error leaves these as they are."""
     for position in (0, 1):
         model = nn.Sequential(RepVGGBlock(4, 4))
-        model.insert(position, Foreign(RuntimeError('no')))
-        says = f'^{position}: its own switch_to_deploy raises RuntimeError: no$'
-        with pytest.raises(NotFoldableError, match=says):
+        model.insert(position, Foreign(error))
+        with pytest.raises(NotFoldableError, match=message.format(position)):
             switch_to_deploy(model)
         assert not model[1 - position].deploy
+
+
+def test_the_error_of_a_block_that_is_the_model_names_its_type():
+    with pytest.raises(NotFoldableError, match=r'^Foreign: its own switch_to_deploy'):
+        switch_to_deploy(Foreign(RuntimeError('no')))
 
 
 def test_a_flag_is_no_method():

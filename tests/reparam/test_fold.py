@@ -16,7 +16,7 @@ from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from mmcv.cnn.bricks.drop import DropPath
 from mmcv.cnn.bricks.scale import LayerScale, Scale
 from mmcv.ops import SyncBatchNorm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -62,6 +62,9 @@ def assert_folds(branches: dict[str, nn.Module], geometry: ConvGeometry, x=None)
     folded = fold_branches(branches, geometry, tuple(x.shape[2:]), x.dtype)
     expected = sum(branch(x) for branch in branches.values())
     assert_same(expected, geometry.convolve(x, folded.weight, folded.bias))
+    # What it says of itself is that geometry.
+    assert folded.place_in(geometry) == ((0, 0), (1, 1))
+    assert (folded.in_channels, folded.fill) == (geometry.in_channels, geometry.fill)
 
 
 @given(conv_options(), st.booleans())
@@ -163,6 +166,25 @@ def test_branch_without_tensors(groups):
     """A plain shortcut beside a conv."""
     branches = {'shortcut': nn.Identity(), 'conv': conv(3, groups=groups)}
     assert_folds(branches, frame(groups=groups))
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_branches_with_more_outputs(groups):
+    def wide(size, **options):
+        return nn.Conv2d(4, 6, size, padding=size // 2, groups=groups, **options)
+
+    branches = {
+        'no bias': wide(3, bias=False),
+        'norm first': nn.Sequential(nn.BatchNorm2d(4), wide(1)),
+        'average first': nn.Sequential(nn.AvgPool2d(3, 1, 1), wide(1)),
+        'norm last': nn.Sequential(wide(1), nn.BatchNorm2d(6)),
+    }
+    geometry = conv_geometry(branches['no bias'])
+    for name, branch in branches.items():
+        assert_folds({name: branch}, geometry)
+    assert_folds(branches, geometry)
+    with pytest.raises(NotFoldableError, match=r'^shortcut: .* 4 outputs'):
+        fold_branches({'shortcut': nn.Identity(), **branches}, geometry)
 
 
 @pytest.mark.parametrize('name', ['3x3, 1x1', 'average, 1x1', 'depthwise, pointwise'])
@@ -695,6 +717,10 @@ def test_computes_at_least_in_float32_and_in_what_is_asked_for():
     for layer in (conv(3), nn.BatchNorm2d(4, affine=False)):
         double = fold_branches({'double': layer.double()}, frame())
         assert double.weight.dtype == torch.float64
+    # That of the parameters, not of the statistics.
+    mixed = nn.BatchNorm2d(4)
+    mixed.weight, mixed.bias = (nn.Parameter(p.double()) for p in mixed.parameters())
+    assert fold_branches({'mixed': mixed}, frame()).weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize('first', BRANCHES)
@@ -729,6 +755,33 @@ def test_copies_only_what_a_layer_may_have_in_its_memory(name):
     with Calls() as calls:
         fold_branches({name: make().eval()}, frame())
     assert calls['clone'] == copied
+
+
+def test_the_largest_kernel_is_added_up_where_it_is():
+    """A frame of zeros is made for a sum of smaller kernels only."""
+    small, whole = conv(1, bias=True), conv(3, bias=True)
+    for branches, frames in (([small, whole], 0), ([whole, small], 0), ([small], 1)):
+        with Calls() as calls:
+            fold_branches(dict(zip('ab', branches, strict=False)), frame())
+        assert calls['new_zeros'] == frames
+
+
+class Folded(nn.ModuleDict):
+    """Branches whose forward pass is their kernel."""
+
+    def forward(self) -> Tensor:
+        return fold_branches(self, frame()).weight
+
+
+def test_a_batch_of_kernels_of_one_branch():
+    """Added to the single one of another."""
+    module = randomise(Folded({'small': conv(1), 'whole': conv(3)}).double())
+    batch = image(3, *module['small'].weight.shape)
+
+    def kernel(weight):
+        return torch.func.functional_call(module, {'small.weight': weight}, ())
+
+    assert_same(torch.stack([*map(kernel, batch)]), torch.func.vmap(kernel)(batch))
 
 
 def test_check_on_the_meta_device_computes_nothing():
