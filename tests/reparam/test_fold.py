@@ -775,7 +775,7 @@ class Folded(nn.ModuleDict):
 
 def test_a_batch_of_kernels_of_one_branch():
     """Added to the single one of another."""
-    module = randomise(Folded({'small': conv(1), 'whole': conv(3)}).double())
+    module = randomise(Folded({'small': conv(2, padding=0), 'whole': conv(3)}).double())
     batch = image(3, *module['small'].weight.shape)
 
     def kernel(weight):
