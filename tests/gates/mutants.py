@@ -98,6 +98,8 @@ def mutants(source: str, module: str, path: str = '<mutant>') -> Iterator[Mutant
     numbers = Counter()
     for scope, holder, key, node in list(_places(tree, ())):
         for edited in _edits(node, holder, key):
+            if ast.dump(edited) == ast.dump(node):
+                continue
             edited = ast.fix_missing_locations(ast.copy_location(edited, node))
             holder[key] = edited
             code = compile(tree, path, 'exec')

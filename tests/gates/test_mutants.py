@@ -53,6 +53,7 @@ EDITS = {
     'for a in b:\n    c': {'pass'},
     'with a:\n    b': {'if True:'},
     'try:\n    a\nexcept E:\n    b': {'raise'},
+    'try:\n    a\nexcept E:\n    raise': {'pass'},
     'try:\n    a\nfinally:\n    b': {'pass'},
 }
 

@@ -512,6 +512,7 @@ def test_refuses_a_forward_of_its_own_of_every_type(kind):
     ('layers', 'message'),
     [
         ([conv(3, padding=0), conv(3, padding=0)], 'one must be 1x1, with stride 1 if'),
+        ([conv(1), conv(3, padding=0)], 'does not fit into'),
         ([conv(1, stride=2), conv(3, padding=0)], 'one must be 1x1, with stride 1 if'),
         ([conv(3), conv(3)], 'only a 1x1 conv of stride 1 can stand before a padding'),
         ([conv(3), conv(1, padding=1)], 'only a 1x1 conv of stride 1 can stand before'),
@@ -775,7 +776,7 @@ class Folded(nn.ModuleDict):
 
 def test_a_batch_of_kernels_of_one_branch():
     """Added to the single one of another."""
-    module = randomise(Folded({'small': conv(1), 'whole': conv(3)}).double())
+    module = randomise(Folded({'small': conv(2, padding=0), 'whole': conv(3)}).double())
     batch = image(3, *module['small'].weight.shape)
 
     def kernel(weight):
