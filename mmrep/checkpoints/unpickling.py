@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from .contents import Storage, Unsupported
 from .refusals import damaged, excessive, unsafe, unsupported
 
-#: In bytes: what a step and a call may take at most, a key that is no number or text (so
-#: that few can have the same hash), and what a pickle without bytes may take.
-_STEP, _CALL, _KEY, _ALLOWANCE = 200, 1000, 200_000, 400_000_000
+#: In bytes: what a step and a call may take at most, the time for a key, that for one that
+#: is no number or text (so that few can have the same hash), and what a pickle without
+#: bytes may take.
+_STEP, _CALL, _HASHED, _KEY, _ALLOWANCE = 200, 1000, 32, 200_000, 400_000_000
 
 _LONGEST_LINE = 1 << 16
 
@@ -82,6 +83,27 @@ def _ordered_dict(items: Any = None) -> collections.OrderedDict:
 
 
 _ordered_dict.named = collections.OrderedDict
+
+
+def _range(*bounds: Any) -> range:
+    if len(bounds) != 3 or not all(type(n) is int and n.bit_length() < 64 for n in bounds):
+        raise excessive('a call of builtins.range with other arguments')
+    return range(*bounds)
+
+
+_range.named = range
+
+
+def _bytearray(data: Any = b'', encoding: Any = None) -> bytearray:
+    """``bytearray`` as pickle writes it, of text up to its protocol 2."""
+    if type(data) is str and type(encoding) is str and encoding == 'latin-1':
+        return bytearray(data, 'latin-1')
+    if type(data) is not bytes or encoding is not None:
+        raise excessive('a call of builtins.bytearray with other arguments')
+    return bytearray(data)
+
+
+_bytearray.named = bytearray
 
 
 def _dtype(spec: str, *_: Any) -> np.dtype:
@@ -245,10 +267,8 @@ _CALLED = {
             frozenset: [_NOTHING, (_COLLECTIONS,)],
             dict: [_NOTHING, (dict,)],
             slice: [((int, type(None)),) * 3],
-            range: [(int, int, int)],
             complex: [(_NUMBER, _NUMBER)],
             bytes: [_NOTHING, (bytes,)],
-            bytearray: [_NOTHING, (bytes,), (str, str)],
             collections.deque: [
                 *(_NOTHING, ((list, tuple),), ((list, tuple), (int, type(None)))),
             ],
@@ -261,6 +281,8 @@ _CALLED = {
             torch.device: [(str,), (str, int)],
         }.items()
     },
+    'builtins.range': _range,
+    'builtins.bytearray': _bytearray,
     'collections.defaultdict': _default_dict,
     'collections.OrderedDict': _ordered_dict,
     # A plain dict serves, and has no attributes that could pass for something else.
@@ -403,10 +425,14 @@ class Unpickler(pickle._Unpickler):
         call = _CALLABLE.get(id(function))
         if call is None:
             raise unsafe(f'a call of {_name_of(function)}')
+        if type(arguments) is not tuple:
+            raise damaged('it calls something without a tuple of arguments')
+        # What a call goes through, whatever it makes of it.
+        self._spend(_CALL + sys.getsizeof(arguments) + sum(map(sys.getsizeof, arguments)))
         if function in _HASHING and type(arguments[0] if arguments else 0) in (list, tuple):
             self._check_keys(arguments[0])
         self.stack[-1] = call(*arguments)
-        self._spend(_CALL + sys.getsizeof(self.stack[-1]))
+        self._spend(sys.getsizeof(self.stack[-1]))
 
     def load_newobj(self) -> None:
         """Make a ``HistoryBuffer``; nothing else is made so."""
@@ -496,8 +522,8 @@ class Unpickler(pickle._Unpickler):
     def _update(self, items: list) -> None:
         self._check_keys(items[::2])
         pairs = zip(items[::2], items[1::2], strict=True)
-        kinds = (dict, collections.OrderedDict, collections.defaultdict)
-        self._own(*kinds, collections.Counter).update(pairs)
+        # A Counter would count the pairs: its contents are the argument of its call.
+        self._own(dict, collections.OrderedDict, collections.defaultdict).update(pairs)
 
     def _own(self, *kinds: type) -> Any:
         """The container on the stack."""
@@ -507,6 +533,7 @@ class Unpickler(pickle._Unpickler):
 
     def _check_keys(self, keys: list | tuple) -> None:
         """Refuse what would be hashed or compared for ever."""
+        self._spend(_HASHED * len(keys))
         for key in keys:
             kind = type(key)
             if kind in (str, bytes, bool, float, type(None)):
