@@ -52,9 +52,12 @@ class PlainCheckpointHook(Hook):
         logged = checkpoint.get('message_hub', {}).get('log_scalars', {})
         for name, value in logged.items():
             if isinstance(value, Mapping):
-                *histories, max_length = value.values()
-                histories = [history.cpu().numpy() for history in histories]
-                logged[name] = HistoryBuffer(*histories, max_length)
+                logged[name] = HistoryBuffer(
+                    **{
+                        key: item.cpu().numpy() if isinstance(item, Tensor) else item
+                        for key, item in value.items()
+                    }
+                )
 
 
 def _history(buffer: HistoryBuffer) -> dict[str, Tensor | int]:
