@@ -296,6 +296,13 @@ class TestSafetensors:
         assert read['meta'] == {}
         assert len(read['state_dict']) == 4
 
+    @pytest.mark.parametrize('meta', ['epoch 3', '"epoch 3"', '[1]', '', '[' * 10**5])
+    def test_meta_in_another_form(self, tmp_path, meta):
+        path = self.write(tmp_path / 'a.safetensors', {'meta': meta})
+        read = read_checkpoint(path)
+        assert read['meta'] == {}
+        assert len(read['state_dict']) == 4
+
     def test_cut_short(self, tmp_path):
         path = self.write(tmp_path / 'a.safetensors', None)
         whole = path.read_bytes()
