@@ -8,6 +8,7 @@ from an allowance that grows with the size of the file.
 """
 
 import _compat_pickle
+import argparse
 import collections
 import datetime
 import math
@@ -123,6 +124,15 @@ def _dtype(spec: str, *_: Any) -> np.dtype:
 def _empty_array(*_: Any) -> np.ndarray:
     """``_reconstruct`` of numpy, for arrays alone; the state fills it."""
     return np.empty(0, np.uint8)
+
+
+def _from_buffer(data: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    """An array as pickle's protocol 5 writes it."""
+    data = bytes(data) if type(data) is bytearray else data
+    _check_array_state((1, shape, dtype, False, data))
+    if _shown(order) not in ("'C'", "'F'"):
+        raise damaged('a numpy.ndarray has its numbers in no order')
+    return np.ndarray(shape, dtype, bytearray(data), order=order)
 
 
 def _scalar(dtype: np.dtype, data: bytes) -> np.generic:
@@ -295,11 +305,15 @@ _CALLED = {
         for core in ('core', '_core')
         for name, known in (('_reconstruct', _empty_array), ('scalar', _scalar))
     },
+    **{f'numpy.{core}.numeric._frombuffer': _from_buffer for core in ('core', '_core')},
     'torch._utils._rebuild_tensor': _rebuild_tensor,
     'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
     'torch._utils._rebuild_tensor_v3': _rebuild_tensor_v3,
     'torch._utils._rebuild_parameter': _rebuild_parameter,
     **{f'torch._utils.{name}': _standing_for(*told) for name, told in _UNSUPPORTED.items()},
+    'torch._tensor._rebuild_from_type_v2': _standing_for(
+        *('a tensor with attributes or of a class of its own', 'save its values alone'),
+    ),
     # Only of tensors that are not read.
     'torch.serialization._get_layout': _standing_for('a sparse tensor', _DENSE),
 }
@@ -312,6 +326,10 @@ _HASHING = (set, frozenset, collections.OrderedDict)
 _NAMED = {
     **{f'builtins.{kind.__name__}': kind for kind in (int, float, bool, str)},
     'numpy.ndarray': np.ndarray,
+    'argparse.Namespace': argparse.Namespace,
+    # Of tensors that are not read.
+    'torch.Tensor': Tensor,
+    'torch.nn.parameter.Parameter': nn.Parameter,
     **{f'{owner.__module__}.{owner.__name__}': owner for owner, _ in _METHODS},
     **{
         f'{owner.__module__}.{owner.__name__}.{name}': getattr(owner, name)
@@ -435,12 +453,12 @@ class Unpickler(pickle._Unpickler):
         self._spend(sys.getsizeof(self.stack[-1]))
 
     def load_newobj(self) -> None:
-        """Make a ``HistoryBuffer``; nothing else is made so."""
+        """Make a ``HistoryBuffer``, or a dict for what a command line gave."""
         arguments, cls = self.stack.pop(), self.stack.pop()
-        if cls is not HistoryBuffer or arguments:
+        if cls not in (HistoryBuffer, argparse.Namespace) or arguments:
             raise unsafe(f'an object of {_name_of(cls)}')
         self._spend(_CALL)
-        self.append(HistoryBuffer())
+        self.append(HistoryBuffer() if cls is HistoryBuffer else {})
 
     def load_build(self) -> None:
         """Give an object its state, if the state is one that it has itself."""
@@ -456,6 +474,11 @@ class Unpickler(pickle._Unpickler):
         elif kind is collections.OrderedDict and state.keys() <= {'_metadata'}:
             # Of a state dict: the versions of its modules.
             vars(instance).update(state)
+        elif kind is type(state) is dict:
+            # Of a command line.
+            self._spend(sys.getsizeof(state))
+            self._check_keys(state)
+            instance.update(state)
         elif kind is HistoryBuffer:
             # Its methods would be set for the class, which has them.
             own = vars(instance).keys() & state.keys()
@@ -531,7 +554,7 @@ class Unpickler(pickle._Unpickler):
             raise unsafe(f'a changed {_name_of(self.stack[-1])}')
         return self.stack[-1]
 
-    def _check_keys(self, keys: list | tuple) -> None:
+    def _check_keys(self, keys: list | tuple | dict) -> None:
         """Refuse what would be hashed or compared for ever."""
         self._spend(_HASHED * len(keys))
         for key in keys:

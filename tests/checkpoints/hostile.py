@@ -148,6 +148,7 @@ FLOATS = name('torch', 'FloatStorage')
 REBUILD = name('torch._utils', '_rebuild_tensor_v2')
 REBUILD_3 = name('torch._utils', '_rebuild_tensor_v3')
 DEQUE = name('collections', 'deque')
+NAMESPACE = name('argparse', 'Namespace')
 RECONSTRUCT = name('numpy.core.multiarray', '_reconstruct')
 NONES = pickle.MARK + pickle.NONE * 300_000
 MEGABYTE = pickle.BINBYTES + struct.pack('<L', 10**6) + bytes(10**6)
@@ -254,6 +255,15 @@ def call(function: bytes, *arguments: Any) -> list:
 
 def array(state: tuple) -> list:
     return [opcodes(np.zeros(0))[2:-1], state, pickle.BUILD]
+
+
+def buffer(data: Any, dtype: str, shape: tuple, order: str = 'C') -> list:
+    """The opcodes of an array as protocol 5 writes it."""
+    if type(data) is bytes:
+        data = pickle.BINBYTES + struct.pack('<L', len(data)) + data
+    return call(
+        name('numpy.core.numeric', '_frombuffer'), data, of_dtype(dtype), shape, order
+    )
 
 
 def of_dtype(text: str) -> bytes:
@@ -705,6 +715,29 @@ HOSTILE: list[tuple[str, Maker, str]] = [
     ('histories', pickled(*forged_history([1], [1, 2])), 'no history of numbers'),
     ('a long name', saved({'a' * 5000: torch.ones(1)}), MORE),
     ('a name of two lines', saved({'a\nb': torch.ones(1)}), MORE),
+    (
+        'a command line that goes on and on',
+        pickled(
+            *(dict.fromkeys(range(100_000)), b'q\x20', pickle.POP, pickle.EMPTY_DICT),
+            b'h\x20b' * 100_000,
+        ),
+        UNJUSTIFIED,
+    ),
+    (
+        'a tensor of a class of its own',
+        pickled(
+            *call(
+                name('torch._tensor', '_rebuild_from_type_v2'),
+                *(name('builtins', 'bool'), name('builtins', 'dict'), (), {'a': 1}),
+            )
+        ),
+        'a tensor with attributes or of a class of its own',
+    ),
+    ('a changed class of command lines', pickled(NAMESPACE, {'a': 1}, pickle.BUILD), CODE),
+    ('a command line with arguments', pickled(NAMESPACE, ((1,),), pickle.NEWOBJ), CODE),
+    ('an array of more than its bytes', pickled(*buffer(b'12345678', 'f8', (2,))), CHANGED),
+    ('an array in no order', pickled(*buffer(b'12345678', 'f8', (1,), 'x')), CHANGED),
+    ('an array of a text', pickled(*buffer('12345678', 'f8', (1,))), CHANGED),
     (
         'changed array',
         pickled(opcodes(np.zeros(1))[2:-1], 0, 1.0, pickle.SETITEM),
