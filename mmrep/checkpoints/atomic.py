@@ -81,35 +81,41 @@ def atomic_writes(*paths: str | Path) -> Iterator[tuple[Path, ...]]:
         yield tuple(temporaries)
         umask = os.umask(0)
         os.umask(umask)
-        for temporary in temporaries:
-            # A temporary file is its owner's alone; the result is like any other file.
-            temporary.chmod(0o666 & ~umask)
+        for path, temporary in zip(targets, temporaries, strict=True):
+            # First, since the mode may forbid it.
             _sync(temporary, os.O_RDWR)
+            # A temporary file is its owner's alone; the result is like the file that it
+            # replaces, or like any other.
+            mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask
+            temporary.chmod(mode)
         _replace(targets, temporaries)
 
 
 def _replace(targets: Sequence[Path], temporaries: Sequence[Path]) -> None:
     """Give temporary files their names in order; if one cannot have its, none has."""
-    if not targets:
-        return
-    target, rest = targets[0], targets[1:]
-    with ExitStack() as stack:
-        before = None
-        if rest and target.exists():
-            before = stack.enter_context(_temporary_for(target))
-            shutil.copy2(target, before)
-        os.replace(temporaries[0], target)
-        # The name is the folder's contents. Not every system syncs those.
-        with suppress(OSError):
-            _sync(target.parent, os.O_RDONLY)
-        try:
-            _replace(rest, temporaries[1:])
-        except OSError:
-            if before:
-                os.replace(before, target)
-            else:
-                target.unlink()
-            raise
+    with ExitStack() as copies, ExitStack() as undo:
+        for target, temporary in zip(targets, temporaries, strict=True):
+            last = target is targets[-1]
+            if not last:
+                before = None
+                if target.exists():
+                    before = copies.enter_context(_temporary_for(target))
+                    shutil.copy2(target, before)
+                undo.callback(_restore, target, before)
+            os.replace(temporary, target)
+            if last:
+                undo.pop_all()
+            # The name is the folder's contents. Not every system syncs those.
+            with suppress(OSError):
+                _sync(target.parent, os.O_RDONLY)
+
+
+def _restore(target: Path, before: Path | None) -> None:
+    """What a file was: a copy, or nothing."""
+    if before:
+        os.replace(before, target)
+    else:
+        target.unlink(missing_ok=True)
 
 
 @contextmanager

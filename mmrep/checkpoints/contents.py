@@ -79,6 +79,8 @@ def check_contents(root: Any, held: int) -> None:
             if count > _MOST_VALUES:
                 raise excessive(f'more than {_MOST_VALUES} values')
             if type(value) is str:
+                # A long one counts for more: it may be there many times.
+                count += len(value) >> 10
                 _check_text(value, [*path, key])
             elif type(value) is int:
                 if value.bit_length() > _LONGEST_NUMBER:
@@ -135,7 +137,7 @@ def _check_leaf(value: Any, path: list) -> int:
             # Of any 32 bits, some of which are no character.
             for text in np.asarray(value).ravel().tolist():
                 _check_text(text, path)
-        return value.size
+        return value.size + (value.nbytes >> 10)
     if type(value) is range:
         return max(0, (value.stop - value.start) // value.step)
     if type(value) is HistoryBuffer:

@@ -17,6 +17,7 @@ Nor does ``torch.load`` compare the checksums of the archive.
 
 import io
 import json
+import logging
 import mmap as memory_map
 import os
 import stat
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from safetensors import safe_open
 from torch import Tensor, UntypedStorage
@@ -258,9 +260,7 @@ def _read_safetensors(path: str, restore: Restore, mmap: bool) -> dict[str, Any]
         if len(names) > _MOST_TENSORS:
             raise excessive(f'{len(names)} tensors')
         state = {name: file.get_tensor(name) for name in names}
-        meta = json.loads((file.metadata() or {}).get('meta', '{}'))
-    if not isinstance(meta, dict):
-        raise damaged('its meta is no table')
+        meta = _meta((file.metadata() or {}).get('meta', '{}'), path)
     for name, tensor in state.items():
         if not mmap or tensor.data_ptr() % _ALIGNMENT:
             tensor = tensor.clone()
@@ -270,6 +270,22 @@ def _read_safetensors(path: str, restore: Restore, mmap: bool) -> dict[str, Any]
         )
         state[name] = tensor
     return dict(state_dict=state, meta=meta)
+
+
+def _meta(text: str, path: str) -> dict[str, Any]:
+    """What is said of weights; other projects may say it in another form."""
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError):
+        meta = None
+    if isinstance(meta, dict):
+        return meta
+    print_log(
+        f'The meta of {path} is no JSON table: its weights are read without it',
+        logger='current',
+        level=logging.WARNING,
+    )
+    return {}
 
 
 def use_safe_reading() -> None:

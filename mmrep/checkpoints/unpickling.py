@@ -8,6 +8,7 @@ from an allowance that grows with the size of the file.
 """
 
 import _compat_pickle
+import argparse
 import collections
 import datetime
 import math
@@ -26,9 +27,10 @@ from torch import Tensor, nn
 from .contents import Storage, Unsupported
 from .refusals import damaged, excessive, unsafe, unsupported
 
-#: In bytes: what a step and a call may take at most, a key that is no number or text (so
-#: that few can have the same hash), and what a pickle without bytes may take.
-_STEP, _CALL, _KEY, _ALLOWANCE = 200, 1000, 200_000, 400_000_000
+#: In bytes: what a step and a call may take at most, the time for a key, that for one that
+#: is no number or text (so that few can have the same hash), and what a pickle without
+#: bytes may take.
+_STEP, _CALL, _HASHED, _KEY, _ALLOWANCE = 200, 1000, 32, 200_000, 400_000_000
 
 _LONGEST_LINE = 1 << 16
 
@@ -84,6 +86,27 @@ def _ordered_dict(items: Any = None) -> collections.OrderedDict:
 _ordered_dict.named = collections.OrderedDict
 
 
+def _range(*bounds: Any) -> range:
+    if len(bounds) != 3 or not all(type(n) is int and n.bit_length() < 64 for n in bounds):
+        raise excessive('a call of builtins.range with other arguments')
+    return range(*bounds)
+
+
+_range.named = range
+
+
+def _bytearray(data: Any = b'', encoding: Any = None) -> bytearray:
+    """``bytearray`` as pickle writes it, of text up to its protocol 2."""
+    if type(data) is str and type(encoding) is str and encoding == 'latin-1':
+        return bytearray(data, 'latin-1')
+    if type(data) is not bytes or encoding is not None:
+        raise excessive('a call of builtins.bytearray with other arguments')
+    return bytearray(data)
+
+
+_bytearray.named = bytearray
+
+
 def _dtype(spec: str, *_: Any) -> np.dtype:
     """``numpy.dtype`` of numbers and strings.
 
@@ -101,6 +124,15 @@ def _dtype(spec: str, *_: Any) -> np.dtype:
 def _empty_array(*_: Any) -> np.ndarray:
     """``_reconstruct`` of numpy, for arrays alone; the state fills it."""
     return np.empty(0, np.uint8)
+
+
+def _from_buffer(data: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    """An array as pickle's protocol 5 writes it."""
+    data = bytes(data) if type(data) is bytearray else data
+    _check_array_state((1, shape, dtype, False, data))
+    if _shown(order) not in ("'C'", "'F'"):
+        raise damaged('a numpy.ndarray has its numbers in no order')
+    return np.ndarray(shape, dtype, bytearray(data), order=order)
 
 
 def _scalar(dtype: np.dtype, data: bytes) -> np.generic:
@@ -245,10 +277,8 @@ _CALLED = {
             frozenset: [_NOTHING, (_COLLECTIONS,)],
             dict: [_NOTHING, (dict,)],
             slice: [((int, type(None)),) * 3],
-            range: [(int, int, int)],
             complex: [(_NUMBER, _NUMBER)],
             bytes: [_NOTHING, (bytes,)],
-            bytearray: [_NOTHING, (bytes,), (str, str)],
             collections.deque: [
                 *(_NOTHING, ((list, tuple),), ((list, tuple), (int, type(None)))),
             ],
@@ -261,6 +291,8 @@ _CALLED = {
             torch.device: [(str,), (str, int)],
         }.items()
     },
+    'builtins.range': _range,
+    'builtins.bytearray': _bytearray,
     'collections.defaultdict': _default_dict,
     'collections.OrderedDict': _ordered_dict,
     # A plain dict serves, and has no attributes that could pass for something else.
@@ -273,11 +305,15 @@ _CALLED = {
         for core in ('core', '_core')
         for name, known in (('_reconstruct', _empty_array), ('scalar', _scalar))
     },
+    **{f'numpy.{core}.numeric._frombuffer': _from_buffer for core in ('core', '_core')},
     'torch._utils._rebuild_tensor': _rebuild_tensor,
     'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
     'torch._utils._rebuild_tensor_v3': _rebuild_tensor_v3,
     'torch._utils._rebuild_parameter': _rebuild_parameter,
     **{f'torch._utils.{name}': _standing_for(*told) for name, told in _UNSUPPORTED.items()},
+    'torch._tensor._rebuild_from_type_v2': _standing_for(
+        *('a tensor with attributes or of a class of its own', 'save its values alone'),
+    ),
     # Only of tensors that are not read.
     'torch.serialization._get_layout': _standing_for('a sparse tensor', _DENSE),
 }
@@ -290,6 +326,10 @@ _HASHING = (set, frozenset, collections.OrderedDict)
 _NAMED = {
     **{f'builtins.{kind.__name__}': kind for kind in (int, float, bool, str)},
     'numpy.ndarray': np.ndarray,
+    'argparse.Namespace': argparse.Namespace,
+    # Of tensors that are not read.
+    'torch.Tensor': Tensor,
+    'torch.nn.parameter.Parameter': nn.Parameter,
     **{f'{owner.__module__}.{owner.__name__}': owner for owner, _ in _METHODS},
     **{
         f'{owner.__module__}.{owner.__name__}.{name}': getattr(owner, name)
@@ -403,18 +443,22 @@ class Unpickler(pickle._Unpickler):
         call = _CALLABLE.get(id(function))
         if call is None:
             raise unsafe(f'a call of {_name_of(function)}')
+        if type(arguments) is not tuple:
+            raise damaged('it calls something without a tuple of arguments')
+        # What a call goes through, whatever it makes of it.
+        self._spend(_CALL + sys.getsizeof(arguments) + sum(map(sys.getsizeof, arguments)))
         if function in _HASHING and type(arguments[0] if arguments else 0) in (list, tuple):
             self._check_keys(arguments[0])
         self.stack[-1] = call(*arguments)
-        self._spend(_CALL + sys.getsizeof(self.stack[-1]))
+        self._spend(sys.getsizeof(self.stack[-1]))
 
     def load_newobj(self) -> None:
-        """Make a ``HistoryBuffer``; nothing else is made so."""
+        """Make a ``HistoryBuffer``, or a dict for what a command line gave."""
         arguments, cls = self.stack.pop(), self.stack.pop()
-        if cls is not HistoryBuffer or arguments:
+        if cls not in (HistoryBuffer, argparse.Namespace) or arguments:
             raise unsafe(f'an object of {_name_of(cls)}')
         self._spend(_CALL)
-        self.append(HistoryBuffer())
+        self.append(HistoryBuffer() if cls is HistoryBuffer else {})
 
     def load_build(self) -> None:
         """Give an object its state, if the state is one that it has itself."""
@@ -430,6 +474,11 @@ class Unpickler(pickle._Unpickler):
         elif kind is collections.OrderedDict and state.keys() <= {'_metadata'}:
             # Of a state dict: the versions of its modules.
             vars(instance).update(state)
+        elif kind is type(state) is dict:
+            # Of a command line.
+            self._spend(sys.getsizeof(state))
+            self._check_keys(state)
+            instance.update(state)
         elif kind is HistoryBuffer:
             # Its methods would be set for the class, which has them.
             own = vars(instance).keys() & state.keys()
@@ -496,8 +545,8 @@ class Unpickler(pickle._Unpickler):
     def _update(self, items: list) -> None:
         self._check_keys(items[::2])
         pairs = zip(items[::2], items[1::2], strict=True)
-        kinds = (dict, collections.OrderedDict, collections.defaultdict)
-        self._own(*kinds, collections.Counter).update(pairs)
+        # A Counter would count the pairs: its contents are the argument of its call.
+        self._own(dict, collections.OrderedDict, collections.defaultdict).update(pairs)
 
     def _own(self, *kinds: type) -> Any:
         """The container on the stack."""
@@ -505,8 +554,9 @@ class Unpickler(pickle._Unpickler):
             raise unsafe(f'a changed {_name_of(self.stack[-1])}')
         return self.stack[-1]
 
-    def _check_keys(self, keys: list | tuple) -> None:
+    def _check_keys(self, keys: list | tuple | dict) -> None:
         """Refuse what would be hashed or compared for ever."""
+        self._spend(_HASHED * len(keys))
         for key in keys:
             kind = type(key)
             if kind in (str, bytes, bool, float, type(None)):

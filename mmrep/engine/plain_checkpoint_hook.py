@@ -1,18 +1,25 @@
 """Checkpoints that open anywhere."""
 
+import io
+import logging
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmrep.registry import HOOKS
 
 #: Weights are tensors, in a dict that knows the versions of its modules.
 _WEIGHTS = ('state_dict', 'ema_state_dict')
+
+#: What mmengine writes, besides its message hub.
+_OWN = {'meta', 'optimizer', 'param_schedulers'}
 
 
 @HOOKS.register_module()
@@ -23,25 +30,47 @@ class PlainCheckpointHook(Hook):
     numpy numbers in mmengine's own checkpoints; the inference APIs of mmpretrain and mmseg
     then cannot open them. mmengine resumes plain ones without this hook, too, but for that
     history, which the logged means are taken from.
+
+    What custom hooks keep stays as it is, so that they get it back; where that is not
+    plain, a warning says so.
     """
 
-    # What other hooks add must be plain, too.
+    # What other hooks add is looked at, too.
     priority = 'LOWEST'
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Turn everything but the weights into plain types."""
-        # Here, because only what reads and writes checkpoints needs it.
-        from mmrep.checkpoints import plain
+    def __init__(self) -> None:
+        self._told: set[str] = set()
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Turn what mmengine writes into plain types, and name what else is not plain."""
         hub = checkpoint['message_hub']
         logged = {name: _history(buffer) for name, buffer in hub['log_scalars'].items()}
-        checkpoint['message_hub'] = {**hub, 'log_scalars': logged}
+        # Of arrays the hooks that keep them want arrays back.
+        infos = {
+            key: value.item() if isinstance(value, np.generic) else value
+            for key, value in hub['runtime_info'].items()
+        }
+        checkpoint['message_hub'] = {**hub, 'log_scalars': logged, 'runtime_info': infos}
         if 'param_schedulers' in checkpoint:
             checkpoint['param_schedulers'] = _without_functions(
                 checkpoint['param_schedulers']
             )
-        for key in checkpoint.keys() - {*_WEIGHTS}:
-            checkpoint[key] = plain(checkpoint[key])
+        for key in checkpoint.keys() & _OWN:
+            checkpoint[key] = _plain(checkpoint[key])
+        hub_entries = {f'message_hub.runtime_info.{k}': v for k, v in infos.items()}
+        others = {
+            k: v for k, v in checkpoint.items() if k not in ('message_hub', *_WEIGHTS)
+        }
+        for name, value in (others | hub_entries).items():
+            if name not in self._told and not _opens(value):
+                self._told.add(name)
+                print_log(
+                    f'{name} of the checkpoints is of types that torch.load refuses with '
+                    "weights_only=True: they open with mmrep's reader only, which takes "
+                    'those of numpy and collections, and no others',
+                    logger='current',
+                    level=logging.WARNING,
+                )
         for weights in (checkpoint[key] for key in _WEIGHTS if key in checkpoint):
             for key, value in weights.items():
                 # FSDP's have attributes, which their pickles would keep.
@@ -52,15 +81,30 @@ class PlainCheckpointHook(Hook):
         logged = checkpoint.get('message_hub', {}).get('log_scalars', {})
         for name, value in logged.items():
             if isinstance(value, Mapping):
-                *histories, max_length = value.values()
-                histories = [history.cpu().numpy() for history in histories]
-                logged[name] = HistoryBuffer(*histories, max_length)
+                logged[name] = HistoryBuffer(
+                    **{
+                        key: item.cpu().numpy() if isinstance(item, Tensor) else item
+                        for key, item in value.items()
+                    }
+                )
 
 
 def _history(buffer: HistoryBuffer) -> dict[str, Tensor | int]:
     """The arguments that make a buffer again."""
     values, counts = map(torch.from_numpy, buffer.data)
     return dict(log_history=values, count_history=counts, max_length=buffer.max_length)
+
+
+def _plain(value: Any) -> Any:
+    """A value without numpy and configs; objects stay as they are."""
+    # Here, because only what reads and writes checkpoints needs it.
+    from mmrep.checkpoints import plain
+
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return plain(value) if isinstance(value, np.ndarray | np.generic | str) else value
 
 
 def _without_functions(states: Any) -> Any:
@@ -70,3 +114,25 @@ def _without_functions(states: Any) -> Any:
     if isinstance(states, list):
         return [_without_functions(state) for state in states]
     return states
+
+
+def _opens(value: Any) -> bool:
+    """Whether ``torch.load(weights_only=True)`` reads a value."""
+    file = io.BytesIO()
+    try:
+        torch.save(_outline(value), file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:
+        # Each kind of object has an error of its own.
+        return False
+    return True
+
+
+def _outline(value: Any) -> Any:
+    """A value without its tensors, which may be large."""
+    if type(value) in (Tensor, nn.Parameter):
+        return None
+    if type(value) in (dict, OrderedDict):
+        return {key: _outline(item) for key, item in value.items()}
+    return type(value)(map(_outline, value)) if type(value) in (list, tuple) else value

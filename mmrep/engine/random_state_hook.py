@@ -19,11 +19,16 @@ from .resume_hook import broken
 
 
 def random_state() -> dict[str, Any]:
-    """The states of this process's random number generators, in plain types."""
+    """The states of this process's random number generators, in plain types.
+
+    Their numbers are in tensors: every process has some thousand, and a checkpoint those of
+    every process.
+    """
+    version, words, normal = random.getstate()
     kind, keys, *rest = np.random.get_state()
     state = dict(
-        python=random.getstate(),
-        numpy=(kind, keys.tolist(), *rest),
+        python=(version, torch.tensor(words), normal),
+        numpy=(kind, torch.from_numpy(keys.astype(np.int64)), *rest),
         torch=torch.get_rng_state(),
     )
     if torch.cuda.is_available():
@@ -33,8 +38,13 @@ def random_state() -> dict[str, Any]:
 
 def set_random_state(state: dict[str, Any]) -> None:
     """Set what :func:`random_state` returned; without a GPU, all but its generator."""
-    random.setstate(state['python'])
-    np.random.set_state(state['numpy'])
+    version, words, normal = state['python']
+    random.setstate((version, tuple(words.tolist()), normal))
+    kind, keys, place, *rest = state['numpy']
+    if not 0 <= place <= 624:
+        # numpy has as many, and would read what is beyond.
+        raise ValueError(f'the number {place} of 624')
+    np.random.set_state((kind, keys.cpu().numpy(), place, *rest))
     torch.set_rng_state(state['torch'].cpu())
     if torch.cuda.is_available() and 'cuda' in state:
         torch.cuda.set_rng_state(state['cuda'].cpu())

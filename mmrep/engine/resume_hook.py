@@ -8,6 +8,7 @@ from os.path import basename, isfile, islink, join, sep
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -24,7 +25,7 @@ def _is_mapping(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 1 << 31
 
 
 def _is_number(value: Any) -> bool:
@@ -32,7 +33,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_seed(value: Any) -> bool:
-    return value is None or type(value) is int
+    # What numpy takes.
+    return value is None or (type(value) is int and 0 <= value < 1 << 32)
 
 
 def _are_weights(value: Any) -> bool:
@@ -42,16 +44,30 @@ def _are_weights(value: Any) -> bool:
 
 
 def _are_histories(value: Any) -> bool:
-    return _is_mapping(value) and all(map(_is_history, value.values()))
+    return (
+        _is_mapping(value)
+        and all(isinstance(name, str) for name in value)
+        and all(map(_is_history, value.values()))
+    )
 
 
 def _is_history(value: Any) -> bool:
     if not _is_mapping(value):
         return isinstance(value, HistoryBuffer)
     # As PlainCheckpointHook writes it.
-    *histories, max_length = map(value.get, ('log_history', 'count_history', 'max_length'))
-    return _is_count(max_length) and all(
-        isinstance(history, Tensor) and history.dim() == 1 for history in histories
+    names = ('log_history', 'count_history', 'max_length')
+    *histories, max_length = map(value.get, names)
+    return (
+        value.keys() == {*names}
+        and _is_count(max_length)
+        and all(
+            isinstance(history, Tensor)
+            and history.dim() == 1
+            and history.dtype in (torch.float64, torch.float32, torch.int64)
+            and not history.requires_grad
+            for history in histories
+        )
+        and len(histories[0]) == len(histories[1])
     )
 
 
@@ -202,6 +218,10 @@ def _check_optimizers(
         raise broken(source, 'optimizer')
     for name, each in wrappers.items():
         before = _settings(each)
+        base = states[name].get('base_param_settings')
+        if _is_mapping(base) and each.base_param_settings:
+            # An earlier torch wrote fewer options. torch completes the groups, not these.
+            states[name]['base_param_settings'] = {**each.base_param_settings, **base}
         try:
             # Of its own dict, which it changes.
             each.load_state_dict(dict(states[name]))
@@ -284,7 +304,7 @@ def _alike(own: Any, given: Any) -> bool:
     if isinstance(own, Mapping):
         return (
             _is_mapping(given)
-            # Later versions of torch have more options.
+            # A later torch writes more options.
             and own.keys() <= given.keys()
             and all(_alike(own[key], given[key]) for key in own)
         )

@@ -55,6 +55,16 @@ class TestAtomicWrite:
             os.umask(before)
         assert (tmp_path / 'a.txt').stat().st_mode & 0o777 == 0o666 & ~umask
 
+    @pytest.mark.parametrize('mode', [0o600, 0o664, 0o444])
+    def test_mode_of_a_file_that_is_replaced_stays(self, tmp_path, mode):
+        path = tmp_path / 'a.txt'
+        path.touch()
+        path.chmod(mode)
+        with atomic_write(path) as temporary:
+            temporary.write_text('new')
+        assert path.read_text() == 'new'
+        assert path.stat().st_mode & 0o777 == mode
+
     def test_full_disk(self, tmp_path):
         path = tmp_path / 'a.txt'
         path.write_text('old')
@@ -122,6 +132,35 @@ class TestAtomicWrites:
         assert [path.read_text() for path in paths] == ['0', '1']
         none, first, both = [False, False], [True, False], [True, True]
         assert seen == [none, none, first, both]
+
+    @pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit, OSError])
+    @pytest.mark.parametrize('old', [True, False])
+    @pytest.mark.parametrize(
+        ('number', 'done'), [(1, False), (1, True), (2, False), (2, True), (3, False)]
+    )
+    def test_stopped_between_names(self, tmp_path, monkeypatch, error, number, old, done):
+        """As by a signal, before a file has its name or when it just has."""
+        paths = [tmp_path / name for name in 'abc']
+        for path in paths if old else ():
+            path.write_text('old')
+        replace, calls = os.replace, []
+
+        def stop(source: Path, target: Path) -> None:
+            calls.append(target)
+            if done or len(calls) != number:
+                replace(source, target)
+            if len(calls) == number:
+                raise error
+
+        monkeypatch.setattr(os, 'replace', stop)
+        with (
+            pytest.raises(UserError if error is OSError else error),
+            atomic_writes(*paths) as temporaries,
+        ):
+            for temporary in temporaries:
+                temporary.write_text('new')
+        assert [path.read_text() for path in paths if path.exists()] == ['old'] * old * 3
+        assert len(os.listdir(tmp_path)) == old * 3
 
 
 class TestLeftovers:

@@ -1,3 +1,4 @@
+import argparse
 import collections
 import copyreg
 import datetime
@@ -296,6 +297,13 @@ class TestSafetensors:
         assert read['meta'] == {}
         assert len(read['state_dict']) == 4
 
+    @pytest.mark.parametrize('meta', ['epoch 3', '"epoch 3"', '[1]', '', '[' * 10**5])
+    def test_meta_in_another_form(self, tmp_path, meta):
+        path = self.write(tmp_path / 'a.safetensors', {'meta': meta})
+        read = read_checkpoint(path)
+        assert read['meta'] == {}
+        assert len(read['state_dict']) == 4
+
     def test_cut_short(self, tmp_path):
         path = self.write(tmp_path / 'a.safetensors', None)
         whole = path.read_bytes()
@@ -335,9 +343,6 @@ CALLS = {
     'torch.serialization.load': lambda canary: Call(torch.load, io.BytesIO()),
     'torch._utils._set_obj_state': lambda canary: Call(
         torch._utils._set_obj_state, HistoryBuffer, {'mean': os.system}
-    ),
-    'torch._tensor._rebuild_from_type_v2': lambda canary: Call(
-        torch._tensor._rebuild_from_type_v2, dict, dict, (), {}
     ),
     'torch.nn.modules.linear.Linear': lambda canary: nn.Linear(1, 1),
     'types.SimpleNamespace': lambda canary: types.SimpleNamespace(a=1),
@@ -620,3 +625,43 @@ class TestLoaderOfMMEngine:
         with open(path, 'r+b') as file:
             file.write(bytes(path.stat().st_size))
         assert torch.equal(read['w'], torch.arange(5000.0))
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_what_a_command_line_gave(tmp_path, legacy):
+    """As in the checkpoints of MAE and its like, whose weights are of use."""
+    given = argparse.Namespace(lr=0.1, sizes=[1, 2], inner=argparse.Namespace(name='x'))
+    path = tmp_path / 'a.pth'
+    torch.save(dict(args=given), path, _use_new_zipfile_serialization=not legacy)
+    args = read_checkpoint(path)['args']
+    assert args == dict(lr=0.1, sizes=[1, 2], inner=dict(name='x'))
+    assert type(args) is type(args['inner']) is dict
+
+
+@pytest.mark.parametrize(
+    'array',
+    [
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.arange(6, dtype='>i4').reshape(2, 3)),
+        np.array(['a', 'bc']),
+        np.zeros((0, 3), np.float32),
+        np.array(3.0),
+    ],
+)
+def test_arrays_of_protocol_5(tmp_path, array):
+    torch.save(dict(array=array), tmp_path / 'a.pth', pickle_protocol=5)
+    read = read_checkpoint(tmp_path / 'a.pth')['array']
+    assert read.dtype == array.dtype
+    np.testing.assert_array_equal(read, array)
+    # As any array that was read.
+    read[...] = 0
+
+
+def test_tensors_with_attributes(tmp_path):
+    tensor = torch.ones(2)
+    tensor.origin = 'x'
+    torch.save(dict(a=dict(b=tensor)), tmp_path / 'a.pth')
+    with pytest.raises(
+        CheckpointError, match=r'a tensor with attributes .* \(a\.b\): save'
+    ):
+        read_checkpoint(tmp_path / 'a.pth')

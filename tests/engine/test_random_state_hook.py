@@ -11,7 +11,9 @@ from mmengine.hooks import Hook
 from tiny_runner import MeanLogits, tiny_runner
 from torch.utils.data import Dataset
 
+from mmrep.checkpoints import read_checkpoint
 from mmrep.engine.random_state_hook import random_state, set_random_state
+from mmrep.errors import CheckpointError
 
 
 def draws() -> list[float]:
@@ -26,6 +28,41 @@ def test_a_state_is_set():
     assert draws() != first
     set_random_state(state)
     assert draws() == first
+
+
+def test_those_of_many_processes_are_read(tmp_path):
+    states = [random_state() for _ in range(512)]
+    first = draws()
+    torch.save(dict(state_dict={}, random_state=states), tmp_path / 'a.pth')
+    set_random_state(read_checkpoint(tmp_path / 'a.pth')['random_state'][511])
+    assert draws() == first
+
+
+def changed(name: str, place: int, value: Any) -> list[dict]:
+    """The states of one process with another part of one of them."""
+    state = random_state()
+    parts = list(state[name])
+    parts[place] = value
+    return [{**state, name: tuple(parts)}]
+
+
+@pytest.mark.parametrize(
+    'states',
+    [
+        *('x', [3], [{}], [dict(python=1)]),
+        *(changed('python', 1, value) for value in (None, torch.ones(3), torch.ones(625))),
+        *(changed('numpy', 1, value) for value in ([], torch.ones(3), -torch.ones(624))),
+        *(changed('numpy', 2, value) for value in (-1, 625, 10**9, 'x')),
+        changed('numpy', 0, 'PCG64'),
+        [{**random_state(), 'torch': torch.zeros(3)}],
+    ],
+)
+def test_broken_states(trained, tmp_path, states):
+    content = torch.load(trained, weights_only=True)
+    content['random_state'] = states
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='its random_state is broken'):
+        resume(tmp_path / 'a.pth', tmp_path / 'resumed')
 
 
 class Noise(Dataset):
@@ -89,6 +126,14 @@ def log_of(folder: Path) -> str:
 def resume(path: Path, folder: Path, **options: Any) -> dict[int, list]:
     draws()
     return run(folder, load_from=str(path), resume=True, **options)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> Path:
+    """A checkpoint of the second epoch."""
+    folder = tmp_path_factory.mktemp('trained')
+    run(folder)
+    return folder / 'epoch_2.pth'
 
 
 def test_epochs(tmp_path):

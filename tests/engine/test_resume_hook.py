@@ -59,6 +59,15 @@ def holding(value: Any, *keys: Any) -> Callable[[dict], None]:
 
 
 HUB, INFO = 'message_hub', ('message_hub', 'runtime_info')
+
+
+def logged(name: Any = 'loss', **changes: Any) -> Callable[[dict], None]:
+    """Another history; of what is ``None`` there is none."""
+    history = dict(log_history=torch.ones(2), count_history=torch.ones(2), max_length=9)
+    history = {k: v for k, v in (history | changes).items() if v is not None}
+    return holding({name: history}, HUB, 'log_scalars')
+
+
 #: Changes of the file, and the entry that the sentence names.
 BROKEN = {
     'no epoch': (without('meta', 'epoch'), 'holds no meta.epoch'),
@@ -66,12 +75,25 @@ BROKEN = {
     'truth': (holding(True, 'meta', 'epoch'), 'meta.epoch'),
     'iteration': (holding(-1, 'meta', 'iter'), 'meta.iter'),
     'seed': (holding('x', 'meta', 'seed'), 'meta.seed'),
+    'many epochs': (holding(2**31, 'meta', 'epoch'), 'meta.epoch'),
+    'many iterations': (holding(2**31, 'meta', 'iter'), 'meta.iter'),
+    'negative seed': (holding(-1, 'meta', 'seed'), 'meta.seed'),
+    'long seed': (holding(2**32, 'meta', 'seed'), 'meta.seed'),
     'meta': (holding([], 'meta'), 'meta is broken'),
     'no hub': (without(HUB), 'holds no training to resume'),
     'hub': (holding([], HUB), 'message_hub is broken'),
     'no log': (without(HUB, 'log_scalars'), 'no message_hub.log_scalars'),
     'log': (holding({'loss': 3}, HUB, 'log_scalars'), 'log_scalars'),
     'history': (holding({'loss': dict(max_length=3)}, HUB, 'log_scalars'), 'log_scalars'),
+    'history of no name': (logged(5), 'log_scalars'),
+    'history and more': (logged(more=1), 'log_scalars'),
+    'history without end': (logged(max_length=None), 'log_scalars'),
+    'lengths': (logged(count_history=torch.ones(3)), 'log_scalars'),
+    'half numbers': (logged(log_history=torch.ones(2).bfloat16()), 'log_scalars'),
+    'trained numbers': (
+        logged(log_history=torch.ones(2, requires_grad=True)),
+        'log_scalars',
+    ),
     'keys': (holding(3, HUB, 'resumed_keys'), 'resumed_keys'),
     'best score': (holding('x', *INFO, 'best_score'), 'runtime_info'),
     'best scores': (holding(torch.ones(2), *INFO, 'best_score_a'), 'runtime_info'),
@@ -158,11 +180,50 @@ def test_of_another_run(checkpoint, tmp_path, name):
 def test_more_iterations_than_there_are(checkpoint, tmp_path):
     """mmengine would skip as many batches before it ends."""
     content = torch.load(checkpoint, weights_only=True)
-    content['meta']['iter'] = 10**12
+    content['meta']['iter'] = 10**9
     torch.save(content, tmp_path / 'a.pth')
     loop = dict(type='IterBasedTrainLoop', max_iters=4)
-    with pytest.raises(CheckpointError, match=r'1000000000000 iterations, .* ends at 4: '):
+    with pytest.raises(CheckpointError, match=r'1000000000 iterations, .* ends at 4: '):
         resumed(tmp_path / 'a.pth', tmp_path / 'work', train_cfg=loop)
+
+
+@pytest.mark.parametrize('seed', [0, 2**32 - 1, None])
+def test_seeds(checkpoint, seed):
+    content = torch.load(checkpoint, weights_only=True)
+    content['meta']['seed'] = seed
+    check_training(content, 'a.pth')
+
+
+def test_options_that_an_earlier_torch_did_not_have(tmp_path):
+    wrapper = dict(
+        optimizer=dict(type='SGD', lr=0.5, momentum=0.9, weight_decay=1e-4),
+        paramwise_cfg=dict(norm_decay_mult=0.0),
+    )
+    tiny_runner(tmp_path, **OPTIONS, optim_wrapper=wrapper).train()
+    content = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    optimizer = content['optimizer']
+    for group in (*optimizer['param_groups'], optimizer['base_param_settings']):
+        del group['foreach'], group['maximize']
+    torch.save(content, tmp_path / 'a.pth')
+    resumed(tmp_path / 'a.pth', tmp_path / 'work', optim_wrapper=wrapper)
+    whole, rest = (
+        torch.load(folder / 'epoch_2.pth', weights_only=True)
+        for folder in (tmp_path, tmp_path / 'work')
+    )
+    for entry in ('state_dict', 'optimizer'):
+        torch.testing.assert_close(rest[entry], whole[entry], rtol=0, atol=0)
+
+
+def test_histories_in_another_order(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    histories = content[HUB]['log_scalars']
+    before = {name: history['log_history'] for name, history in histories.items()}
+    for name, history in histories.items():
+        histories[name] = dict(reversed(history.items()))
+    torch.save(content, tmp_path / 'a.pth')
+    log = resumed(tmp_path / 'a.pth', tmp_path / 'work').message_hub.log_scalars
+    for name, values in before.items():
+        assert log[name].data[0][: len(values)].tolist() == values.tolist()
 
 
 def test_no_schedulers_in_the_config(checkpoint, tmp_path):
