@@ -614,10 +614,12 @@ class TestHardCases:
         block_references(model, {'0': Call((torch.ones(1, 4, 2, 2),), {})})
         assert model[0].conv.weight.dtype is torch.float32
 
-    def test_foreign_block_with_a_check(self):
+    @pytest.mark.parametrize('part', ['linear', 'frame'])
+    def test_foreign_block_with_a_check(self, part):
         """It is none of ours for that."""
         model = nn.Sequential(randomise(Small()))
         model[0].check_foldable = lambda: None
+        setattr(model[0], part, None)
         references = observe(model, 1, 4, 6, 6)
         assert compare_blocks(references, model)['0'].is_within(RTOL)
 
