@@ -107,11 +107,11 @@ class Call(NamedTuple):
     def size(self) -> Size:
         """Rows and columns of the first argument, which is the map."""
         first, *_ = (*self.args, *self.kwargs.values())
-        return tuple(first.shape[2:])
+        return first.shape[2:]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> 'Call':
         """A call with other tensors in the place of the real ones."""
-        return Call(*map_tensors(tuple(self), change))
+        return map_tensors(self, change)
 
 
 class _Inputs(NamedTuple):

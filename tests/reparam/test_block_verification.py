@@ -2,6 +2,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -572,6 +573,33 @@ class Listing(nn.Module):
         return self.block([x, x])
 
 
+class Maps(NamedTuple):
+    """Two maps, and what is none."""
+
+    first: Tensor
+    second: list[Tensor]
+    scale: int = 2
+
+
+class TestCalls:
+    def test_every_real_tensor_is_changed(self):
+        classes = torch.ones(1, dtype=torch.int64)
+        call = Call((Maps(torch.ones(2), [torch.ones(3), classes]),), {'text': 'a'})
+        changed = call.map(lambda tensor: tensor + 1)
+        assert type(changed) is Call and changed.kwargs == {'text': 'a'}
+        (maps,) = changed.args
+        assert type(maps) is Maps and maps.scale == 2
+        assert type(maps.second) is list and maps.second[1] is classes
+        assert maps.first.tolist() == [2, 2] and maps.second[0].tolist() == [2, 2, 2]
+        assert call.args[0].first.tolist() == [1, 1]
+
+    def test_size_is_that_of_the_first_argument(self):
+        first, second = torch.ones(1, 2, 3, 4), torch.ones(1, 2, 5, 6)
+        assert Call((first, second), {}).size == (3, 4)
+        assert Call((first,), {'x': second}).size == (3, 4)
+        assert Call((), {'x': second}).size == (5, 6)
+
+
 class TestHardCases:
     @pytest.mark.parametrize(('wrong', 'right'), [(1.0, True), (1.01, False)])
     @pytest.mark.parametrize(
@@ -614,12 +642,12 @@ class TestHardCases:
         block_references(model, {'0': Call((torch.ones(1, 4, 2, 2),), {})})
         assert model[0].conv.weight.dtype is torch.float32
 
-    @pytest.mark.parametrize('part', ['linear', 'frame'])
-    def test_foreign_block_with_a_check(self, part):
-        """It is none of ours for that."""
+    @pytest.mark.parametrize('missing', ['check_foldable', 'linear', 'frame'])
+    def test_foreign_block_with_a_name_of_ours(self, missing):
+        """It is none of ours for one or two of the names."""
         model = nn.Sequential(randomise(Small()))
-        model[0].check_foldable = lambda: None
-        setattr(model[0], part, None)
+        for part in {'check_foldable', 'linear', 'frame'} - {missing}:
+            setattr(model[0], part, lambda *args: None)
         references = observe(model, 1, 4, 6, 6)
         assert compare_blocks(references, model)['0'].is_within(RTOL)
 
