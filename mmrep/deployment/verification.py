@@ -136,18 +136,20 @@ def check_outputs(outputs: Mapping[str, Tensor], form: str) -> None:
     """Refuse outputs of a form that prove nothing.
 
     Raises:
-        VerificationError: If one is not finite or zero everywhere; names it.
+        VerificationError: If one is complex, not finite or zero everywhere; names it.
     """
+    remedy = 'look at the weights of the checkpoint, or try another --shape'
     for name, output in outputs.items():
-        if not output.isfinite().all():
+        if output.is_complex():
+            problem, remedy = 'is complex', 'give a model of real outputs'
+        elif not output.isfinite().all():
             problem = 'is not finite'
         elif output.is_floating_point() and output.numel() and not output.any():
             problem = 'is zero everywhere, which proves nothing'
         else:
             continue
         raise VerificationError(
-            f'{name} of the {form} form {problem}: nothing was written; look at the '
-            'weights of the checkpoint, or try another --shape'
+            f'{name} of the {form} form {problem}: nothing was written; {remedy}'
         )
 
 

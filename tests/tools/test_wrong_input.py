@@ -442,7 +442,7 @@ MODELS_OF_CONFIGS = [
         Case(f'reparam bad.py bad.pth out.pth {shape}', says, files)
         for shape in ('--shape 8,8',)
         for returns, says in (
-            ('complex', 'complex'),
+            ('complex', 'is complex'),
             ('an empty tensor', 'empty'),
             ('nothing', 'no tensor'),
             ('a text', 'no tensor'),
@@ -456,7 +456,7 @@ MODELS_OF_CONFIGS = [
     *(
         Case('export_onnx bad.py bad.pth out.onnx --shape 8,8', says, files, 'onnxruntime')
         for returns, says in (
-            ('complex', 'Complex'),
+            ('complex', 'is complex'),
             ('an empty tensor', 'empty'),
             ('nothing', 'returns no tensor'),
             ('a text', 'returns no tensor'),
