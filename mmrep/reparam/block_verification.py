@@ -223,7 +223,8 @@ def _reference(block: nn.Module, seen: Call | None, seed: int) -> BlockReference
     frame = _frame(block)
     inputs = _inputs(block, frame, seen, seed)
     by_channel = frame is not None
-    # Before the responses, which end in the block's own dtype.
+    # Before the responses, which end in the block's own dtype: pruning and old-style norms
+    # of weights leave a layer with the weight of the last call.
     exact = None if seen is None else _in_float64(block, seen)
     responses = _respond(block, inputs, by_channel)
     if not all(response.isfinite().all() for response in responses if response is not None):
@@ -363,18 +364,7 @@ def _in_float64(block: nn.Module, call: Call) -> Tensor:
     tensors = _tensors(block).items()
     wide = {name: tensor.double() for name, tensor in tensors if _is_real(tensor)}
     args, kwargs = call.map(lambda tensor: tensor.to(torch.float64, copy=True))
-    # Those that pruning and old-style norms of weights set in every forward.
-    attributes = [
-        (module, name, value)
-        for module in block.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, Tensor)
-    ]
-    try:
-        return _joined(functional_call(block, wide, args, kwargs))
-    finally:
-        for module, name, value in attributes:
-            vars(module)[name] = value
+    return _joined(functional_call(block, wide, args, kwargs))
 
 
 def _joined(outputs: Any) -> Tensor:
