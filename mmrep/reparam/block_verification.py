@@ -269,8 +269,8 @@ def compare_block(reference: BlockReference, block: nn.Module) -> BlockDifferenc
     bias = _error(expected.zeros, actual.zeros, _FLOOR * _size_of(varying), by_channel)
     if exact is None:
         return BlockDifference(kernel, bias)
-    outputs = (output.double() for output in (actual.seen, expected.seen))
-    return BlockDifference(kernel, bias, *(_error(exact, y, least) for y in outputs))
+    seen = (_error(exact, output, least) for output in (actual.seen, expected.seen))
+    return BlockDifference(kernel, bias, *seen)
 
 
 def compare_blocks(
