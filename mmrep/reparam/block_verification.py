@@ -388,15 +388,15 @@ def _added(inputs: _Inputs, varying: Tensor, by_channel: bool) -> Tensor | None:
     return varying - tensors[0]
 
 
-def _size_of(tensor: Tensor) -> float:
+def _size_of(tensor: Tensor) -> Tensor:
     """The root of the mean square."""
-    return tensor.square().mean().sqrt().item()
+    return tensor.square().mean().sqrt()
 
 
 def _error(
     reference: Tensor,
     output: Tensor,
-    least: float,
+    least: Tensor,
     by_channel: bool = False,
     added: Tensor | None = None,
 ) -> float:
@@ -418,7 +418,7 @@ def _error(
 
     size = sizes(reference)
     if added is not None:
-        size = torch.minimum(size, sizes(added).clamp(min=_IDENTITY * size.item()))
+        size = torch.minimum(size, sizes(added).clamp(min=_IDENTITY * size))
     size = size.clamp(min=least)
     error = sizes(output - reference)
     error = torch.where(error == 0, 0.0, error / size).max().item()
