@@ -562,6 +562,20 @@ class Small(Sum):
         return x + 1e-5 * self.conv(x)
 
 
+class Folded(Small):
+    """Has the identity in its kernel in the end, which is as right as float32 is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if self.wrong is None else super().forward(x)
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        eye = torch.eye(4).view(4, 4, 1, 1)
+        self.conv.weight.copy_(eye + 1e-5 * self.conv.weight)
+        self.conv.bias *= 1e-5
+        self.wrong = None
+
+
 class Listing(nn.Module):
     """Gives its block a list."""
 
@@ -612,6 +626,13 @@ class TestHardCases:
         switch_to_deploy(model)
         (difference,) = compare_blocks(references, model).values()
         assert difference.is_within(RTOL) is right
+
+    def test_foreign_block_that_folds_its_identity(self):
+        model = nn.Sequential(randomise(Folded()))
+        references = observe(model, 1, 4, 6, 6)
+        switch_to_deploy(model)
+        (difference,) = compare_blocks(references, model).values()
+        assert 1e-7 < difference.kernel and difference.is_within(RTOL)
 
     @pytest.mark.parametrize('stride', [8, 16])
     def test_large_stride(self, stride):
