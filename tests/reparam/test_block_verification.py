@@ -558,8 +558,10 @@ class Sum(nn.Module):
 class Small(Sum):
     """Adds next to nothing to its input."""
 
+    scale = 1e-5
+
     def forward(self, x: Tensor) -> Tensor:
-        return x + 1e-5 * self.conv(x)
+        return x + self.scale * self.conv(x)
 
 
 class Folded(Small):
@@ -627,12 +629,20 @@ class TestHardCases:
         (difference,) = compare_blocks(references, model).values()
         assert difference.is_within(RTOL) is right
 
+    def test_error_of_what_is_added(self):
+        model = nn.Sequential(randomise(Small(1.01)))
+        model[0].scale = 0.1
+        references = observe(model, 1, 4, 6, 6)
+        switch_to_deploy(model)
+        (difference,) = compare_blocks(references, model).values()
+        assert difference.kernel == pytest.approx(0.01, rel=1e-4)
+
     def test_foreign_block_that_folds_its_identity(self):
         model = nn.Sequential(randomise(Folded()))
         references = observe(model, 1, 4, 6, 6)
         switch_to_deploy(model)
         (difference,) = compare_blocks(references, model).values()
-        assert 1e-7 < difference.kernel and difference.is_within(RTOL)
+        assert difference.kernel > 1e-7 and difference.is_within(RTOL)
 
     @pytest.mark.parametrize('stride', [8, 16])
     def test_large_stride(self, stride):
