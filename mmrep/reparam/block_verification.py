@@ -29,8 +29,8 @@ _FLOOR = 1e-6
 #: What float64 cannot tell from the bias that was subtracted.
 _LOST = 1e-10
 
-#: What a block adds to its input counts down to this part of its output: the rounding of
-#: an identity that is folded into a float32 kernel is 1e-5 of that.
+#: What a block adds to its input, which is of unit scale, counts down to this size: the
+#: rounding of an identity that is folded into a float32 kernel is 1e-5 of that.
 _IDENTITY = 6e-3
 
 
@@ -418,7 +418,7 @@ def _error(
 
     size = sizes(reference)
     if added is not None:
-        size = torch.minimum(size, sizes(added).clamp(min=_IDENTITY * size))
+        size = torch.minimum(size, sizes(added).clamp(min=_IDENTITY))
     size = size.clamp(min=least)
     error = sizes(output - reference)
     error = torch.where(error == 0, 0.0, error / size).max().item()
