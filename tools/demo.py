@@ -137,7 +137,7 @@ def show(rows: list[dict]) -> None:
     CONSOLE.print(table)
     CONSOLE.print(
         'ms: one image, on one thread, in train form branch by branch\n'
-        'rel. L2: between the outputs of both forms'
+        'rel. L2: between outputs and features of both forms'
     )
 
 
