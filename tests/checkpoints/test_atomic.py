@@ -352,9 +352,9 @@ class TestPlaces:
 
 class TestOutPath:
     def test_home(self, monkeypatch):
-        monkeypatch.setenv('HOME', '/home/me')
-        assert out_path('~/a.pth') == Path('/home/me/a.pth')
-        assert out_path(Path('~/a.pth')) == Path('/home/me/a.pth')
+        monkeypatch.setenv('HOME', '/mine')
+        assert out_path('~/a.pth') == Path('/mine/a.pth')
+        assert out_path(Path('~/a.pth')) == Path('/mine/a.pth')
         assert out_path('~~/a.pth') == Path('~~/a.pth')
 
     def test_suffixes(self):

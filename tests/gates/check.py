@@ -81,7 +81,10 @@ def fuzz(args: argparse.Namespace) -> tuple[bool, list[str]]:
     script = (
         'import sys; sys.path[:0] = ["tests/checkpoints", "tests"]; import fuzzing;'
         f'report = fuzzing.fuzz({args.seconds}, {args.seed});'
-        f'print(f"fuzzed files: {{report.tried:,}} in {args.seconds:g} s")'
+        'print(*report.failures, sep="\\n");'
+        'tried, wrong = sum(report.tried.values()), len(report.failures);'
+        f'print(f"fuzzed files: {{tried:,}} in {args.seconds:g} s, wrong: {{wrong}}");'
+        'sys.exit(not tried or wrong > 0)'
     )
     passed, lines = run('-c', script)
     return passed, lines[-1:]
