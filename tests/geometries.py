@@ -1,5 +1,7 @@
 """Convolutions of all kinds, for hypothesis."""
 
+from collections.abc import Callable, Sequence
+
 from hypothesis import strategies as st
 
 #: Input channels, output channels and groups: depthwise ones and ``groups == out != in``.
@@ -17,20 +19,35 @@ def span(kernel_size: int, dilation: int) -> int:
     return (kernel_size - 1) * dilation
 
 
+def padding_and_size(
+    spans: Sequence[int], choose: Callable[[int, int], int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A padding and a size of the input for kernels that span so many pixels, less one.
+
+    Args:
+        spans: Over rows and columns.
+        choose: A number from one to another, both included.
+    """
+    # Half the time what keeps the size; blocks are built with that.
+    keeps = all(pixels % 2 == 0 for pixels in spans) and choose(0, 1)
+    padding = tuple(
+        pixels // 2 if keeps else choose(0, pixels // 2 + 1) for pixels in spans
+    )
+    # A reflection needs more pixels than it pads.
+    size = tuple(
+        max(pixels + 1 - 2 * pad, pad + 1, 1) + choose(1, 5)
+        for pixels, pad in zip(spans, padding, strict=True)
+    )
+    return padding, size
+
+
 @st.composite
 def conv_options(draw, kernels=kernel_sizes, padding_modes=PADDING_MODES) -> dict:
     """Arguments of a conv with an input: ``in_channels`` to ``padding_mode``, ``size``."""
     kernel_size, stride, dilation = draw(kernels), draw(strides), draw(dilations)
     spans = [span(k, d) for k, d in zip(kernel_size, dilation, strict=True)]
-    # Half the time what keeps the size; blocks are built with that.
-    keeps = all(pixels % 2 == 0 for pixels in spans) and draw(st.booleans())
-    padding = tuple(
-        pixels // 2 if keeps else draw(st.integers(0, pixels // 2 + 1)) for pixels in spans
-    )
-    # A reflection needs more pixels than it pads.
-    size = tuple(
-        max(pixels + 1 - 2 * pad, pad + 1, 1) + draw(st.integers(1, 5))
-        for pixels, pad in zip(spans, padding, strict=True)
+    padding, size = padding_and_size(
+        spans, lambda least, most: draw(st.integers(least, most))
     )
     ins, outs, groups = draw(channels)
     return dict(

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from geometries import CHANNELS, PADDING_MODES, span
+from geometries import CHANNELS, PADDING_MODES, padding_and_size, span
 from laws import assert_deploy_equivalent, assert_same, image
 from sketches import (
     AsymmetricBlock,
@@ -61,14 +61,7 @@ def draw(seed: int) -> tuple[type, dict, tuple[int, int]]:
     ):
         conv_type = None
     spans = [span(k, d) for k, d in zip(kernel_size, dilation, strict=True)]
-    keeps = all(pixels % 2 == 0 for pixels in spans) and choose.random() < 0.5
-    padding = tuple(
-        pixels // 2 if keeps else choose.randint(0, pixels // 2 + 1) for pixels in spans
-    )
-    size = tuple(
-        max(pixels + 1 - 2 * pad, pad + 1, 1) + choose.randint(1, 5)
-        for pixels, pad in zip(spans, padding, strict=True)
-    )
+    padding, size = padding_and_size(spans, choose.randint)
     options = dict(
         in_channels=ins,
         out_channels=outs,
