@@ -27,6 +27,29 @@ REPVGG = dict(
 REPVGG_CHANNELS = [8, 8, 16, 16]
 DBB_RESNET = dict(type='mmrep.DBBResNet', depth=18, base_channels=4, stem_channels=8)
 
+#: Networks of mmpretrain that are fused by one ``switch_to_deploy``, for 64 x 64 pixels.
+ONE_SWITCH = {
+    'RepLKNet': dict(
+        type='mmpretrain.RepLKNet',
+        arch=dict(
+            large_kernel_sizes=[9, 7, 5, 3],
+            layers=[1, 1, 1, 1],
+            channels=[8, 8, 16, 16],
+            small_kernel=3,
+            dw_ratio=1,
+        ),
+        drop_path_rate=0,
+    ),
+    'LeViT': dict(type='mmpretrain.LeViT', arch='128s', img_size=64),
+    'RepMLPNet': dict(
+        type='mmpretrain.RepMLPNet',
+        arch=dict(channels=[8, 16], depths=[1, 1], sharesets_nums=[1, 4]),
+        img_size=64,
+        out_indices=(1,),
+        reparam_conv_kernels=(1, 3),
+    ),
+}
+
 
 def classifier_model(backbone: dict = REPVGG, in_channels: int = 16) -> dict:
     """The config of an mmpretrain classifier."""

@@ -63,6 +63,8 @@ def show(done: OnnxExport, form: str) -> None:
             agreement = f'{error.argmax_agreement:.2%}'
             outputs.add_row('x'.join(map(str, shape)), name, *figures, agreement)
     console.print('ONNX Runtime against PyTorch:', outputs)
+    for remark in done.remarks:
+        console.print(f'note: {remark}', soft_wrap=True)
     operators = Table('operator', 'count')
     for name, count in done.operators.items():
         operators.add_row(name, str(count))

@@ -3,13 +3,13 @@
 from .building import build_model, building_fault
 from .config import (
     Shape,
+    deploy_argument,
     deploy_config,
     enter_scope,
     for_one_process,
     input_shape,
     model_nodes,
     read_config,
-    takes_deploy,
     without_pretrained,
 )
 from .deploying import Deployed, deploy_checkpoint
@@ -27,6 +27,7 @@ __all__ = [
     'build_model',
     'building_fault',
     'check_pair',
+    'deploy_argument',
     'deploy_checkpoint',
     'deploy_config',
     'enter_scope',
@@ -36,6 +37,5 @@ __all__ = [
     'input_shape',
     'model_nodes',
     'read_config',
-    'takes_deploy',
     'without_pretrained',
 ]

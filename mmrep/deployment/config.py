@@ -34,6 +34,9 @@ _KINDS = {
 #: How transforms of a test pipeline name the size that they make.
 _SIZE_KEYS = ('crop_size', 'scale', 'img_scale', 'size')
 
+#: How constructors call the argument that asks for the deploy form; RepLKNet's the second.
+_DEPLOY_ARGUMENTS = ('deploy', 'small_kernel_merged')
+
 
 def read_config(
     path: str | Path, options: dict | None = None, needed: Sequence[str] = ()
@@ -169,13 +172,29 @@ def _scope() -> str:
     return scope.scope_name if scope else 'mmengine'
 
 
-def takes_deploy(node: dict) -> bool:
-    """Whether a config's type is a re-parameterizable module with a deploy form."""
-    module = node['type']
+def deploy_argument(node: dict) -> str | None:
+    """The argument by which a config's type is built in deploy form, if it has one.
+
+    Raises:
+        ConfigError: If the type can be switched to a deploy form, but not built in it.
+    """
+    kind = module = node['type']
     if isinstance(module, str):
         with MODELS.switch_scope_and_registry(None) as models:
             module = models.get(module)
-    return inspect.isclass(module) and hasattr(module, 'switch_to_deploy')
+    if not inspect.isclass(module) or not hasattr(module, 'switch_to_deploy'):
+        return None
+    for base in module.__mro__:
+        parameters = inspect.signature(base.__init__).parameters
+        for name in _DEPLOY_ARGUMENTS:
+            if name in parameters:
+                return name
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    raise ConfigError(
+        f'{kind} can be fused, but cannot be built in deploy form: its class takes no '
+        'argument deploy'
+    )
 
 
 def without_pretrained(model_cfg: ConfigDict) -> ConfigDict:
@@ -221,8 +240,8 @@ def deploy_config(cfg: Config) -> Config:
     """
     deployed = copy.deepcopy(cfg)
     deployed.model = without_pretrained(deployed.model)
-    nodes = [node for node in model_nodes(deployed.model) if takes_deploy(node)]
-    if not nodes:
+    nodes = [(node, deploy_argument(node)) for node in model_nodes(deployed.model)]
+    if not any(argument for _, argument in nodes):
         if unknown := unknown_type(cfg.model, 'model'):
             raise ConfigError(
                 f'the model of this config cannot be built ({unknown}): correct it'
@@ -231,8 +250,9 @@ def deploy_config(cfg: Config) -> Config:
             'nothing in this config can be re-parameterized: give the config of a model '
             "with such a backbone, as type='mmrep.RepVGG'"
         )
-    for node in nodes:
-        node['deploy'] = True
+    for node, argument in nodes:
+        if argument:
+            node[argument] = True
     deployed.load_from = None
     deployed.resume = False
     return deployed

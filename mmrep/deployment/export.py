@@ -46,6 +46,7 @@ from .verification import (
     check_outputs,
     check_rtol,
     observe_blocks,
+    remarks_on,
     verify_blocks,
 )
 
@@ -65,6 +66,7 @@ class OnnxExport:
         comparisons: The shape of each input that was compared, and how far each output
             of the file is from that of the checkpoint's model.
         operators: How often each operator stands in the graph, the most frequent first.
+        remarks: What a user should know of the outputs, a sentence each.
     """
 
     out: Path
@@ -72,6 +74,7 @@ class OnnxExport:
     blocks: int
     comparisons: list[tuple[tuple[int, ...], dict[str, Difference]]]
     operators: dict[str, int]
+    remarks: list[str]
 
 
 def export_onnx(
@@ -130,7 +133,9 @@ def export_onnx(
         _refuse_same_padding(model)
     with branch_by_branch(model):
         with seen_inputs(model) as seen:
-            references = _references(model, given, shape or input_shape(config), dynamic)
+            references, remarks = _references(
+                model, given, shape or input_shape(config), dynamic
+            )
         if form == 'deploy':
             # None is left to fuse in a model that is given in deploy form.
             blocks = observe_blocks(model, seen) if given == 'train' else {}
@@ -160,6 +165,7 @@ def export_onnx(
         len(reparam_blocks(model)),
         comparisons,
         dict(operators.most_common()),
+        remarks,
     )
 
 
@@ -199,32 +205,39 @@ def _refuse_same_padding(model: nn.Module) -> None:
 
 def _references(
     model: nn.Module, form: str, shape: Shape, dynamic: bool
-) -> list[Reference]:
-    """What a model of a form computes; the first input is of the shape asked for."""
+) -> tuple[list[Reference], list[str]]:
+    """What a model of a form computes; the first input is of the shape asked for.
+
+    Returns:
+        That, and what there is to say of it.
+    """
     channels, height, width = shape
-    references = []
-    for seed, (images, rows, columns) in enumerate(_DYNAMIC if dynamic else _FIXED):
+
+    def compute(seed: int, images: int, rows: int, columns: int) -> Reference:
         x = seeded_input((images, channels, height + rows, width + columns), seed)
+        outputs = flatten_outputs(run_form(model, x, form))
+        named = {re.sub(r'\W+', '_', name).strip('_'): y for name, y in outputs.items()}
+        return Reference(x, named)
+
+    references = []
+    sizes = _DYNAMIC if dynamic else _FIXED
+    for seed, size in enumerate(sizes):
         try:
-            outputs = flatten_outputs(run_form(model, x, form))
+            references.append(compute(seed, *size))
         except UserError:
             if not references:
                 raise
             # A model that takes multiples of 32 pixels only is asked for no others.
-            continue
-        references.append(
-            Reference(x, {re.sub(r'\W+', '_', k).strip('_'): v for k, v in outputs.items()})
-        )
     if not any(output.numel() for output in references[0].outputs.values()):
         raise UserError(
             'the model returns no tensor, or empty ones: there is nothing to export'
         )
-    first, *others = (reference.outputs for reference in references)
+    first = references[0].outputs
     check_outputs(first, form)
-    for other in others:
-        check_dependence(changes_of(first, other))
+    dependence = changes_of(first, compute(len(sizes), *sizes[0]).outputs)
+    check_dependence(dependence)
     if dynamic and len(references) == 1:
         raise UserError(
             f'the model takes no other size than {height}x{width}: leave --dynamic out'
         )
-    return references
+    return references, remarks_on(dependence)

@@ -98,13 +98,17 @@ class Verification:
                 f'{change:.1g}, so that its difference tells nothing; every block is right'
                 for name, change in self.sensitivity.items()
             ),
-            *(
-                f'{name} hardly depends on the input ({change:.1g}) and shows little of '
-                'the network; every block is right by itself'
-                for name, change in self.dependence.items()
-                if change < _HARDLY
-            ),
+            *(f'{r}; every block is right by itself' for r in remarks_on(self.dependence)),
         ]
+
+
+def remarks_on(dependence: Mapping[str, float]) -> list[str]:
+    """What a user should know of outputs that hardly depend on the input."""
+    return [
+        f'{name} hardly depends on the input ({change:.1g}) and shows little of the network'
+        for name, change in dependence.items()
+        if change < _HARDLY
+    ]
 
 
 def check_rtol(rtol: float) -> None:

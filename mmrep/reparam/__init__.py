@@ -39,6 +39,7 @@ from .fold import (
     register_fold,
     register_linear_conv,
 )
+from .foreign import fused_parts
 from .geometry import (
     LINEAR_CONVS,
     ConvGeometry,
@@ -93,6 +94,7 @@ __all__ = [
     'fold_norm',
     'fuse_bn',
     'fuse_conv_norm',
+    'fused_parts',
     'has_running_statistics',
     'identity_kernel',
     'is_watched',

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from .deploy import reparam_blocks
 from .equivalence import cannot_compare, flatten_outputs
+from .foreign import fused_parts
 from .geometry import ConvGeometry, NotFoldableError, Size, conv_geometry
 
 #: Pixels of a seeded input, at least, and how many a kernel leaves free in it.
@@ -163,7 +164,7 @@ def verifiable_blocks(model: nn.Module) -> dict[str, nn.Module]:
     for owner, module in model.named_modules():
         if callable(getattr(module, 'plain_units', None)):
             for name, layers in module.plain_units().items():
-                blocks[f'{owner}.{name}'.removeprefix('.')] = _PlainUnit(*layers)
+                blocks[_joined_name(owner, name)] = _PlainUnit(*layers)
     return blocks
 
 
@@ -171,9 +172,17 @@ def verifiable_blocks(model: nn.Module) -> dict[str, nn.Module]:
 def seen_inputs(model: nn.Module) -> Iterator[dict[str, Call]]:
     """What each block is first called with while the context is open.
 
-    By the names of :func:`verifiable_blocks`, in the order of the calls.
+    By the names of :func:`verifiable_blocks`, in the order of the calls. Among them are
+    the parts of a block of another package that it fuses one by one
+    (:func:`~mmrep.reparam.fused_parts`).
     """
     seen: dict[str, Call] = {}
+    names = []
+    for name, block in verifiable_blocks(model).items():
+        names.append(name)
+        if not isinstance(block, _Linear | _PlainUnit):
+            with _naming(name):
+                names += [_joined_name(name, part) for part in fused_parts(block) if part]
 
     def see(name: str, args: tuple, kwargs: dict) -> None:
         seen.setdefault(name, Call(args, kwargs))
@@ -182,13 +191,22 @@ def seen_inputs(model: nn.Module) -> Iterator[dict[str, Call]]:
         model.get_submodule(name).register_forward_pre_hook(
             lambda _, args, kwargs, name=name: see(name, args, kwargs), with_kwargs=True
         )
-        for name in verifiable_blocks(model)
+        for name in names
     ]
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _joined_name(*names: str) -> str:
+    return '.'.join(filter(None, names))
+
+
+def _find(model: nn.Module, blocks: Mapping[str, nn.Module], name: str) -> nn.Module:
+    """One of the blocks of a model, or a part of one."""
+    return blocks[name] if name in blocks else model.get_submodule(name)
 
 
 @torch.no_grad()
@@ -215,7 +233,8 @@ def block_references(
     # As they were called, so that the first of many wrong ones is named.
     for name in dict.fromkeys([*seen, *blocks]):
         with _naming(name):
-            references[name] = _reference(blocks[name], seen.get(name), seed)
+            block = _find(model, blocks, name)
+            references[name] = _reference(block, seen.get(name), seed)
     return references
 
 
@@ -282,12 +301,13 @@ def compare_blocks(
         ValueError: If a block is not there, or an output has another shape.
     """
     blocks = verifiable_blocks(model)
-    if missing := set(references).difference(blocks):
+    there = {*blocks, *(name for name, _ in model.named_modules())}
+    if missing := references.keys() - there:
         raise ValueError(f'the deploy form has no {min(missing)}')
     differences = {}
     for name, reference in references.items():
         with _naming(name):
-            differences[name] = compare_block(reference, blocks[name])
+            differences[name] = compare_block(reference, _find(model, blocks, name))
     return differences
 
 

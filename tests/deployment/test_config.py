@@ -10,12 +10,12 @@ from tiny_projects import HEIGHT, WIDTH, classifier_model, segmentor_model
 
 from mmrep.deployment import (
     build_model,
+    deploy_argument,
     deploy_config,
     enter_scope,
     input_shape,
     model_nodes,
     read_config,
-    takes_deploy,
     without_pretrained,
 )
 from mmrep.deployment.config import unknown_type
@@ -99,32 +99,54 @@ class Unswitched:
     def __init__(self, deploy: bool = False) -> None: ...
 
 
+class Unbuildable:
+    """Has a way to its deploy form, but cannot be built in it."""
+
+    def __init__(self, width: int) -> None: ...
+
+    def switch_to_deploy(self) -> None: ...
+
+
+class Closed(RepVGG):
+    """Does not pass on the argument of its base."""
+
+    def __init__(self, arch: str) -> None:
+        super().__init__(arch)
+
+
 @pytest.mark.parametrize(
-    ('kind', 'takes'),
+    ('kind', 'argument'),
     [
-        ('mmrep.RepVGG', True),
-        ('mmrep.RepVGGBlock', True),
-        ('mmrep.DiverseBranchBlock', True),
-        ('mmrep.DBBResNet', True),
-        ('mmrep.DBBResNetV1c', True),  # by **kwargs
-        ('mmrep.models.backbones.RepVGG', True),
-        (RepVGG, True),
-        (Unswitched, False),
-        ('mmpretrain.RepVGG', True),
-        ('mmpretrain.MobileOne', True),
-        ('RepVGG', True),
-        ('LeViT', True),
-        ('ResNet', False),
-        ('ImageClassifier', False),
-        ('BN', False),
-        ('Pretrained', False),
-        ('mmrep.NoSuchThing', False),
-        ('NoSuchThing', False),
+        ('mmrep.RepVGG', 'deploy'),
+        ('mmrep.RepVGGBlock', 'deploy'),
+        ('mmrep.DiverseBranchBlock', 'deploy'),
+        ('mmrep.DBBResNet', 'deploy'),
+        ('mmrep.DBBResNetV1c', 'deploy'),  # by **kwargs
+        ('mmrep.models.backbones.RepVGG', 'deploy'),
+        (RepVGG, 'deploy'),
+        (Unswitched, None),
+        ('mmpretrain.RepVGG', 'deploy'),
+        ('mmpretrain.MobileOne', 'deploy'),
+        ('RepVGG', 'deploy'),
+        ('LeViT', 'deploy'),
+        ('RepLKNet', 'small_kernel_merged'),
+        ('ResNet', None),
+        ('ImageClassifier', None),
+        ('BN', None),
+        ('Pretrained', None),
+        ('mmrep.NoSuchThing', None),
+        ('NoSuchThing', None),
     ],
 )
-def test_takes_deploy(kind, takes):
+def test_deploy_argument(kind, argument):
     init_default_scope('mmpretrain')
-    assert takes_deploy(dict(type=kind)) is takes
+    assert deploy_argument(dict(type=kind)) == argument
+
+
+@pytest.mark.parametrize('kind', [Unbuildable, Closed])
+def test_no_deploy_argument(kind):
+    with pytest.raises(ConfigError, match=rf'{kind.__name__}.* no argument deploy$'):
+        deploy_argument(dict(type=kind))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from mmengine.registry import MODELS
 from tiny_projects import (
     DBB_RESNET,
     HEIGHT,
+    ONE_SWITCH,
     REPVGG,
     WIDTH,
     classifier_model,
@@ -63,6 +64,7 @@ class Project:
 
     def __init__(self, folder: Path, name: str = 'RepVGG classifier', **model: Any) -> None:
         scope, config = MODELS_BY_NAME[name]
+        config = config if 'type' not in model else {}
         self.config = Config(dict(default_scope=scope, model={**config, **model}))
         enter_scope(self.config)
         self.folder = folder
@@ -70,7 +72,9 @@ class Project:
         self.meta = dict(
             epoch=3, cfg='text', dataset_meta=dict(classes=('a', 'b'), palette=np.eye(2))
         )
-        self.model = randomise(build_model(self.config)).eval()
+        self.model = randomise(build_model(self.config))
+        # mmpretrain's return nothing.
+        self.model.eval()
         self.save(self.model.state_dict())
 
     def save(self, state_dict: dict) -> None:
@@ -123,6 +127,18 @@ class TestDeployFiles:
         with branch_by_branch(project.model):
             expected = forward(project.model, x)
         assert_same(expected, forward(deployed, x))
+
+    @pytest.mark.parametrize('name', ONE_SWITCH)
+    def test_of_a_network_of_one_switch(self, tmp_path, name):
+        project = Project(tmp_path, 'bare backbone', **ONE_SWITCH[name])
+        done = project.deploy(shape=(3, 64, 64))
+        assert len(done.verification.blocks) > 2
+        read = torch.load(done.out, weights_only=True)['state_dict']
+        deployed = build_model(Config.fromfile(done.out_config))
+        deployed.load_state_dict(read, strict=True)
+        deployed.eval()
+        x = image(1, 3, 64, 64, dtype=torch.float32)
+        assert_same(forward(project.model, x), forward(deployed, x))
 
     def test_of_a_plain_network(self, tmp_path):
         """It has no blocks, but norms that become parts of convs."""

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -428,10 +429,18 @@ class TestRefusals:
         project = Project(tmp_path, dict(type='Network'))
         project.refuse(f'output of the train form {says}', error=VerificationError)
 
-    def test_outputs_that_do_not_depend_on_the_input(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(Network, 'head', lambda self, x: 0 * x + 1, raising=False)
+    @pytest.mark.parametrize('dynamic', [False, True])
+    def test_outputs_that_do_not_depend_on_the_input(self, tmp_path, monkeypatch, dynamic):
+        monkeypatch.setattr(Network, 'head', lambda _, x: 0 * x + 1, raising=False)
         project = Project(tmp_path, dict(type='Network'))
-        project.refuse('no output depends on the input', error=VerificationError)
+        project.refuse(
+            'no output depends on the input', error=VerificationError, dynamic=dynamic
+        )
+        monkeypatch.setattr(Network, 'head', lambda _, x: 1e-4 * x + 1)
+        (remark,) = project.export(dynamic=dynamic).remarks
+        assert re.match(r'output hardly depends on the input \(\d', remark)
+        monkeypatch.setattr(Network, 'head', lambda _, x: x)
+        assert project.export(dynamic=dynamic, overwrite=True).remarks == []
 
     def test_a_block_that_is_fused_wrong(self, tmp_path, monkeypatch):
         """By less than the outputs would tell."""

@@ -1,0 +1,183 @@
+import copy
+
+import pytest
+import torch
+from laws import randomise
+from mmengine.registry import MODELS
+from test_block_verification import FAULTS, RTOL, fault_in, observe
+from tiny_projects import ONE_SWITCH
+from torch import Tensor, nn
+
+from mmrep.reparam import (
+    compare_block,
+    compare_blocks,
+    fuse_conv_norm,
+    fused_parts,
+    switch_to_deploy,
+)
+
+#: Some of what each network fuses, and the layer that it becomes.
+PARTS: dict[str, dict[str, str]] = {
+    'RepLKNet': {
+        'stages.0.blocks.0.large_kernel': 'lkb_reparam',
+        'stages.3.blocks.0.large_kernel': 'lkb_reparam',
+    },
+    'LeViT': {
+        'patch_embed.patch_embed.0': '',
+        'stages.0.0.block.qkv': '',
+        'stages.0.0.block.proj.1': '',
+    },
+    'RepMLPNet': {'stages.0.0.repmlp_block': 'fc3', 'stages.1.0.repmlp_block': 'fc3'},
+}
+
+
+class Convs(nn.Module):
+    """Convs and norms side by side, whose switch fuses them into the convs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
+
+    def fuse(self) -> None:
+        self.conv1 = fuse_conv_norm(self.conv1, self.norm1)
+        self.conv2 = fuse_conv_norm(self.conv2, self.norm2)
+        self.norm1, self.norm2 = nn.Identity(), nn.Identity()
+
+
+class Network(nn.Module):
+    """A network of one switch, and of a module that nothing calls."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(*parts)
+        self.unused = Convs()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts(x)
+
+    def switch_to_deploy(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Convs):
+                module.fuse()
+
+
+class TestParts:
+    def test_of_layers_is_what_holds_them(self):
+        network = Network(nn.Sequential(Convs(), nn.ReLU()), Convs())
+        assert fused_parts(network) == ['parts.0.0', 'parts.1', 'unused']
+
+    def test_nothing_is_changed(self):
+        network = randomise(Network(Convs()))
+        before = copy.deepcopy(network)
+        fused_parts(network)
+        assert str(network) == str(before)
+        torch.testing.assert_close(network.state_dict(), before.state_dict())
+
+    def test_inside_another_is_the_other(self):
+        class Outer(Convs):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = Convs()
+
+        assert fused_parts(Network(Outer(), Convs())) == ['parts.0', 'parts.1', 'unused']
+
+    def test_whose_names_begin_alike(self):
+        network = Network(Convs())
+        network.parts_of_another = Convs()
+        assert fused_parts(network) == ['parts.0', 'parts_of_another', 'unused']
+
+    @pytest.mark.parametrize(
+        'change',
+        [
+            lambda conv: conv.weight.mul_(2),
+            lambda conv: conv.double(),
+            lambda conv: setattr(conv, 'bias', None),
+            lambda conv: setattr(conv, '__class__', type('Other', (nn.Conv2d,), {})),
+            lambda conv: conv.register_buffer('mask', torch.ones(4)),
+        ],
+    )
+    @torch.no_grad()
+    def test_is_seen_by_any_change(self, change):
+        class Changed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body = nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1)))
+
+            def switch_to_deploy(self) -> None:
+                change(self.body[0][0])
+
+        assert fused_parts(Changed()) == ['body.0']
+
+    def test_whose_switch_fails(self):
+        network = Network(Convs())
+        del network.parts[0].norm1
+        assert fused_parts(network) == []
+
+    def test_that_is_the_block_itself(self):
+        class Block(Convs):
+            switch_to_deploy = Convs.fuse
+
+        assert fused_parts(Block()) == ['']
+        block = randomise(Block())
+        references = observe(block, 1, 4, 9, 9)
+        assert references.keys() == {''}
+        switch_to_deploy(block)
+        assert compare_blocks(references, block)[''].is_within(RTOL)
+
+    def test_that_are_not_called(self):
+        model = nn.Sequential(randomise(Network(Convs())))
+        references = observe(model, 1, 4, 9, 9)
+        assert references.keys() == {'0', '0.parts.0'}
+
+    def test_that_cannot_be_copied(self):
+        model = nn.Sequential(Network(Convs()))
+        model[0].lock = (i for i in range(2))
+        with pytest.raises(ValueError, match=r'^0: TypeError: cannot pickle'):
+            observe(model, 1, 4, 9, 9)
+
+
+class TestLaw:
+    @pytest.mark.parametrize('name', ONE_SWITCH)
+    def test_every_part_is_right_and_every_fault_is_seen(self, name, tally):
+        parts = PARTS[name]
+        with MODELS.switch_scope_and_registry('mmpretrain') as models:
+            model = randomise(models.build(ONE_SWITCH[name]))
+        references = observe(model, 1, 3, 64, 64)
+        assert {'', *parts} <= references.keys()
+        switch_to_deploy(model)
+        for part, reference in references.items():
+            right = compare_block(reference, model.get_submodule(part))
+            # Of the whole, rounding adds up.
+            assert right.worst < (1e-6 if part else RTOL / 10), (part, right)
+            assert right.is_within(RTOL)
+        for part, layer in parts.items():
+            module = model.get_submodule(part)
+            for fault in FAULTS:
+                with fault_in(module.get_submodule(layer), fault):
+                    wrong = compare_block(references[part], module)
+                assert not wrong.is_within(RTOL), (part, fault.__name__, wrong)
+                tally('wrong blocks')
+
+    def test_part_that_the_whole_hides(self):
+        class Residual(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body = Convs()
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x[:, :, 1:-1, 1:-1] + 1e-7 * self.body(x)
+
+        model = randomise(Network(Residual()))
+        references = observe(model, 1, 4, 9, 9)
+        switch_to_deploy(model)
+        with torch.no_grad():
+            model.parts[0].body.conv1.weight *= 1.01
+        right = {
+            name: difference.is_within(RTOL)
+            for name, difference in compare_blocks(references, model).items()
+        }
+        assert right == {'': True, 'parts.0.body': False}
