@@ -21,7 +21,14 @@ def fused_parts(block: nn.Module) -> list[str]:
         Names of the parts, relative to the block; none if it is fused as a whole, or if
         its switch fails.
     """
-    trial = copy.deepcopy(block)
+    # Old-style norms and pruning leave a layer with a tensor that has a graph.
+    computed = {
+        id(value): value.detach().clone()
+        for module in block.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    trial = copy.deepcopy(block, computed)
     try:
         trial.switch_to_deploy()
     except Exception:

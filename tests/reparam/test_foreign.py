@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from test_block_verification import FAULTS, RTOL, fault_in, observe
 from tiny_projects import ONE_SWITCH
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from mmrep.reparam import (
     compare_block,
@@ -111,6 +112,13 @@ class TestParts:
                 change(self.body[0][0])
 
         assert fused_parts(Changed()) == ['body.0']
+
+    def test_with_a_pruned_weight(self):
+        network = Network(Convs())
+        prune.l1_unstructured(network.unused.conv1, 'weight', 0.5)
+        weight = network.unused.conv1.weight
+        assert 'parts.0' in fused_parts(network)
+        assert network.unused.conv1.weight is weight and weight.grad_fn is not None
 
     def test_whose_switch_fails(self):
         network = Network(Convs())
