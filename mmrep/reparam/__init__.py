@@ -50,6 +50,7 @@ from .geometry import (
     weight_in_eval_mode,
 )
 from .one_conv import conv_norm, one_conv_kernel
+from .pairs import ConvNormPairs, conv_norm_pairs
 from .transforms import (
     add_branches,
     average_kernel,
@@ -68,6 +69,7 @@ __all__ = [
     'BlockReference',
     'Call',
     'ConvGeometry',
+    'ConvNormPairs',
     'DeployReport',
     'Difference',
     'LinearConv',
@@ -86,6 +88,7 @@ __all__ = [
     'constant_response',
     'conv_geometry',
     'conv_norm',
+    'conv_norm_pairs',
     'count_parameters',
     'flatten_outputs',
     'fold_branches',

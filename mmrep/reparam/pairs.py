@@ -1,0 +1,277 @@
+"""Observe which norm reads what a conv made, in a forward pass of any model."""
+
+import gc
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.weak import TensorWeakRef
+
+from .fold import has_running_statistics
+from .geometry import is_watched
+
+#: Modules that return what they are given in training, too.
+_PASS = (nn.Identity, nn.Sequential)
+
+
+@dataclass(frozen=True)
+class ConvNormPairs:
+    """What :func:`conv_norm_pairs` saw.
+
+    Args:
+        norms: The name of the norm after a conv, by the conv's name.
+        unpaired: Why a conv has none, by its name.
+    """
+
+    norms: Mapping[str, str]
+    unpaired: Mapping[str, str]
+
+
+def conv_norm_pairs(model: nn.Module, run: Callable[[nn.Module], Any]) -> ConvNormPairs:
+    """Which norm reads what a conv made, seen in one forward pass.
+
+    A conv and a norm are a pair if each output of the conv was read once, by that norm, if
+    none is kept after the pass, as the model's outputs are, and if the norm read nothing
+    else. Then ``norm(conv(x))`` is all that the model has of the two. What would read an
+    output in training alone counts as well where it is seen: dropout, and modules that
+    return their input.
+
+    Args:
+        model: Any model. Its modes, hooks and buffers are left as they were, and so is the
+            random state of torch and Python.
+        run: Runs the model, which is in eval mode, as ``lambda model: model(x)``; gradients
+            are off. A small input will do, and the meta device if the model can.
+
+    Returns:
+        The pairs of ``nn.Conv2d`` and its subclasses with norms that have running
+        statistics, by the names of ``model.named_modules()``, and why the other convs are
+        in none.
+    """
+    watch = _Watch(model)
+    with _undone(model), watch, torch.no_grad():
+        outputs = torch.compiler.disable(run)(model)
+    kept = watch.kept()
+    del outputs
+    return watch.judge(kept)
+
+
+@contextmanager
+def _undone(model: nn.Module) -> Iterator[None]:
+    """Eval mode, with all that a pass changes put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    devices = {p.get_device() for p in model.parameters() if p.is_cuda}
+    state = random.getstate()
+    with torch.random.fork_rng(devices):
+        try:
+            model.eval()
+            yield
+        finally:
+            random.setstate(state)
+            for module, training in modes:
+                # Not train(), which may freeze layers.
+                module.training = training
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer.copy_(value)
+
+
+@dataclass
+class _Output:
+    """A tensor that a conv made, and the names of what read it."""
+
+    conv: str
+    tensor: TensorWeakRef
+    readers: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Call:
+    """A conv or a norm that is computing."""
+
+    name: str
+    inputs: list[Tensor]
+
+
+class _Watch(ExitStack):
+    """Sees what reads the outputs of a model's convs, while it is entered."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.convs: dict[str, nn.Module] = {}
+        self.norms: dict[str, nn.Module] = {}
+        self.outputs: list[_Output] = []
+        self.by_id: dict[int, _Output] = {}
+        #: The convs whose outputs a norm read, by the norm; '' for any other tensor.
+        self.sources: dict[str, set[str]] = {}
+        self.owners: dict[int, str] = {}
+        #: Why a conv or norm is in no pair, whatever reads what.
+        self.barred: dict[str, str] = {}
+        self.calls: list[_Call] = []
+
+    def __enter__(self) -> '_Watch':
+        super().__enter__()
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Conv2d):
+                self._register(name, module, self.convs)
+            elif has_running_statistics(module):
+                self._register(name, module, self.norms)
+            elif not isinstance(module, _PASS):
+                self._hook(module.register_forward_hook, self._passed, name)
+        self.enter_context(_Dropouts(self))
+        self.enter_context(_Operators(self))
+        return self
+
+    def _register(self, name: str, module: nn.Module, kind: dict[str, nn.Module]) -> None:
+        kind[name] = module
+        if is_watched(module):
+            self.barred[name] = f'{name} has hooks or a parametrization'
+        for parameter in module.parameters():
+            owner = self.owners.setdefault(id(parameter), name)
+            if owner != name:
+                self.barred[owner] = self.barred[name] = (
+                    f'{owner} and {name} share a parameter'
+                )
+        self._hook(module.register_forward_pre_hook, self._begin, name)
+        self._hook(module.register_forward_hook, self._end, name)
+
+    def _hook(self, register: Callable, see: Callable, name: str) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, *output: Any) -> None:
+            see(name, _tensors((args, kwargs)), *output)
+
+        self.callback(register(hook, with_kwargs=True).remove)
+
+    def _begin(self, name: str, inputs: list[Tensor]) -> None:
+        self.calls.append(_Call(name, inputs))
+        found = [output for tensor in inputs if (output := self._find(tensor))]
+        for output in found:
+            output.readers.append(name)
+        if name in self.norms:
+            sources = {output.conv for output in found}
+            self.sources.setdefault(name, set()).update(
+                sources if len(found) == len(inputs) == 1 else {''}
+            )
+
+    def _end(self, name: str, inputs: list[Tensor], output: Any) -> None:
+        self.calls.pop()
+        if name not in self.convs:
+            return
+        if not isinstance(output, Tensor):
+            self.barred[name] = f'it returns {type(output).__name__}, which is no tensor'
+            return
+        made = _Output(name, TensorWeakRef(output))
+        self.outputs.append(made)
+        self.by_id[id(output)] = made
+
+    def _passed(self, name: str, inputs: list[Tensor], output: Any) -> None:
+        """A module may return its input in eval mode alone."""
+        for tensor in inputs:
+            if tensor is output and (made := self._find(tensor)):
+                made.readers.append(name)
+
+    def _find(self, tensor: Tensor) -> _Output | None:
+        made = self.by_id.get(id(tensor))
+        return made if made is not None and made.tensor() is tensor else None
+
+    def read(self, tensors: list[Tensor], reader: str) -> None:
+        """An operator reads tensors."""
+        call = self.calls[-1] if self.calls else _Call('', [])
+        for tensor in tensors:
+            if any(tensor is given for given in call.inputs):
+                # Noted when the module was called.
+                continue
+            if made := self._find(tensor):
+                made.readers.append(reader)
+            owner = self.owners.get(id(tensor), call.name)
+            if owner != call.name:
+                reason = f'a parameter of {owner} is read by {reader}'
+                self.barred.setdefault(owner, reason)
+
+    def kept(self) -> set[str]:
+        """The convs of which somebody has an output still."""
+        if any(output.tensor() is not None for output in self.outputs):
+            # What is in a cycle is nobody's.
+            gc.collect()
+        return {output.conv for output in self.outputs if output.tensor() is not None}
+
+    def judge(self, kept: set[str]) -> ConvNormPairs:
+        """What was seen; ``kept`` are the convs of which an output is kept."""
+        pairs, unpaired = {}, {}
+        for conv in self.convs:
+            readers = [output.readers for output in self.outputs if output.conv == conv]
+            norm = readers[0][0] if readers and readers[0] else ''
+            if reason := self._reason(conv, norm, readers, kept):
+                unpaired[conv] = reason
+            else:
+                pairs[conv] = norm
+        return ConvNormPairs(pairs, unpaired)
+
+    def _reason(
+        self, conv: str, norm: str, readers: list[list[str]], kept: set[str]
+    ) -> str | None:
+        names = sorted({name for each in readers for name in each})
+        if conv in self.barred:
+            return self.barred[conv]
+        if not readers:
+            return 'it is not called'
+        if conv in kept:
+            return 'its output is kept, as one of the model is'
+        if not norm:
+            return 'nothing reads its output'
+        if any(len(each) != 1 for each in readers):
+            return f'its output is read more than once, by {" and ".join(names)}'
+        if len(names) > 1:
+            return f'its outputs are read by {" and ".join(names)}'
+        if norm not in self.norms:
+            return f'no norm reads its output, but {norm}'
+        if self.sources[norm] != {conv}:
+            return f'{norm} reads more than its output'
+        return self.barred.get(norm)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_flatten(values)[0] if isinstance(value, Tensor)]
+
+
+class _Dropouts(TorchFunctionMode):
+    """Sees functions that return their input in eval mode alone."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, '__name__', '')
+        if 'dropout' in name and any(output is tensor for tensor in _tensors(args)):
+            self.watch.read([output], name)
+        return output
+
+
+class _Operators(TorchDispatchMode):
+    """Sees every operator, in scripted code, too."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_dispatch__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        self.watch.read(_tensors((args, kwargs)), func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
