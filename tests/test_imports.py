@@ -55,6 +55,7 @@ ROOMS = {
     'mmrep.reparam.geometry': (),
     'mmrep.reparam.fold': ('mmrep.reparam.geometry', 'mmrep.reparam.transforms'),
     'mmrep.reparam.deploy': ('mmrep.reparam.geometry', 'mmrep.reparam.fold'),
+    'mmrep.reparam.pairs': ('mmrep.reparam.geometry', 'mmrep.reparam.fold'),
     'mmrep.reparam.equivalence': ('mmrep.reparam.deploy',),
     'mmrep.reparam': (),
     'mmrep.models.layers': ('mmrep.registry', 'mmrep.reparam'),
@@ -63,6 +64,7 @@ ROOMS = {
     'mmrep.models.backbones': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
     'mmrep.models.heads': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
     'mmrep.models': (),
+    'mmrep.expansion': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.blocks'),
     'mmrep.checkpoints': ('mmrep.errors',),
     'mmrep.importers': (
         'mmrep.checkpoints',

@@ -50,7 +50,7 @@ from .geometry import (
     weight_in_eval_mode,
 )
 from .one_conv import conv_norm, one_conv_kernel
-from .pairs import ConvNormPairs, conv_norm_pairs
+from .pairs import ConvNormPairs, conv_norm_pairs, eval_pass
 from .transforms import (
     add_branches,
     average_kernel,
@@ -90,6 +90,7 @@ __all__ = [
     'conv_norm',
     'conv_norm_pairs',
     'count_parameters',
+    'eval_pass',
     'flatten_outputs',
     'fold_branches',
     'fold_identity',

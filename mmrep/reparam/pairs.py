@@ -28,10 +28,13 @@ class ConvNormPairs:
     Args:
         norms: The name of the norm after a conv, by the conv's name.
         unpaired: Why a conv has none, by its name.
+        entangled: Of those, the convs that are more than a call of theirs: not called, with
+            hooks, or with a parameter that something else reads.
     """
 
     norms: Mapping[str, str]
     unpaired: Mapping[str, str]
+    entangled: frozenset[str]
 
 
 def conv_norm_pairs(model: nn.Module, run: Callable[[nn.Module], Any]) -> ConvNormPairs:
@@ -55,7 +58,7 @@ def conv_norm_pairs(model: nn.Module, run: Callable[[nn.Module], Any]) -> ConvNo
         in none.
     """
     watch = _Watch(model)
-    with _undone(model), watch, torch.no_grad():
+    with eval_pass(model), watch:
         outputs = torch.compiler.disable(run)(model)
     kept = watch.kept()
     del outputs
@@ -63,8 +66,11 @@ def conv_norm_pairs(model: nn.Module, run: Callable[[nn.Module], Any]) -> ConvNo
 
 
 @contextmanager
-def _undone(model: nn.Module) -> Iterator[None]:
-    """Eval mode, with all that a pass changes put back afterwards."""
+def eval_pass(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; what a forward pass changes is put back afterwards.
+
+    That are the modes and buffers of the model, and the random state of torch and Python.
+    """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -74,7 +80,7 @@ def _undone(model: nn.Module) -> Iterator[None]:
     ]
     devices = {p.get_device() for p in model.parameters() if p.is_cuda}
     state = random.getstate()
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), torch.no_grad():
         try:
             model.eval()
             yield
@@ -83,9 +89,8 @@ def _undone(model: nn.Module) -> Iterator[None]:
             for module, training in modes:
                 # Not train(), which may freeze layers.
                 module.training = training
-            with torch.no_grad():
-                for module, name, buffer, value in buffers:
-                    module._buffers[name] = buffer.copy_(value)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)
 
 
 @dataclass
@@ -217,7 +222,12 @@ class _Watch(ExitStack):
                 unpaired[conv] = reason
             else:
                 pairs[conv] = norm
-        return ConvNormPairs(pairs, unpaired)
+        called = {output.conv for output in self.outputs}
+        return ConvNormPairs(
+            pairs,
+            unpaired,
+            frozenset(c for c in unpaired if c in self.barred or c not in called),
+        )
 
     def _reason(
         self, conv: str, norm: str, readers: list[list[str]], kept: set[str]

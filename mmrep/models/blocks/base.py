@@ -179,20 +179,12 @@ class ReparamBlock(BaseModule):
     @torch.no_grad()
     def _start_as(self, conv: nn.Module, norm: nn.Module | None) -> None:
         kind = type(self).__name__
-        (first, main), *others = self.branches().items()
+        first, main = next(iter(self.branches().items()))
         layers = [name for name, _ in main.named_children()]
         known = layers in (['conv'], ['conv', 'norm'])
         if not (known and isinstance(main, nn.Sequential)):
             raise ValueError(f'{first} of {kind} is no sequence of a conv and a norm')
-        for name, branch in others:
-            last = _last_layer(branch)
-            if not isinstance(last, _MAY_START_AT_ZERO) or last.weight is None:
-                raise ValueError(
-                    f'{name} of {kind} has no last scale or kernel that could start at 0'
-                )
-            last.weight.zero_()
-            if last.bias is not None:
-                last.bias.zero_()
+        self.load_state_dict(self.start_of_others(), strict=False)
         main.conv = conv
         if self.post_norm is not None:
             if norm is None:
@@ -202,6 +194,26 @@ class ReparamBlock(BaseModule):
             main.norm = nn.Identity().train(self.training) if norm is None else norm
         elif norm is not None:
             raise ValueError(f'{kind} has no place for a norm: give the conv alone')
+
+    def start_of_others(self) -> dict[str, Tensor]:
+        """The state of the branches but the main one, with a contribution of zero.
+
+        Raises:
+            ValueError: If a branch has nothing that could start at zero.
+        """
+        state = {}
+        for branch in self.branch_names[1:]:
+            *_, (name, last) = self.get_submodule(branch).named_modules(prefix=branch)
+            if not isinstance(last, _MAY_START_AT_ZERO) or last.weight is None:
+                raise ValueError(
+                    f'{branch} of {type(self).__name__} has no last scale or kernel that '
+                    'could start at 0'
+                )
+            zeros = {f'{name}.weight', f'{name}.bias'}
+            for key, tensor in self.get_submodule(branch).state_dict().items():
+                key = f'{branch}.{key}'
+                state[key] = torch.zeros_like(tensor) if key in zeros else tensor
+        return state
 
     def build_branches(self) -> Mapping[str, nn.Module]:
         """The branches by name, the main one first.

@@ -1,0 +1,208 @@
+"""Put blocks into the place of the convs of any built network."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmrep.models.blocks import ReparamBlock
+from mmrep.models.blocks.base import pair
+from mmrep.registry import MODELS
+from mmrep.reparam import (
+    ConvNormPairs,
+    branch_by_branch,
+    compare_named,
+    conv_geometry,
+    conv_norm_pairs,
+    eval_pass,
+    flatten_outputs,
+)
+
+from .place import MovedNorm, add_plain_keys, set_submodule
+
+#: What the outputs may differ by, relative to themselves: the convs of the plain network
+#: are computed as they were.
+_RTOL = 1e-6
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What :func:`expand` did, or would do.
+
+    Args:
+        replaced: The norm that went into each block, by the name of the conv that the
+            block stands for; ``None`` where there was none.
+        left: Why a conv was left as it is, by its name.
+    """
+
+    replaced: Mapping[str, str | None]
+    left: Mapping[str, str]
+
+
+def expand(
+    model: nn.Module,
+    block_cfg: Mapping[str, Any],
+    example: Tensor | Callable[[nn.Module], Any],
+    kernel_sizes: Sequence[int | tuple[int, int]] = (3, 5),
+    include: str | Sequence[str] = '*',
+    exclude: str | Sequence[str] = (),
+    dry_run: bool = False,
+) -> Expansion:
+    """Put blocks into the place of convs and their norms; the model is the same function.
+
+    The conv and the norm *are* the block's main branch: their tensors, and what is set for
+    them. The other branches start with a contribution of zero. Which norm follows a conv
+    is seen in a forward pass (:func:`~mmrep.reparam.conv_norm_pairs`). The keys of the
+    plain network load as before, into the main branches.
+
+    Args:
+        model: Any model; changed in place.
+        block_cfg: Config of the block, as ``dict(type='mmrep.DiverseBranchBlock')``.
+        example: An input, or a function that runs the model.
+        kernel_sizes: Sizes of the kernels that are replaced. Default: 3 and 5.
+        include: Names of the convs that are replaced: patterns as ``'layer?.*'``, or
+            regular expressions after ``'re:'``. Default: all.
+        exclude: Names of those that are not. Default: none.
+        dry_run: Whether to report alone, and change nothing. Default: False.
+
+    Returns:
+        What was replaced, and why the other convs were not.
+
+    Raises:
+        ValueError: If no conv can be replaced, if ``include`` or ``exclude`` match no
+            conv, or if the model is another function afterwards; it is as it was then.
+        TypeError: If the block is none, or does not take its arguments.
+    """
+    run = example if callable(example) else lambda model: model(example)
+    options = dict(block_cfg)
+    kind = _block_type(options.pop('type', None))
+    sizes = {pair(size) for size in kernel_sizes}
+    pairs = conv_norm_pairs(model, run)
+    seen = {*pairs.norms, *pairs.unpaired}
+    names = [name for name, _ in model.named_modules() if name in seen]
+    included, excluded = _matches(include, names), _matches(exclude, names)
+    blocks, left = {}, {}
+    for name in names:
+        conv = model.get_submodule(name)
+        if name in excluded or name not in included:
+            left[name] = 'excluded'
+        elif conv.kernel_size not in sizes:
+            left[name] = '{}x{}'.format(*conv.kernel_size)
+        else:
+            norm = pairs.norms.get(name)
+            norm = None if norm is None else model.get_submodule(norm)
+            try:
+                _check(model, name, pairs)
+                blocks[name] = _block(kind, options, conv, norm)
+            except ValueError as error:
+                left[name] = str(error)
+    if not blocks:
+        reasons = '; '.join(f'{n} {reason}' for reason, n in Counter(left.values()).items())
+        raise ValueError(f'no conv can be replaced: {reasons or "the model has none"}')
+    replaced = {name: pairs.norms.get(name) for name in blocks}
+    if not dry_run:
+        _replace(model, blocks, replaced, run)
+    return Expansion(replaced, left)
+
+
+def _block_type(name: Any) -> type[ReparamBlock]:
+    kind = MODELS.get(name) if isinstance(name, str) else name
+    if not (isinstance(kind, type) and issubclass(kind, ReparamBlock)):
+        raise TypeError(
+            f'{name!r} is no re-parameterizable block: give a block_cfg as '
+            "dict(type='mmrep.DiverseBranchBlock')"
+        )
+    return kind
+
+
+def _matches(patterns: str | Sequence[str], names: Sequence[str]) -> set[str]:
+    """The names that a pattern matches; each has to match one."""
+    matched = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if pattern.startswith('re:'):
+            found = {name for name in names if re.fullmatch(pattern[3:], name)}
+        else:
+            found = {name for name in names if fnmatchcase(name, pattern)}
+        if not found:
+            some = ', '.join(names[:3])
+            raise ValueError(f'{pattern!r} matches no conv; their names are as {some}')
+        matched |= found
+    return matched
+
+
+def _check(model: nn.Module, name: str, pairs: ConvNormPairs) -> None:
+    """Raise a ``ValueError`` if the conv of a name cannot be replaced by any block."""
+    conv, norm = model.get_submodule(name), pairs.norms.get(name)
+    if name in pairs.entangled:
+        raise ValueError(pairs.unpaired[name])
+    if norm is None and conv.bias is None:
+        raise ValueError(f'without a bias and a norm of its own: {pairs.unpaired[name]}')
+    modules = list(model.named_modules(remove_duplicate=False))
+    for used in filter(None, (name, norm)):
+        names = [n for n, module in modules if module is model.get_submodule(used)]
+        if len(names) > 1:
+            raise ValueError(f'one module of several names: {" and ".join(names)}')
+        owners = [m for n, m in modules if used.startswith(f'{n}.' if n else '')]
+        if any(isinstance(owner, ReparamBlock) for owner in owners):
+            raise ValueError('in a block already')
+    if conv_geometry(conv).moves_with_size:
+        raise ValueError("its kernel depends on the input's size, by 'SAME' padding")
+
+
+def _block(
+    kind: type[ReparamBlock],
+    options: Mapping[str, Any],
+    conv: nn.Module,
+    norm: nn.Module | None,
+) -> ReparamBlock:
+    """The block of a conv and its norm; what is set for these is set for all of it."""
+    block = kind.from_conv(conv, norm, **options)
+    if block.act is not None or block.se_layer is not None:
+        raise TypeError('what follows a conv stays as it is: leave act_cfg and se_cfg out')
+    own = {id(p) for module in (conv, norm) if module for p in module.parameters()}
+    for parameter in block.parameters():
+        if id(parameter) not in own:
+            parameter.requires_grad_(conv.weight.requires_grad)
+    if norm is not None:
+        for part in block.linear_parts():
+            part.train(norm.training)
+    return block
+
+
+def _replace(
+    model: nn.Module,
+    blocks: Mapping[str, ReparamBlock],
+    norms: Mapping[str, str | None],
+    run: Callable[[nn.Module], Any],
+) -> None:
+    """Put blocks into a model, in the place of convs and norms by name.
+
+    Raises:
+        ValueError: If it is another function then; it is as it was.
+    """
+    with eval_pass(model):
+        before = flatten_outputs(run(model))
+    with ExitStack() as undo:
+        for name, block in blocks.items():
+            norm = norms[name]
+            undo.callback(set_submodule, model, name, model.get_submodule(name))
+            set_submodule(model, name, block)
+            if norm is not None:
+                undo.callback(set_submodule, model, norm, model.get_submodule(norm))
+                set_submodule(model, norm, MovedNorm(block))
+            undo.callback(add_plain_keys(model, name, norm).remove)
+        with eval_pass(model), branch_by_branch(model):
+            after = flatten_outputs(run(model))
+        for name, difference in compare_named(before, after).items():
+            if not difference.rel_l2 <= _RTOL:
+                raise ValueError(
+                    f'{name} of the expanded model is {difference.rel_l2:.3g} (relative '
+                    'L2) from that of the plain one: the model is left as it was; exclude '
+                    'what is not the same function with a block in the place of a conv'
+                )
+        undo.pop_all()
