@@ -63,7 +63,7 @@ class PlainKeys:
     ) -> None:
         block = owner.get_submodule(self.conv)
         conv = f'{prefix}{self.conv}.'
-        if f'{conv}weight' not in state_dict or not isinstance(block, ReparamBlock):
+        if f'{conv}weight' not in state_dict or block.deploy:
             return
         main = f'{conv}{block.branch_names[0]}.'
         for name in list(state_dict):

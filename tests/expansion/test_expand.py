@@ -277,6 +277,13 @@ class TestLoading:
         with pytest.raises(RuntimeError, match=r'Unexpected key.*stages\.0\.conv3\.scale'):
             plain.load_state_dict(state)
 
+    def test_the_deploy_form_has_no_place_for_it(self, plain):
+        state = plain.state_dict()
+        expand(plain, DBB, X)
+        switch_to_deploy(plain)
+        with pytest.raises(RuntimeError, match=r'Unexpected key.*stages\.0\.conv3\.weight'):
+            plain.load_state_dict(state)
+
     def test_a_copy_loads_as_well(self, plain):
         state, y = plain.state_dict(), outputs(plain)
         expand(plain, DBB, X)
