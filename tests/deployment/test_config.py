@@ -145,8 +145,9 @@ def test_deploy_argument(kind, argument):
 
 @pytest.mark.parametrize('kind', [Unbuildable, Closed])
 def test_no_deploy_argument(kind):
+    assert deploy_argument(dict(type=kind)) is None
     with pytest.raises(ConfigError, match=rf'{kind.__name__}.* no argument deploy$'):
-        deploy_argument(dict(type=kind))
+        deploy_config(Config(dict(model=dict(type=kind))))
 
 
 @pytest.mark.parametrize(

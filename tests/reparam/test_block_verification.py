@@ -23,7 +23,6 @@ from mmrep.reparam import (
     branch_by_branch,
     compare_block,
     compare_blocks,
-    conv_geometry,
     seen_inputs,
     switch_to_deploy,
     verifiable_blocks,
@@ -278,10 +277,9 @@ class TestInputs:
 
     def test_where_the_block_is(self):
         """By its parameters or, if it has none, by its buffers."""
-        unit = Unit(4, 4, 3)
-        frame = conv_geometry(unit.conv)
-        for block in (unit, nn.BatchNorm2d(4, affine=False), nn.ReLU()):
-            inputs = block_verification._inputs(block.to('meta'), frame, None, 0)
+        call = Call((torch.empty(1, 4, 5, 5),), {})
+        for block in (Unit(4, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU()):
+            inputs = block_verification._inputs(block.to('meta'), call, None, 0)
             assert inputs.seeded.args[0].is_meta is not isinstance(block, nn.ReLU)
 
     def test_the_first_of_several(self):

@@ -142,10 +142,85 @@ class TestParts:
         assert references.keys() == {'0', '0.parts.0'}
 
     def test_that_cannot_be_copied(self):
-        model = nn.Sequential(Network(Convs()))
+        """It is compared as a whole."""
+        model = nn.Sequential(randomise(Network(Convs())))
         model[0].lock = (i for i in range(2))
-        with pytest.raises(ValueError, match=r'^0: TypeError: cannot pickle'):
-            observe(model, 1, 4, 9, 9)
+        references = observe(model, 1, 4, 9, 9)
+        assert references.keys() == {'0'}
+
+    def test_norms_that_go_into_another_part(self):
+        class Before(Network):
+            """Its norm is folded into the conv of the next part."""
+
+            def __init__(self) -> None:
+                super().__init__(nn.Sequential(nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 1))
+
+            @torch.no_grad()
+            def switch_to_deploy(self) -> None:
+                norm, conv = self.parts[0][0], self.parts[1]
+                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+                shift = norm.bias - norm.running_mean * scale
+                conv.bias += conv.weight.sum((2, 3)) @ shift
+                conv.weight *= scale.view(1, -1, 1, 1)
+                self.parts[0][0] = nn.Identity()
+
+        model = nn.Sequential(randomise(Before()))
+        assert fused_parts(model[0]) == ['parts']
+        references = observe(model, 1, 4, 9, 9)
+        switch_to_deploy(model)
+        differences = compare_blocks(references, model)
+        assert differences.keys() == {'0', '0.parts'}
+        assert all(difference.is_within(RTOL) for difference in differences.values())
+
+
+class Wrong(nn.Module):
+    """A conv and a norm whose switch mirrors the kernel."""
+
+    def __init__(self, size: int | None = None, **options) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, **options), nn.BatchNorm2d(4)
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.size in (None, x.size(2))
+        y = self.norm(self.conv(x)).relu()
+        return y + x if y.shape == x.shape else y
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        self.conv.weight.copy_(self.conv.weight.flip(3))
+
+
+class TestWhatIsShown:
+    @pytest.mark.parametrize('options', [dict(kernel_size=7, padding=3, stride=2)])
+    @pytest.mark.parametrize('columns', [1, 3])
+    def test_every_tap_is_met(self, options, columns):
+        """Though the map has fewer pixels than the kernel."""
+        model = nn.Sequential(randomise(Wrong(**options)))
+        references = observe(model, 1, 4, 2, columns)
+        assert references['0'].inputs.seeded.args[0].shape[2] >= 14
+        switch_to_deploy(model)
+        (difference,) = compare_blocks(references, model).values()
+        assert not difference.is_within(RTOL) and not difference.note
+
+    def test_of_one_size_alone(self):
+        model = nn.Sequential(randomise(Wrong(2, kernel_size=7, padding=3)))
+        references = observe(model, 1, 4, 2, 2)
+        switch_to_deploy(model)
+        (difference,) = compare_blocks(references, model).values()
+        assert difference.note.startswith('its maps are smaller than its kernel')
+
+    @pytest.mark.parametrize('options', [dict(padding=1), dict(padding=0)])
+    @pytest.mark.parametrize('bias', [-12, -1200])
+    def test_what_noise_does_not_wake(self, options, bias):
+        model = nn.Sequential(randomise(Wrong(kernel_size=3, **options)))
+        nn.init.constant_(model[0].norm.bias, bias)
+        references = observe(model, 1, 4, 9, 9)
+        switch_to_deploy(model)
+        (difference,) = compare_blocks(references, model).values()
+        dead = bias == -1200
+        assert difference.is_within(RTOL) is dead
+        assert ('does not depend on its input' in difference.note) is dead
 
 
 class TestLaw:
