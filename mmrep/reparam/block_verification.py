@@ -273,15 +273,19 @@ def _foreign_responses(
     Returns:
         Its inputs, its outputs, and what they do not show.
     """
-    call, note = _widened(block, seen), ''
-    try:
-        _respond(block, _inputs(block, call, seen, seed), by_channel=False)
-    except Exception:
-        # It may take one size alone, and raise anything for another.
-        call, note = seen, 'its maps are smaller than its kernel, of which some is not seen'
-    for scale in _SCALES:
+
+    def observed(call: Call, scale: float) -> tuple[_Inputs, _Responses]:
         inputs = _inputs(block, call, seen, seed, scale)
-        responses = _respond(block, inputs, by_channel=False)
+        return inputs, _respond(block, inputs, by_channel=False)
+
+    call, note = _widened(block, seen), ''
+    for scale in _SCALES:
+        try:
+            inputs, responses = observed(call, scale)
+        except Exception:
+            # It may take one size alone, and raise anything for another.
+            inputs, responses = observed(seen, scale)
+            note = 'its maps are smaller than its kernel, of which some is not seen'
         varying = responses.seeded - responses.zeros
         added = _added(inputs, varying, by_channel=False)
         if _size_of(varying if added is None else added) > _LOST * scale:
