@@ -173,6 +173,14 @@ def tensor(
     ]
 
 
+def packed(dtype: bytes) -> list:
+    """The opcodes of a state of a tensor of one of the newer dtypes."""
+    untyped = name('torch.storage', 'UntypedStorage')
+    reference = opcodes(*tupled(('storage', untyped, '0', 'cpu', 96)), pickle.BINPERSID)
+    tensor = call(REBUILD_3, reference[2:-1], 0, (96,), (1,), False, {}, dtype)
+    return [pickle.EMPTY_DICT, 'w', *tensor, pickle.SETITEM]
+
+
 def parameter(data: Any, hooks: dict | None = None) -> list:
     """The opcodes of a parameter."""
     return call(name('torch._utils', '_rebuild_parameter'), data, False, hooks or {})
@@ -485,6 +493,15 @@ HOSTILE: list[tuple[str, Maker, str]] = [
     # Kinds of tensors.
     ('sparse', saved({'w': torch.eye(2).to_sparse()}), 'holds a sparse tensor (w): make'),
     ('csr', csr, 'holds a sparse tensor (w): make'),
+    *(
+        (
+            f'packed {kind}',
+            with_pickle(opcodes(*packed(name('torch', kind)))),
+            f'holds a tensor of torch.{kind} (w): dequantize it',
+        )
+        for kind in ('float4_e2m1fn_x2', 'uint4', 'int3')
+        if hasattr(torch, kind)
+    ),
     ('quantized', saved({'w': quantized()}), 'holds a quantized tensor (w): dequantize'),
     ('quantized, legacy', saved({'w': quantized()}, True), 'a quantized tensor (w): deq'),
     (
