@@ -287,6 +287,13 @@ def safetensors(header: Any, data: bytes = b'', length: int | None = None) -> Ma
     )
 
 
+def table_of(count: int) -> Maker:
+    """A file of safetensors with so many tensors and no numbers."""
+    return lambda path: safetensors(
+        {f'{i:x}': entry('F32', [0], 0, 0) for i in range(count)}
+    )(path)
+
+
 def entry(dtype: str, shape: list, start: int, end: int) -> dict:
     return {'dtype': dtype, 'shape': shape, 'data_offsets': [start, end]}
 
@@ -796,6 +803,24 @@ HOSTILE: list[tuple[str, Maker, str]] = [
         'safetensors: levels of meta',
         safetensors({'__metadata__': {'meta': '{"a":' * 300 + '1' + '}' * 300}}),
         'levels deep',
+    ),
+    ('safetensors: a table of 11 MB', table_of(190_000), 'a table of 1'),
+    ('safetensors: many tensors of nothing', table_of(90_000), 'holds 90000 tensors'),
+    (
+        'safetensors: a meta of 7 MB',
+        lambda path: safetensors(
+            {'__metadata__': {'meta': '{"a": [%s0]}' % ('{},' * 2_300_000)}}
+        )(path),
+        'a meta of 6900010 characters',
+    ),
+    *(
+        (
+            f'safetensors: {kind}',
+            safetensors({'w': entry(said, [4], 0, 2)}, bytes(2)),
+            f'a tensor of torch.{kind} (state_dict.w): dequantize it',
+        )
+        for kind, said in {'float4_e2m1fn_x2': 'F4'}.items()
+        if hasattr(torch, kind)
     ),
     # What is no file.
     ('pipe', os.mkfifo, 'is a pipe, socket or device'),
