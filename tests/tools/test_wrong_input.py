@@ -404,6 +404,24 @@ CHECKPOINTS = [
             ('deploy.py', 'net.pth', 'train form and the config is not'),
         )
     ),
+    *(
+        Case(f'{REPARAM} --cfg-options {option}', f'cannot be written as text .*{says}')
+        for option, says in (('_base_=abc', 'abc'), ('custom_imports=5', 'TypeError'))
+    ),
+    *(
+        Case('reparam bad.py net.pth out.pth', 'written as text', {'bad.py': text})
+        for text in (
+            "_base_ = 'net.py'\nfoo = [print]",
+            "_base_ = 'net.py'\nfoo = [object()]",
+            "_base_ = 'net.py'\nfoo = {'for': 1}",
+            "_base_ = 'net.py'\nfoo = dict(a=1)\nfor _ in range(300): foo = [foo]",
+        )
+    ),
+    *(
+        Case(f'{REPARAM} --cfg-options {norm}.type=BN {norm}.eps={eps}', says)
+        for norm in ('model.backbone.norm_cfg',)
+        for eps, says in (('nan', 'not finite'), ('1e400', 'no output depends'))
+    ),
     Case('reparam deploy.py deploy.pth out.pth', 'deploy.pth is in deploy form already'),
     Case('reparam net.py deploy.pth out.pth', 'deploy.pth is in deploy form already'),
     Case('test net.py deploy.pth', 'in deploy form and the config is not'),
