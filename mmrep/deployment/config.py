@@ -206,7 +206,9 @@ def without_pretrained(model_cfg: ConfigDict) -> ConfigDict:
             node['init_cfg'] = None
         elif isinstance(init_cfg, list | tuple):
             node['init_cfg'] = [
-                entry for entry in init_cfg if entry.get('type') != 'Pretrained'
+                entry
+                for entry in init_cfg
+                if not (isinstance(entry, dict) and entry.get('type') == 'Pretrained')
             ]
     return model_cfg
 

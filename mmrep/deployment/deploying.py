@@ -24,6 +24,7 @@ from mmrep.version import __version__
 
 from .building import build_model
 from .config import Shape, deploy_config, input_shape
+from .config_text import written_config
 from .pair import write_pair
 from .running import fuse
 from .verification import Verification, check_rtol, observe, verify
@@ -93,8 +94,7 @@ def deploy_checkpoint(
     refuse_existing(out, out_config, overwrite=overwrite)
     deployed_config = deploy_config(config)
     # Read back from text: what is verified is what is written.
-    text = deployed_config.pretty_text
-    deployed_config = Config.fromstring(text, '.py')
+    text, deployed_config = written_config(deployed_config)
     shape = shape or input_shape(config)
     check_rtol(rtol)
     with ThreadPoolExecutor(1) as beside:

@@ -201,6 +201,14 @@ def test_without_pretrained():
     assert model == before
 
 
+@pytest.mark.parametrize('entry', [3, 'Pretrained', None, [1]])
+def test_without_pretrained_leaves_what_is_no_dict(entry):
+    """It is for mmengine to refuse."""
+    init = [entry, dict(type='Pretrained', checkpoint='a.pth')]
+    model = Config(dict(model=dict(type='A', backbone=dict(type='B', init_cfg=init)))).model
+    assert without_pretrained(model).backbone.init_cfg == [entry]
+
+
 class TestDeployConfig:
     def test_backbone_of_a_segmentor(self):
         enter_scope(Config(dict(default_scope='mmseg')))

@@ -238,6 +238,26 @@ class TestDeployFiles:
         assert torch.load(project.out, weights_only=True)['meta'].keys() == {'mmrep'}
 
 
+class TestConfig:
+    """What a config holds besides the model."""
+
+    def test_numbers_that_are_not_finite(self, project):
+        hook = dict(type='EarlyStoppingHook', greater_keys=float('inf'), monitor='a')
+        project.config.custom_hooks = [hook]
+        project.config.bounds = dict(a=[float('-inf'), (float('nan'),)])
+        config = Config.fromfile(project.deploy().out_config)
+        assert config.custom_hooks == [hook]
+        assert str(config.bounds) == "{'a': [-inf, (nan,)]}"
+
+    def test_thousands_of_entries(self, project, monkeypatch):
+        project.config.names = {f'n{i}': i for i in range(3000)}
+        # yapf would take a minute.
+        monkeypatch.setattr('mmengine.config.config.FormatCode', None)
+        config = Config.fromfile(project.deploy().out_config)
+        assert config.names == project.config.names
+        assert config.mmrep_checkpoint.file == project.out.name
+
+
 class TestInput:
     def test_shape(self, project):
         assert project.deploy(shape=(3, 9, 14)).shape == (1, 3, 9, 14)
@@ -379,6 +399,10 @@ class TestRefusals:
         project.config.model.head.type = 'LinearClsHead'
         project.config.model.backbone = dict(type='ResNet', depth=18)
         self.refused(project, ConfigError, 'nothing in this config')
+
+    def test_config_that_is_no_text(self, project):
+        project.config.foo = print
+        self.refused(project, ConfigError, 'this config cannot be written as text')
 
     def test_no_output(self, project, monkeypatch):
         monkeypatch.setattr(BaseModel, '__call__', lambda *args, **kwargs: 'text')
