@@ -185,6 +185,12 @@ def deploy_argument(node: dict) -> str | None:
     return None
 
 
+def is_deploy_config(cfg: Config) -> bool:
+    """Whether all that has a deploy form is built in it."""
+    nodes = [node for node in model_nodes(cfg.model) if _switchable_class(node)]
+    return bool(nodes) and all(node.get(deploy_argument(node) or '') for node in nodes)
+
+
 def _switchable_class(node: dict) -> type | None:
     module = node['type']
     if isinstance(module, str):

@@ -41,7 +41,7 @@ def fused_parts(block: nn.Module) -> list[str]:
             continue
         # A layer alone cannot be fused with anything, nor norms alone: they are part of
         # what holds them.
-        while name and not (name in after and _layers(module) and _has_kernel(module)):
+        while name and not (_layers(module) and _has_kernel(module)):
             name = name.rpartition('.')[0]
             module = before[name]
         parts.add(name)

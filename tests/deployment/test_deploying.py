@@ -29,6 +29,7 @@ from mmrep.deployment import (
     build_model,
     deploy_checkpoint,
     enter_scope,
+    export_onnx,
     forward,
 )
 from mmrep.errors import CheckpointError, ConfigError, UserError
@@ -139,6 +140,12 @@ class TestDeployFiles:
         deployed.eval()
         x = image(1, 3, 64, 64, dtype=torch.float32)
         assert_same(forward(project.model, x), forward(deployed, x))
+
+        fused = Config.fromfile(done.out_config), done.out
+        with pytest.raises(ConfigError, match='has no train form'):
+            deploy_checkpoint(*fused, tmp_path / 'again.pth')
+        with pytest.raises(CheckpointError, match='is in deploy form'):
+            export_onnx(*fused, tmp_path / 'a.onnx', form='train', shape=(3, 64, 64))
 
     def test_of_a_plain_network(self, tmp_path):
         """It has no blocks, but norms that become parts of convs."""

@@ -136,6 +136,14 @@ class TestParts:
         switch_to_deploy(block)
         assert compare_blocks(references, block)[''].is_within(RTOL)
 
+    @pytest.mark.parametrize('base', [nn.Conv2d, nn.BatchNorm2d])
+    def test_of_one_layer(self, base):
+        class Layer(base):
+            def switch_to_deploy(self) -> None:
+                self.weight.data *= 2
+
+        assert fused_parts(Layer(*[4, 4, 1][: 3 if base is nn.Conv2d else 1])) == ['']
+
     def test_that_are_not_called(self):
         model = nn.Sequential(randomise(Network(Convs())))
         references = observe(model, 1, 4, 9, 9)
