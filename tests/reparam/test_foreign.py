@@ -136,6 +136,18 @@ class TestParts:
         switch_to_deploy(block)
         assert compare_blocks(references, block)[''].is_within(RTOL)
 
+    def test_of_the_block_itself_is_all_of_it(self):
+        class Scaled(Network):
+            def __init__(self) -> None:
+                super().__init__(Convs())
+                self.scale = nn.Parameter(torch.ones(4))
+
+            def switch_to_deploy(self) -> None:
+                super().switch_to_deploy()
+                del self.scale
+
+        assert fused_parts(Scaled()) == ['']
+
     @pytest.mark.parametrize('base', [nn.Conv2d, nn.BatchNorm2d])
     def test_of_one_layer(self, base):
         class Layer(base):
