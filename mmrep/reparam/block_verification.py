@@ -135,7 +135,7 @@ class BlockReference(NamedTuple):
     responses: _Responses
     exact: Tensor | None
     by_channel: bool
-    note: str = ''
+    note: str
 
 
 class _PlainUnit(nn.Sequential):
@@ -187,8 +187,7 @@ def seen_inputs(model: nn.Module) -> Iterator[dict[str, Call]]:
     for name, block in verifiable_blocks(model).items():
         names.append(name)
         if not isinstance(block, _Linear | _PlainUnit):
-            with _naming(name):
-                names += [_joined_name(name, part) for part in fused_parts(block) if part]
+            names += [_joined_name(name, part) for part in fused_parts(block)]
 
     def see(name: str, args: tuple, kwargs: dict) -> None:
         seen.setdefault(name, Call(args, kwargs))
@@ -288,27 +287,26 @@ def _foreign_responses(
             note = 'its maps are smaller than its kernel, of which some is not seen'
         varying = responses.seeded - responses.zeros
         added = _added(inputs, varying, by_channel=False)
-        if _size_of(varying if added is None else added) > _LOST * scale:
+        if _size_of(varying if added is None else added) > _LOST:
             return inputs, responses, note
     return inputs, responses, 'its output does not depend on its input, and shows nothing'
 
 
 def _widened(block: nn.Module, seen: Call) -> Call:
     """A call with maps on which every tap of a block's kernels meets pixels."""
-    kernels = [
-        apart * (taps - 1) + 1
+    spans = [
+        apart * taps
         for module in block.modules()
         if isinstance(module, nn.Conv2d)
         for apart, taps in zip(module.dilation, module.kernel_size, strict=True)
     ]
-    least = 2 * max(kernels, default=0)
+    least = 2 * max(spans, default=0)
 
     def widen(x: Tensor) -> Tensor:
         if x.dim() != 4:
             return x
-        # As often as large, which divides as the size does.
-        times = (1, 1, *(-(-least // max(size, 1)) or 1 for size in x.shape[2:]))
-        return x.repeat(times) if max(times) > 1 else x
+        # So often as large, which divides as the size does.
+        return x.repeat(1, 1, *(max(1, -(-least // size)) for size in x.shape[2:]))
 
     return seen.map(widen)
 
@@ -363,7 +361,7 @@ def compare_blocks(
         ValueError: If a block is not there, or an output has another shape.
     """
     blocks = verifiable_blocks(model)
-    there = {*blocks, *(name for name, _ in model.named_modules())}
+    there = {name for name, _ in model.named_modules()}
     if missing := references.keys() - there:
         raise ValueError(f'the deploy form has no {min(missing)}')
     differences = {}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
+@torch.no_grad()
 def fused_parts(block: nn.Module) -> list[str]:
     """The modules inside a block of another package that it fuses, each by itself.
 
@@ -23,10 +24,10 @@ def fused_parts(block: nn.Module) -> list[str]:
     """
     # Old-style norms and pruning leave a layer with a tensor that has a graph.
     computed = {
-        id(value): value.detach().clone()
+        id(value): value.clone()
         for module in block.modules()
         for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
+        if isinstance(value, Tensor)
     }
     try:
         trial = copy.deepcopy(block, computed)

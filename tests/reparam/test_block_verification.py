@@ -192,6 +192,7 @@ class TestErrors:
         assert difference.bias == pytest.approx(0.01, rel=1e-6)
         assert difference.kernel < 1e-12
         assert difference.seen is difference.branches_seen is None
+        assert difference.note == '' == BlockDifference(0, 0).note
 
     @pytest.mark.parametrize(('part', 'error'), [(1e-5, 1e-2), (1e-9, 1e-5)])
     def test_of_a_channel_that_is_next_to_nothing(self, part, error):
@@ -272,6 +273,8 @@ class TestInputs:
         def drawn(**seed):
             return block_references(Unit(4, 4, 3), {}, **seed)['conv'].inputs.seeded.args[0]
 
+        generator = torch.Generator().manual_seed(0)
+        assert torch.equal(drawn(), torch.randn(1, 4, 8, 8, generator=generator))
         assert torch.equal(drawn(), drawn(seed=0))
         assert not torch.equal(drawn(), drawn(seed=1))
 
@@ -446,6 +449,7 @@ class TestBlocks:
         (difference,) = compare_blocks(references, block).values()
         assert 0 < difference.worst < 1e-6
         assert difference.seen is difference.branches_seen is None
+        assert difference.note == '' == BlockDifference(0, 0).note
 
     def test_same_padding(self):
         """Its kernel is that of inputs with one remainder by the stride."""

@@ -114,11 +114,26 @@ class TestParts:
         assert fused_parts(Changed()) == ['body.0']
 
     def test_with_a_pruned_weight(self):
-        network = Network(Convs())
-        prune.l1_unstructured(network.unused.conv1, 'weight', 0.5)
-        weight = network.unused.conv1.weight
-        assert 'parts.0' in fused_parts(network)
-        assert network.unused.conv1.weight is weight and weight.grad_fn is not None
+        graphs = []
+
+        class Pruned(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body = nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1)))
+                prune.l1_unstructured(self.body[0][0], 'weight', 0.5)
+
+            def switch_to_deploy(self) -> None:
+                conv = self.body[0][0]
+                graphs.append(conv.weight.grad_fn)
+                conv.weight.mul_(2)
+                conv.bias.mul_(2)
+
+        block = Pruned()
+        weight = block.body[0][0].weight
+        before = weight.detach().clone()
+        assert fused_parts(block) == ['body.0']
+        assert graphs == [None] and weight.grad_fn is not None
+        assert block.body[0][0].weight is weight and torch.equal(weight, before)
 
     def test_whose_switch_fails(self):
         network = Network(Convs())
@@ -203,7 +218,7 @@ class Wrong(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.size in (None, x.size(2))
-        y = self.norm(self.conv(x)).relu()
+        y = self.norm(self.conv(x)).relu() + 1
         return y + x if y.shape == x.shape else y
 
     @torch.no_grad()
@@ -212,35 +227,60 @@ class Wrong(nn.Module):
 
 
 class TestWhatIsShown:
-    @pytest.mark.parametrize('options', [dict(kernel_size=7, padding=3, stride=2)])
-    @pytest.mark.parametrize('columns', [1, 3])
-    def test_every_tap_is_met(self, options, columns):
+    @pytest.mark.parametrize(
+        ('options', 'size', 'shown'),
+        [
+            (dict(kernel_size=7, padding=3, stride=2), (2, 3), (14, 15)),
+            (dict(kernel_size=(7, 1), padding=(3, 0), stride=2), (14, 13), (14, 26)),
+            (dict(kernel_size=3, padding=4, dilation=4, stride=3), (5, 20), (25, 40)),
+        ],
+    )
+    def test_every_tap_is_met(self, options, size, shown):
         """Though the map has fewer pixels than the kernel."""
         model = nn.Sequential(randomise(Wrong(**options)))
-        references = observe(model, 1, 4, 2, columns)
-        assert references['0'].inputs.seeded.args[0].shape[2] >= 14
-        switch_to_deploy(model)
+        references = observe(model, 1, 4, *size)
+        expected = torch.randn(1, 4, *shown, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(references['0'].inputs.seeded.args[0], expected)
+        with torch.no_grad():
+            model[0].conv.weight[:, :, -1] = 0
         (difference,) = compare_blocks(references, model).values()
-        assert not difference.is_within(RTOL) and not difference.note
+        assert not difference.is_within(RTOL) and difference.note == ''
+
+    def test_without_a_conv(self):
+        class Activation(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x.tanh()
+
+            def switch_to_deploy(self) -> None: ...
+
+        references = observe(nn.Sequential(nn.Conv2d(3, 4, 1), Activation()), 1, 3, 1, 1)
+        assert references['1'].inputs.seeded.args[0].shape == (1, 4, 1, 1)
 
     def test_of_one_size_alone(self):
         model = nn.Sequential(randomise(Wrong(2, kernel_size=7, padding=3)))
         references = observe(model, 1, 4, 2, 2)
         switch_to_deploy(model)
         (difference,) = compare_blocks(references, model).values()
-        assert difference.note.startswith('its maps are smaller than its kernel')
+        assert difference.note == (
+            'its maps are smaller than its kernel, of which some is not seen'
+        )
 
     @pytest.mark.parametrize('options', [dict(padding=1), dict(padding=0)])
-    @pytest.mark.parametrize('bias', [-12, -1200])
-    def test_what_noise_does_not_wake(self, options, bias):
+    @pytest.mark.parametrize(
+        ('bias', 'scale'), [(0, 1), (-9, 10), (-90, 100), (-1e5, None)]
+    )
+    def test_what_noise_does_not_wake(self, options, bias, scale):
         model = nn.Sequential(randomise(Wrong(kernel_size=3, **options)))
         nn.init.constant_(model[0].norm.bias, bias)
         references = observe(model, 1, 4, 9, 9)
+        x = torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(references['0'].inputs.seeded.args[0], (scale or 100) * x)
         switch_to_deploy(model)
         (difference,) = compare_blocks(references, model).values()
-        dead = bias == -1200
-        assert difference.is_within(RTOL) is dead
-        assert ('does not depend on its input' in difference.note) is dead
+        assert difference.is_within(RTOL) is (scale is None)
+        assert difference.note == (
+            '' if scale else 'its output does not depend on its input, and shows nothing'
+        )
 
 
 class TestLaw:
