@@ -11,14 +11,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from os.path import expanduser
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import NoReturn
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 from torch import distributed
 
-from mmrep.checkpoints import refuse_existing
 from mmrep.deployment import building_fault, for_one_process
 from mmrep.errors import ConfigError, UserError, printable, reason
 
@@ -127,26 +125,6 @@ def name_argument(text: str) -> str:
 def path_argument(text: str) -> Path:
     """A path, which may begin with ``~``."""
     return Path(name_argument(text))
-
-
-def refuse_unwritable(path: Path) -> None:
-    """Raise a ``UserError`` if no file can be written here, for what is written last.
-
-    Nothing is made, neither the file nor its folders.
-    """
-    refuse_existing(path, overwrite=True)
-    try:
-        if path.exists():
-            path.open('ab').close()
-            return
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        # The rights alone do not tell: nobody can write into /proc.
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f'{path} cannot be written ({error.strerror or error}): give another place'
-        ) from error
 
 
 def whole_number(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:

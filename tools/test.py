@@ -12,6 +12,7 @@ from mmrep.checkpoints import (
     load_strictly,
     out_path,
     read_checkpoint,
+    refuse_unwritable,
     state_dict_of,
     use_safe_reading,
 )
@@ -20,7 +21,6 @@ from mmrep.cli import (
     add_runner_arguments,
     name_argument,
     prepare_run,
-    refuse_unwritable,
     run_tool,
     seconds_argument,
     whole_number,
