@@ -16,7 +16,7 @@ test: venv ## Run the tests but for the long ones; ARGS='-k name' goes to pytest
 	$(VENV)/bin/python -m pytest tests -m 'not long' $(ARGS)
 
 .PHONY: check
-check: venv ## All tests, their coverage, mutation and fuzz, with figures (half an hour)
+check: venv ## All tests, their coverage, mutation and fuzz, with figures (an hour)
 	$(VENV)/bin/python tests/gates/check.py $(ARGS)
 
 .PHONY: bench

@@ -64,7 +64,7 @@ def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> 
         assert other.isfinite().all(), name
         allowed = TOLERANCE.get(other.dtype, 0) if tolerance is None else tolerance
         norm = max(tensor.double().norm().item(), 1e-3 * overall)
-        error = (other.double() - tensor.double()).norm().item() / norm
+        error = (other.double() - tensor.to(other.device).double()).norm().item() / norm
         assert error <= allowed, f'{name}: relative error {error:.2e}'
         largest = max(largest, error)
     return largest
@@ -121,7 +121,7 @@ def step(module: nn.Module, x: Tensor) -> dict[str, Tensors]:
     outputs = tensors_in(out := module(x))
     flat = [out] if isinstance(out, Tensor) else list(out)
     # A sum of outputs has no gradient through a norm: weigh every pixel.
-    sum((y * image(*y.shape, dtype=y.dtype, seed=2)).sum() for y in flat).backward()
+    sum((y * image(*y.shape, seed=2).to(y)).sum() for y in flat).backward()
     gradients = {
         name: parameter.grad
         for name, parameter in module.named_parameters()

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrep.benchmark import WORKS, Benchmark, benchmark, draw_plane, published_accuracy
-from mmrep.checkpoints import atomic_write, refuse_existing
+from mmrep.checkpoints import atomic_write, out_path, refuse_existing
 from mmrep.cli import (
     ToolParser,
     add_config_options,
+    name_argument,
     path_argument,
     run_tool,
     shape_argument,
@@ -64,7 +65,7 @@ def parse_args() -> argparse.Namespace:
         help='how often each is timed (default: 15)',
     )
     parser.add_argument('--no-compile', action='store_true', help='leave torch.compile out')
-    parser.add_argument('--out', type=path_argument, help='write the figures to this .json')
+    parser.add_argument('--out', type=name_argument, help='write the figures to this .json')
     parser.add_argument(
         '--plane', type=path_argument, help='draw the speed-accuracy plane into this .png'
     )
@@ -80,6 +81,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f'--device {args.device} needs a GPU and there is none here')
     if (torch.device(args.device).index or 0) >= max(torch.cuda.device_count(), 1):
         raise UserError(f'--device {args.device} is none of the GPUs here')
+    if args.out:
+        args.out = out_path(args.out, '.json')
     if args.plane and args.plane.suffix != '.png':
         raise UserError(f'--plane {args.plane} must end in .png')
     if args.plane and 'eval' not in args.works:

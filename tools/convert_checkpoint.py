@@ -4,6 +4,7 @@ import argparse
 
 from mmengine.config import Config
 
+from mmrep.checkpoints import out_path
 from mmrep.cli import ToolParser, name_argument, run_tool
 from mmrep.errors import printable
 from mmrep.importers import LAYOUTS, Imported, import_checkpoint
@@ -21,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'out',
         type=name_argument,
-        help='checkpoint to write; .safetensors has that format',
+        help='checkpoint to write: .pth or .safetensors',
     )
     parser.add_argument(
         '--from',
@@ -54,9 +55,10 @@ def show(done: Imported) -> None:
 
 def main() -> None:
     args = parse_args()
+    out = out_path(args.out, '.pth', '.safetensors')
     show(
         import_checkpoint(
-            args.source, args.out, args.layout, args.arch, overwrite=args.overwrite
+            args.source, out, args.layout, args.arch, overwrite=args.overwrite
         )
     )
 

@@ -3,9 +3,10 @@
 # NNODES, NODE_RANK, MASTER_ADDR and PORT describe a job of several machines.
 set -euo pipefail
 
-config=$1
-checkpoint=$2
-gpus=$3
+usage='usage: tools/dist_test.sh CONFIG CKPT GPUS [ARGUMENTS]'
+config=${1:?$usage}
+checkpoint=${2:?$usage}
+gpus=${3:?$usage}
 python -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \

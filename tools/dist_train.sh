@@ -3,8 +3,9 @@
 # NNODES, NODE_RANK, MASTER_ADDR and PORT describe a job of several machines.
 set -euo pipefail
 
-config=$1
-gpus=$2
+usage='usage: tools/dist_train.sh CONFIG GPUS [ARGUMENTS]'
+config=${1:?$usage}
+gpus=${2:?$usage}
 python -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \

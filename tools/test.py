@@ -1,7 +1,6 @@
 """Test a checkpoint with a config."""
 
 import argparse
-from pathlib import Path
 
 import mmengine
 from mmengine.config import Config, ConfigDict
@@ -11,7 +10,9 @@ from mmengine.runner import Runner
 
 from mmrep.checkpoints import (
     load_strictly,
+    out_path,
     read_checkpoint,
+    refuse_unwritable,
     state_dict_of,
     use_safe_reading,
 )
@@ -78,8 +79,7 @@ def check_out(args: argparse.Namespace) -> None:
             raise UserError('--out-item pred needs --out: name a .pkl file')
         return
     suffixes = ('.pkl',) if args.out_item == 'pred' else ('.json', '.yaml', '.pkl')
-    if Path(args.out).suffix not in suffixes:
-        raise UserError(f'--out {args.out} must end in {" or ".join(suffixes)}')
+    refuse_unwritable(out_path(args.out, *suffixes))
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> None:
@@ -90,6 +90,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.test_cfg.fp16 = True
     if args.deploy:
         hooks = cfg.get('custom_hooks') or []
+        if not isinstance(hooks, list | tuple):
+            raise ConfigError(f'custom_hooks of {args.config} is no list: give one')
         switch = dict(type='mmrep.SwitchToDeployHook', shape=input_shape(cfg))
         cfg.custom_hooks = [*hooks, switch]
     if args.show or args.show_dir:

@@ -25,7 +25,7 @@ from mmrep.cli import (
     prepare_run,
     run_tool,
 )
-from mmrep.deployment import model_nodes, read_config, takes_deploy
+from mmrep.deployment import deploy_argument, model_nodes, read_config
 from mmrep.engine import check_training
 from mmrep.errors import CheckpointError, ConfigError, UserError
 
@@ -101,7 +101,7 @@ def warn_of_deploy(cfg: Config) -> None:
     names = [
         str(node['type'])
         for node in model_nodes(cfg.model)
-        if node.get('deploy') and takes_deploy(node)
+        if (argument := deploy_argument(node)) and node.get(argument)
     ]
     if names:
         warnings.warn(

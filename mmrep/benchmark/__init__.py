@@ -5,7 +5,15 @@ from .plane import draw_plane, published_accuracy
 from .run import WORKS, Benchmark, Timing, benchmark
 from .subjects import Subject, randomise_statistics, subjects_of
 from .timing import interleave
-from .works import Run, channels_last, compiled, evaluation, onnxruntime, step
+from .works import (
+    Run,
+    channels_last,
+    compiled,
+    compiled_step,
+    evaluation,
+    onnxruntime,
+    step,
+)
 
 __all__ = [
     'WORKS',
@@ -16,6 +24,7 @@ __all__ = [
     'benchmark',
     'channels_last',
     'compiled',
+    'compiled_step',
     'draw_plane',
     'evaluation',
     'interleave',

@@ -17,7 +17,15 @@ from mmrep.reparam import branch_by_branch, count_parameters
 from .memory import peak_memory
 from .subjects import Subject, subjects_of
 from .timing import interleave
-from .works import Run, channels_last, compiled, evaluation, onnxruntime, step
+from .works import (
+    Run,
+    channels_last,
+    compiled,
+    compiled_step,
+    evaluation,
+    onnxruntime,
+    step,
+)
 
 #: What can be measured.
 WORKS = ('train', 'norm_eval', 'eval', 'deploy')
@@ -85,9 +93,12 @@ def benchmark(
         amp: Whether to compute in bfloat16 where autocast does. Default: False.
         works: What to measure, of :data:`WORKS`. Default: all.
         rounds: How often each is timed. Default: 15.
-        compile_model: Whether to measure ``torch.compile``, too, which takes a minute
-            before the first run. Default: True.
+        compile_model: Whether to measure training steps and the deploy form by
+            ``torch.compile``, too, which takes a minute for each before its first run.
+            Default: True.
     """
+    # Of many configs in a row the compiler would give up on the last, without a word.
+    torch.compiler.reset()
     shape = shape or input_shape(config)
     subjects = subjects_of(config, device)
     x = seeded_input((batch_size, *shape), seed=0).to(device)
@@ -104,6 +115,11 @@ def benchmark(
         if work in works:
             norm_eval = work == 'norm_eval'
             runs = {n: step(m, x, norm_eval, amp) for n, m in train_forms.items()}
+            if compile_model and not norm_eval:
+                runs |= {
+                    f'{n}, torch.compile': compiled_step(m, x, amp)
+                    for n, m in train_forms.items()
+                }
             done.timings += _time(work, runs, rounds, device)
     if 'eval' in works:
         runs = {n: evaluation(m, x, amp) for n, m in train_forms.items()}

@@ -41,6 +41,14 @@ def step(model: nn.Module, x: Tensor, norm_eval: bool = False, amp: bool = False
     return run
 
 
+def compiled_step(model: nn.Module, x: Tensor, amp: bool = False) -> Run:
+    """:func:`step` of the model compiled by ``torch.compile``."""
+    # With channels last, torch 2.12 on a CPU writes beyond the weight gradient of small
+    # strided 1x1 convs.
+    options = {'layout_optimization': False} if x.device.type == 'cpu' else None
+    return step(torch.compile(model, options=options), x, amp=amp)
+
+
 def evaluation(model: nn.Module, x: Tensor, amp: bool = False) -> Run:
     """A forward pass in eval mode, as :func:`step` otherwise."""
     model.eval()

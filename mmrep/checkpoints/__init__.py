@@ -1,6 +1,12 @@
 """Checkpoints: read without running code, load strictly, write atomically."""
 
-from .atomic import atomic_write, atomic_writes, out_path, refuse_existing
+from .atomic import (
+    atomic_write,
+    atomic_writes,
+    out_path,
+    refuse_existing,
+    refuse_unwritable,
+)
 from .loading import (
     is_deploy_form,
     kept_meta,
@@ -24,6 +30,7 @@ __all__ = [
     'plain',
     'read_checkpoint',
     'refuse_existing',
+    'refuse_unwritable',
     'save_checkpoint',
     'sha256_of',
     'state_dict_of',

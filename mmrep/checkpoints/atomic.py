@@ -52,6 +52,26 @@ def refuse_existing(*paths: str | Path, overwrite: bool = False) -> None:
                 raise UserError(f'{path} exists: give another name, or --overwrite')
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Raise a ``UserError`` if no file can be written here, for what is written last.
+
+    Nothing is made, neither the file nor its folders.
+    """
+    refuse_existing(path, overwrite=True)
+    try:
+        if path.exists():
+            path.open('ab').close()
+            return
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        # The rights alone do not tell: nobody can write into /proc.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f'{path} cannot be written ({error.strerror or error}): give another place'
+        ) from error
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """:func:`atomic_writes` of one file."""

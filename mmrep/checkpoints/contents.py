@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -31,6 +32,9 @@ _LEAVES = frozenset(
     )
 )
 
+#: Quantized, without a meaning, or of less than a byte.
+_PACKED = re.compile(r'torch\.(q|bits|float4|u?int[1-7]$)')
+
 
 class Unsupported(NamedTuple):
     """Stands for a value that cannot be read, until it is known where it is.
@@ -42,6 +46,13 @@ class Unsupported(NamedTuple):
 
     kind: str
     remedy: str
+
+
+def packed(dtype: torch.dtype) -> Unsupported | None:
+    """What stands for a tensor whose numbers torch stores and cannot copy, if it does."""
+    if not _PACKED.match(str(dtype)):
+        return None
+    return Unsupported(f'a tensor of {dtype}', 'dequantize it and save again')
 
 
 class Storage(NamedTuple):

@@ -37,14 +37,16 @@ from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION, _get_restore_loc
 from mmrep.errors import CheckpointError, reason
 
 from .archive import SIGNATURE, Archive
-from .contents import Storage, check_contents
+from .contents import Storage, check_contents, packed
 from .refusals import Refusal, damaged, excessive
 from .unpickling import Unpickler
 
 #: Where tensors that are mapped may begin: what processors load at once.
 _ALIGNMENT = 16
 
-_MOST_TENSORS = 200_000
+#: Of safetensors: ten times what the largest models of images have, and what its table and
+#: its ``meta`` then take.
+_MOST_TENSORS, _LARGEST_TABLE, _LONGEST_META = 20_000, 1 << 23, 1 << 22
 
 #: ``restore(storage, location)``: the storage where ``map_location`` says.
 Restore = Callable[[UntypedStorage, str], UntypedStorage]
@@ -127,8 +129,11 @@ def _read(file: FileIO, restore: Restore, mmap: bool) -> tuple[Any, int]:
         return _read_zip(file, size, restore, mmap)
     if head.startswith(b'\x89HDF'):
         raise Refusal('is an HDF5 file', 'import it with tools/convert_checkpoint.py first')
-    is_table = head[8:] == b'{' and int.from_bytes(head[:8], 'little') < size
+    length = int.from_bytes(head[:8], 'little')
+    is_table = head[8:] == b'{' and length < size
     if is_table or str(file.name).endswith('.safetensors'):
+        if _LARGEST_TABLE < length < size:
+            raise excessive(f'a table of {length} bytes')
         return _read_safetensors(file.name, restore, mmap), size
     return _read_legacy(file, size, restore)
 
@@ -260,8 +265,14 @@ def _read_safetensors(path: str, restore: Restore, mmap: bool) -> dict[str, Any]
         if len(names) > _MOST_TENSORS:
             raise excessive(f'{len(names)} tensors')
         state = {name: file.get_tensor(name) for name in names}
-        meta = _meta((file.metadata() or {}).get('meta', '{}'), path)
+        text = (file.metadata() or {}).get('meta', '{}')
+    if len(text) > _LONGEST_META:
+        raise excessive(f'a meta of {len(text)} characters')
+    meta = _meta(text, path)
     for name, tensor in state.items():
+        if stand_in := packed(tensor.dtype):
+            state[name] = stand_in
+            continue
         if not mmap or tensor.data_ptr() % _ALIGNMENT:
             tensor = tensor.clone()
         storage = restore(tensor.untyped_storage(), 'cpu')

@@ -24,7 +24,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler import param_scheduler
 from torch import Tensor, nn
 
-from .contents import Storage, Unsupported
+from .contents import Storage, Unsupported, packed
 from .refusals import damaged, excessive, unsafe, unsupported
 
 #: In bytes: what a step and a call may take at most, the time for a key, that for one that
@@ -200,8 +200,8 @@ def _tensor(
     """A view of a storage, which must hold all of it."""
     if not (isinstance(storage, Storage) and isinstance(dtype, torch.dtype)):
         raise damaged('a tensor has no storage')
-    if str(dtype).startswith(('torch.q', 'torch.bits')):
-        return Unsupported(f'a tensor of {dtype}', 'dequantize it and save again')
+    if stand_in := packed(dtype):
+        return stand_in
     if not (
         _is_one_of(size, (tuple, torch.Size))
         and _is_one_of(stride, (tuple, torch.Size))

@@ -173,28 +173,31 @@ def _scope() -> str:
 
 
 def deploy_argument(node: dict) -> str | None:
-    """The argument by which a config's type is built in deploy form, if it has one.
-
-    Raises:
-        ConfigError: If the type can be switched to a deploy form, but not built in it.
-    """
-    kind = module = node['type']
-    if isinstance(module, str):
-        with MODELS.switch_scope_and_registry(None) as models:
-            module = models.get(module)
-    if not inspect.isclass(module) or not hasattr(module, 'switch_to_deploy'):
-        return None
-    for base in module.__mro__:
+    """The argument by which a config's type is built in deploy form, if it has one."""
+    kind = _switchable_class(node)
+    for base in kind.__mro__ if kind else ():
         parameters = inspect.signature(base.__init__).parameters
         for name in _DEPLOY_ARGUMENTS:
             if name in parameters:
                 return name
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
-    raise ConfigError(
-        f'{kind} can be fused, but cannot be built in deploy form: its class takes no '
-        'argument deploy'
-    )
+    return None
+
+
+def is_deploy_config(cfg: Config) -> bool:
+    """Whether all that has a deploy form is built in it."""
+    nodes = [node for node in model_nodes(cfg.model) if _switchable_class(node)]
+    return bool(nodes) and all(node.get(deploy_argument(node) or '') for node in nodes)
+
+
+def _switchable_class(node: dict) -> type | None:
+    module = node['type']
+    if isinstance(module, str):
+        with MODELS.switch_scope_and_registry(None) as models:
+            module = models.get(module)
+    switchable = inspect.isclass(module) and hasattr(module, 'switch_to_deploy')
+    return module if switchable else None
 
 
 def without_pretrained(model_cfg: ConfigDict) -> ConfigDict:
@@ -209,7 +212,9 @@ def without_pretrained(model_cfg: ConfigDict) -> ConfigDict:
             node['init_cfg'] = None
         elif isinstance(init_cfg, list | tuple):
             node['init_cfg'] = [
-                entry for entry in init_cfg if entry.get('type') != 'Pretrained'
+                entry
+                for entry in init_cfg
+                if not (isinstance(entry, dict) and entry.get('type') == 'Pretrained')
             ]
     return model_cfg
 
@@ -236,12 +241,13 @@ def deploy_config(cfg: Config) -> Config:
     the train form.
 
     Raises:
-        ConfigError: If nothing in the config's model has a deploy form.
+        ConfigError: If nothing in the config's model has a deploy form, or if something
+            cannot be built in it.
     """
     deployed = copy.deepcopy(cfg)
     deployed.model = without_pretrained(deployed.model)
-    nodes = [(node, deploy_argument(node)) for node in model_nodes(deployed.model)]
-    if not any(argument for _, argument in nodes):
+    nodes = [node for node in model_nodes(deployed.model) if _switchable_class(node)]
+    if not nodes:
         if unknown := unknown_type(cfg.model, 'model'):
             raise ConfigError(
                 f'the model of this config cannot be built ({unknown}): correct it'
@@ -250,9 +256,14 @@ def deploy_config(cfg: Config) -> Config:
             'nothing in this config can be re-parameterized: give the config of a model '
             "with such a backbone, as type='mmrep.RepVGG'"
         )
-    for node, argument in nodes:
-        if argument:
-            node[argument] = True
+    for node in nodes:
+        argument = deploy_argument(node)
+        if argument is None:
+            raise ConfigError(
+                f'{node["type"]} can be fused, but cannot be built in deploy form: its '
+                'class takes no argument deploy'
+            )
+        node[argument] = True
     deployed.load_from = None
     deployed.resume = False
     return deployed

@@ -23,10 +23,16 @@ from mmrep.reparam import DeployReport
 from mmrep.version import __version__
 
 from .building import build_model
-from .config import Shape, deploy_config, input_shape
+from .config import Shape, deploy_config, input_shape, is_deploy_config
+from .config_text import written_config
 from .pair import write_pair
 from .running import fuse
 from .verification import Verification, check_rtol, observe, verify
+
+_NO_TRAIN_FORM = (
+    'the model of this config has no train form: give the config that it was trained '
+    'with, without deploy=True'
+)
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,7 @@ def deploy_checkpoint(
     refuse_existing(out, out_config, overwrite=overwrite)
     deployed_config = deploy_config(config)
     # Read back from text: what is verified is what is written.
-    text = deployed_config.pretty_text
-    deployed_config = Config.fromstring(text, '.py')
+    text, deployed_config = written_config(deployed_config)
     shape = shape or input_shape(config)
     check_rtol(rtol)
     with ThreadPoolExecutor(1) as beside:
@@ -153,6 +158,8 @@ def _fuse(
         )
     model = build_model(config, unset=True)
     load_strictly(model, state_dict, checkpoint, assign=True)
+    if is_deploy_config(config):
+        raise ConfigError(_NO_TRAIN_FORM)
     meta = kept_meta(source)
     # The model alone holds the weights from here on.
     del source, state_dict
@@ -161,10 +168,7 @@ def _fuse(
     report = fuse(model)
     # A plain network has no blocks, but its norms can be fused.
     if not report.switched and set(model.state_dict()) == trained:
-        raise ConfigError(
-            'the model of this config has no train form: give the config that it was '
-            'trained with, without deploy=True'
-        )
+        raise ConfigError(_NO_TRAIN_FORM)
     deployed = build_model(deployed_config, unset=True, how=' with deploy=True')
     load_strictly(deployed, model.state_dict(), 'the fused model', assign=True)
     return deployed, report, verify(train_form, deployed, rtol), meta

@@ -34,7 +34,7 @@ from mmrep.reparam import (
 from mmrep.version import __version__
 
 from .building import build_model
-from .config import Shape, deploy_config, input_shape
+from .config import Shape, deploy_config, input_shape, is_deploy_config
 from .onnx_graph import fold_constants, nodes_of
 from .onnx_tracing import trace
 from .onnx_verification import Reference, verify
@@ -176,7 +176,8 @@ def _load(
     source = read_checkpoint(checkpoint)
     check_pair(config, source_config, checkpoint, source)
     state_dict = state_dict_of(source, checkpoint)
-    given = 'deploy' if is_deploy_form(state_dict) else 'train'
+    fused = is_deploy_form(state_dict) or is_deploy_config(config)
+    given = 'deploy' if fused else 'train'
     if given == 'deploy':
         if form == 'train':
             raise CheckpointError(

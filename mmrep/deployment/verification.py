@@ -99,6 +99,7 @@ class Verification:
                 for name, change in self.sensitivity.items()
             ),
             *(f'{r}; every block is right by itself' for r in remarks_on(self.dependence)),
+            *(f'{name}: {d.note}' for name, d in self.blocks.items() if d.note),
         ]
 
 

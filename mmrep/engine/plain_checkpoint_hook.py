@@ -73,8 +73,9 @@ class PlainCheckpointHook(Hook):
                 )
         for weights in (checkpoint[key] for key in _WEIGHTS if key in checkpoint):
             for key, value in weights.items():
-                # FSDP's have attributes, which their pickles would keep.
-                weights[key] = value.detach() if isinstance(value, Tensor) else value
+                # FSDP's have attributes, which their pickles would keep, and EMAHook's
+                # are on the GPU.
+                weights[key] = value.detach().cpu() if isinstance(value, Tensor) else value
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Turn the history of logged values back."""

@@ -1,8 +1,10 @@
 """What a checkpoint must hold to be resumed, and what of it is used."""
 
 import logging
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from math import isnan
 from numbers import Real
 from os.path import basename, isfile, islink, join, sep
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -99,8 +101,10 @@ _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
 }
 _OPTIONAL = {('meta', 'seed'), ('ema_state_dict',)}
 
-#: States of optimizers that are as large as the parameter.
-_STATES = {'momentum_buffer', 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'square_avg'}
+#: States of optimizers that are as large as the parameter. Squares may be too large for
+#: half precision, and stop a weight without breaking it.
+_SQUARES = {'exp_avg_sq', 'max_exp_avg_sq', 'square_avg'}
+_STATES = {'momentum_buffer', 'exp_avg', *_SQUARES}
 
 
 def check_training(checkpoint: Any, source: str | Path) -> None:
@@ -167,13 +171,20 @@ class ResumeHook(Hook):
             schedules = checkpoint.get('param_schedulers')
             _check_optimizers(runner.optim_wrapper, checkpoint['optimizer'], source)
             _check_schedulers(runner.param_schedulers, schedules, source)
-        trained, limit = checkpoint['meta']['iter'], runner.max_iters
-        if isinstance(runner.train_loop, IterBasedTrainLoop) and trained > limit:
-            # mmengine would load as many batches, only to skip them.
-            raise CheckpointError(
-                f'{source} was trained for {trained} iterations, and the config ends at '
-                f'{limit}: raise train_cfg.max_iters'
-            )
+        # mmengine would load as many batches, only to skip them, or end at once as if it
+        # had trained. A run that is at its end may be resumed, and has nothing to do.
+        for loop, entry, unit in (
+            (IterBasedTrainLoop, 'iter', 'iterations'),
+            (EpochBasedTrainLoop, 'epoch', 'epochs'),
+        ):
+            if not isinstance(runner.train_loop, loop):
+                continue
+            trained, limit = checkpoint['meta'][entry], getattr(runner, f'max_{entry}s')
+            if trained > limit:
+                raise CheckpointError(
+                    f'{source} was trained for {trained} {unit}, and the config ends at '
+                    f'{limit}: raise train_cfg.max_{entry}s'
+                )
         folders = [
             _folder(hook, runner.work_dir)
             for hook in runner.hooks
@@ -222,14 +233,26 @@ def _check_optimizers(
         if _is_mapping(base) and each.base_param_settings:
             # An earlier torch wrote fewer options. torch completes the groups, not these.
             states[name]['base_param_settings'] = {**each.base_param_settings, **base}
+        parameters = (p for group in each.optimizer.param_groups for p in group['params'])
+        real = not any(map(torch.is_complex, parameters))
+        for state, key, value in _tensors(states[name]):
+            if real and value.is_complex():
+                # torch would drop the half of it.
+                raise broken(source, 'optimizer', f'its {key} is complex')
+            if torch.empty_like(value, device='meta').stride() != value.stride():
+                # One number may be in the place of many, which each change their own.
+                state[key] = value.clone()
         try:
             # Of its own dict, which it changes.
             each.load_state_dict(dict(states[name]))
         except Exception as error:
             # Optimizers raise whatever they like.
             raise broken(source, 'optimizer', reason(error)) from error
-        if not (_alike(before, _settings(each)) and _fits(each.optimizer)):
+        after = _settings(each)
+        if not _alike(before, after):
             raise broken(source, 'optimizer')
+        if problem := _broken_setting(before, after) or _broken_state(each.optimizer):
+            raise broken(source, 'optimizer', problem)
 
 
 def _settings(wrapper: OptimWrapper) -> list:
@@ -243,18 +266,65 @@ def _settings(wrapper: OptimWrapper) -> list:
     ]
 
 
-def _fits(optimizer: Optimizer) -> bool:
-    """Whether the states of parameters that are known have the shape of theirs."""
-    return all(
-        isinstance(parameter, Tensor)
-        and isinstance(state, Mapping)
-        and all(
-            value is None or (isinstance(value, Tensor) and value.shape == parameter.shape)
-            for name, value in state.items()
-            if name in _STATES
-        )
-        for parameter, state in optimizer.state.items()
+def _broken_setting(own: list, given: list) -> str:
+    """The first setting with a number that no optimizer can go on with; '' for none."""
+    for entry, other in zip(own, given, strict=True):
+        for key, value in entry.items() if _is_mapping(entry) else ():
+            pairs = (value, other[key])
+            if isinstance(value, Tensor):
+                if value.shape != other[key].shape or value.dtype != other[key].dtype:
+                    return f'its {key} is of another kind'
+                pairs = (each.flatten().tolist() for each in pairs)
+            for mine, number in zip(*map(_as_list, pairs), strict=False):
+                if isinstance(number, Real) and not _can_be_set(key, mine, number):
+                    return f'its {key} is {str(number)[:20]}'
+    return ''
+
+
+def _as_list(value: Any) -> list | tuple:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _can_be_set(key: str, own: Any, number: Real) -> bool:
+    """Whether a number can be in the place of an optimizer's own."""
+    # A whole number may be larger than any other. Schedules may end just below zero.
+    return number == own or (
+        abs(number) <= sys.float_info.max
+        and (number >= -1e-9 or not isinstance(own, Real) or own < 0)
+        and (number < 1 or key != 'betas')
     )
+
+
+def _tensors(states: Mapping) -> Iterator[tuple[dict, str, Tensor]]:
+    """The tensors in an optimizer's states, each with the dict that it is in."""
+    each = states.get('state')
+    for state in filter(_is_mapping, each.values() if _is_mapping(each) else ()):
+        for name, value in [*state.items()]:
+            if isinstance(value, Tensor):
+                yield state, name, value
+
+
+def _broken_state(optimizer: Optimizer) -> str:
+    """What is wrong with the states that are known; '' for nothing."""
+    for parameter, state in optimizer.state.items():
+        if not (isinstance(parameter, Tensor) and _is_mapping(state)):
+            return 'it has states of other parameters'
+        if not _is_step(state.get('step', 0)):
+            return 'its step is no count'
+        for name, value in state.items():
+            if name not in _STATES or value is None:
+                continue
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                return f'its {name} is of another shape'
+            if value.isnan().any() or (name not in _SQUARES and value.isinf().any()):
+                return f'numbers in its {name} are nan or inf'
+    return ''
+
+
+def _is_step(value: Any) -> bool:
+    if not _is_number(value) or (isinstance(value, Tensor) and value.is_complex()):
+        return False
+    return 0 <= value <= sys.float_info.max
 
 
 def _check_schedulers(schedulers: Any, states: Any, source: str) -> None:
@@ -281,7 +351,12 @@ def _check_schedulers(schedulers: Any, states: Any, source: str) -> None:
                 {k: v for k, v in s.items() if not callable(v)} if _is_mapping(s) else {}
                 for s in (scheduler.state_dict(), state)
             )
-            if expected.keys() != found.keys() or not _alike(expected, found):
+            numbers = (n for value in found.values() for n in _as_list(value))
+            if (
+                expected.keys() != found.keys()
+                or not _alike(expected, found)
+                or any(isinstance(number, float) and isnan(number) for number in numbers)
+            ):
                 raise broken(source, 'param_schedulers')
 
 

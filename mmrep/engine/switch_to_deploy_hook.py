@@ -10,7 +10,20 @@ from torch import nn
 
 from mmrep.errors import reason
 from mmrep.registry import HOOKS
-from mmrep.reparam import NotFoldableError, reparam_blocks, switch_to_deploy
+from mmrep.reparam import (
+    Call,
+    DeployReport,
+    NotFoldableError,
+    block_references,
+    branch_by_branch,
+    compare_blocks,
+    reparam_blocks,
+    seen_inputs,
+    switch_to_deploy,
+)
+
+#: The largest relative L2 error of a block; a tenth of it for fusing alone.
+_RTOL = 1e-4
 
 
 @HOOKS.register_module()
@@ -18,14 +31,15 @@ class SwitchToDeployHook(Hook):
     """Turn every block of the runner's model into one conv before it is tested.
 
     Weights are loaded by then, and an :class:`~mmengine.hooks.EMAHook`'s averaged model
-    is fused as well, so that what the hook swaps in is the deploy form, too. Training is
+    is fused as well, so that what the hook swaps in is the deploy form, too. Each block is
+    compared with its branches, as by :func:`~mmrep.reparam.compare_blocks`. Training is
     not affected: a test loop alone triggers it.
 
     Args:
         shape (tuple[int, int, int], optional): Channels, height and width of the images
-            that are tested, which kernels depend on under 'SAME' padding with a stride.
-            Default: None, what :func:`~mmrep.deployment.input_shape` finds in the
-            config.
+            that are tested. An input of it shows what kernels depend on under 'SAME'
+            padding with a stride, and what blocks of other packages compute.
+            Default: None, what :func:`~mmrep.deployment.input_shape` finds in the config.
     """
 
     priority = 'LOW'
@@ -34,14 +48,14 @@ class SwitchToDeployHook(Hook):
         self.shape = shape
 
     def before_test(self, runner: Runner) -> None:
-        """Fuse the model, in place."""
+        """Fuse the model, in place.
+
+        Raises:
+            NotFoldableError: If a block cannot be fused, or is not what its branches were.
+        """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         averaged = [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
-        models = [model, *averaged]
-        for each in models:
-            if any(getattr(b, 'lacks_size', False) for b in reparam_blocks(each).values()):
-                _show(each, self.shape, runner.cfg)
-        report, *_ = [switch_to_deploy(each) for each in models]
+        report, *_ = [_fuse(each, self.shape, runner.cfg) for each in (model, *averaged)]
         print_log(
             f'Switched {len(report.switched)} blocks to deploy form: '
             f'{report.params_before:,} -> {report.params_after:,} parameters',
@@ -49,22 +63,57 @@ class SwitchToDeployHook(Hook):
         )
 
 
+def _fuse(
+    model: nn.Module, shape: tuple[int, int, int] | None, cfg: Config
+) -> DeployReport:
+    """Switch a model to deploy form, and compare its blocks with what they were."""
+    model = model.module if isinstance(model, BaseTTAModel) else model
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with branch_by_branch(model):
+            seen: dict[str, Call] = {}
+            blocks = reparam_blocks(model)
+            if any(getattr(block, 'lacks_size', True) for block in blocks.values()):
+                with seen_inputs(model) as seen:
+                    _show(model, shape, cfg)
+            for name, block in blocks.items():
+                # The size that it has seen before is enough.
+                if name not in seen and (size := getattr(block, 'input_size', None)):
+                    x = torch.zeros(1, block.in_channels, *size)
+                    seen[name] = Call((x.to(next(block.parameters())),), {})
+            references = block_references(model, seen)
+        dtype = next(model.parameters()).dtype
+        report = switch_to_deploy(model)
+        for name, difference in compare_blocks(references, model).items():
+            if not difference.is_within(_RTOL, dtype):
+                raise NotFoldableError(
+                    f'{name} is {difference.worst:.3g} (relative L2) from its branches, '
+                    'which is more than rounding'
+                )
+    except NotFoldableError:
+        raise
+    except ValueError as error:
+        raise NotFoldableError(f'it cannot be verified: {error}') from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    return report
+
+
 @torch.no_grad()
 def _show(model: nn.Module, shape: tuple[int, int, int] | None, cfg: Config) -> None:
-    """Send an input through a model, in eval mode."""
+    """Send an input through a model."""
     # Here, because training needs none of it.
     from mmrep.deployment import forward, input_shape
+    from mmrep.deployment.running import seeded_input
 
-    model = model.module if isinstance(model, BaseTTAModel) else model
-    training = model.training
-    x = torch.zeros(1, *(shape or input_shape(cfg)), device=next(model.parameters()).device)
+    x = seeded_input((1, *(shape or input_shape(cfg))), seed=0)
     try:
-        forward(model.eval(), x)
+        forward(model, x.to(next(model.parameters())))
     except Exception as error:
         # A model may raise anything for an input that it is not made for.
         raise NotFoldableError(
             f'the model cannot process an input of shape {tuple(x.shape)} '
             f'({reason(error)}): give SwitchToDeployHook the shape of the images'
         ) from error
-    finally:
-        model.train(training)

@@ -7,7 +7,7 @@ from os.path import expanduser
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmrep.checkpoints import (
     is_deploy_form,
@@ -112,6 +112,16 @@ def import_checkpoint(
             else f'leave --arch {arch} out to have it found'
         )
         raise CheckpointError(f'{source} cannot be imported: {remedy} ({error})') from None
+    broken = [
+        renamed.origin.get(key, key)
+        for key, value in renamed.state.items()
+        if value.is_floating_point() and not _is_finite(value)
+    ]
+    if broken:
+        raise CheckpointError(
+            f'{source} holds weights that are nan or inf ({listed(broken)}): give a '
+            'checkpoint from before its training diverged'
+        )
     made = dict(
         version=__version__,
         source=Path(source).name,
@@ -124,6 +134,12 @@ def import_checkpoint(
     return Imported(
         chosen.name, backbone, head, len(renamed.origin), renamed.left_out, note, out
     )
+
+
+def _is_finite(value: Tensor) -> bool:
+    # torch answers this of few of the numbers of eight bits.
+    value = value.float() if value.element_size() == 1 else value
+    return bool(value.isfinite().all())
 
 
 def _find_layout(keys: Iterable[str], name: str, source: str) -> Layout:

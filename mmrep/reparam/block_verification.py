@@ -5,7 +5,7 @@ deep network amplifies rounding. A block by itself is an affine function of its 
 nearly so, and is compared on inputs that show all of it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, isnan
@@ -34,6 +34,9 @@ _LOST = 1e-10
 #: rounding of an identity that is folded into a float32 kernel is 1e-5 of that.
 _IDENTITY = 6e-3
 
+#: Of noise for a block of another package, which may cut off all that is smaller.
+_SCALES = (1, 10, 100)
+
 
 @dataclass(frozen=True)
 class BlockDifference:
@@ -49,12 +52,14 @@ class BlockDifference:
         seen: Of the output on the input that the block got from the model, in the model's
             dtype, against the branches in float64. ``None`` if it got none.
         branches_seen: The same of the branches in the model's dtype.
+        note: What the comparison does not show, of a block of another package.
     """
 
     kernel: float
     bias: float
     seen: float | None = None
     branches_seen: float | None = None
+    note: str = ''
 
     @property
     def worst(self) -> float:
@@ -130,6 +135,7 @@ class BlockReference(NamedTuple):
     responses: _Responses
     exact: Tensor | None
     by_channel: bool
+    note: str
 
 
 class _PlainUnit(nn.Sequential):
@@ -181,8 +187,7 @@ def seen_inputs(model: nn.Module) -> Iterator[dict[str, Call]]:
     for name, block in verifiable_blocks(model).items():
         names.append(name)
         if not isinstance(block, _Linear | _PlainUnit):
-            with _naming(name):
-                names += [_joined_name(name, part) for part in fused_parts(block) if part]
+            names += [_joined_name(name, part) for part in fused_parts(block)]
 
     def see(name: str, args: tuple, kwargs: dict) -> None:
         seen.setdefault(name, Call(args, kwargs))
@@ -240,15 +245,70 @@ def block_references(
 
 def _reference(block: nn.Module, seen: Call | None, seed: int) -> BlockReference:
     frame = _frame(block)
-    inputs = _inputs(block, frame, seen, seed)
-    by_channel = frame is not None
+    if seen is None and (frame is None or frame.moves_with_size):
+        raise ValueError('the input does not reach it, and it needs one')
     # Before the responses, which end in the block's own dtype: pruning and old-style norms
     # of weights leave a layer with the weight of the last call.
     exact = None if seen is None else _in_float64(block, seen)
-    responses = _respond(block, inputs, by_channel)
+    if frame is None:
+        inputs, responses, note = _foreign_responses(block, seen, seed)
+    else:
+        size = (1, frame.in_channels, *_size(frame, seen))
+        inputs = _inputs(block, Call((torch.empty(size),), {}), seen, seed)
+        responses, note = _respond(block, inputs, by_channel=True), ''
     if not all(response.isfinite().all() for response in responses if response is not None):
         raise ValueError('its output is not finite')
-    return BlockReference(inputs, responses, exact, by_channel)
+    return BlockReference(inputs, responses, exact, frame is not None, note)
+
+
+def _foreign_responses(
+    block: nn.Module, seen: Call, seed: int
+) -> tuple[_Inputs, _Responses, str]:
+    """What shows all of a block of another package, as far as it takes it.
+
+    Maps on which each tap of its kernels meets pixels, and numbers so large that what is
+    cut off at zero comes through.
+
+    Returns:
+        Its inputs, its outputs, and what they do not show.
+    """
+
+    def observed(call: Call, scale: float) -> tuple[_Inputs, _Responses]:
+        inputs = _inputs(block, call, seen, seed, scale)
+        return inputs, _respond(block, inputs, by_channel=False)
+
+    call, note = _widened(block, seen), ''
+    for scale in _SCALES:
+        try:
+            inputs, responses = observed(call, scale)
+        except Exception:
+            # It may take one size alone, and raise anything for another.
+            inputs, responses = observed(seen, scale)
+            note = 'its maps are smaller than its kernel, of which some is not seen'
+        varying = responses.seeded - responses.zeros
+        added = _added(inputs, varying, by_channel=False)
+        if _size_of(varying if added is None else added) > _LOST:
+            return inputs, responses, note
+    return inputs, responses, 'its output does not depend on its input, and shows nothing'
+
+
+def _widened(block: nn.Module, seen: Call) -> Call:
+    """A call with maps on which every tap of a block's kernels meets pixels."""
+    spans = [
+        apart * taps
+        for module in block.modules()
+        if isinstance(module, nn.Conv2d)
+        for apart, taps in zip(module.dilation, module.kernel_size, strict=True)
+    ]
+    least = 2 * max(spans, default=0)
+
+    def widen(x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            return x
+        # So often as large, which divides as the size does.
+        return x.repeat(1, 1, *(max(1, -(-least // size)) for size in x.shape[2:]))
+
+    return seen.map(widen)
 
 
 @contextmanager
@@ -273,7 +333,7 @@ def compare_block(reference: BlockReference, block: nn.Module) -> BlockDifferenc
     Raises:
         ValueError: If an output has another shape.
     """
-    inputs, expected, exact, by_channel = reference
+    inputs, expected, exact, by_channel, note = reference
     actual = _respond(block, inputs, by_channel)
     varying = expected.seeded - expected.zeros
     # What float64 leaves of a kernel beside a bias.
@@ -287,9 +347,9 @@ def compare_block(reference: BlockReference, block: nn.Module) -> BlockDifferenc
     )
     bias = _error(expected.zeros, actual.zeros, _FLOOR * _size_of(varying), by_channel)
     if exact is None:
-        return BlockDifference(kernel, bias)
+        return BlockDifference(kernel, bias, note=note)
     seen = (_error(exact, output, least) for output in (actual.seen, expected.seen))
-    return BlockDifference(kernel, bias, *seen)
+    return BlockDifference(kernel, bias, *seen, note)
 
 
 def compare_blocks(
@@ -301,7 +361,7 @@ def compare_blocks(
         ValueError: If a block is not there, or an output has another shape.
     """
     blocks = verifiable_blocks(model)
-    there = {*blocks, *(name for name, _ in model.named_modules())}
+    there = {name for name, _ in model.named_modules()}
     if missing := references.keys() - there:
         raise ValueError(f'the deploy form has no {min(missing)}')
     differences = {}
@@ -322,24 +382,17 @@ def _frame(block: nn.Module) -> ConvGeometry | None:
 
 
 def _inputs(
-    block: nn.Module,
-    frame: ConvGeometry | None,
-    seen: Call | None,
-    seed: int,
+    block: nn.Module, like: Call, seen: Call | None, seed: int, scale: float = 1
 ) -> _Inputs:
+    """Noise and zeros of the shapes of a call."""
     generator = torch.Generator().manual_seed(seed)
     device = next((tensor.device for tensor in _tensors(block).values()), None)
 
-    def draw(shape: Sequence[int]) -> Tensor:
+    def draw(tensor: Tensor) -> Tensor:
         # Drawn on the CPU, which gives the same numbers for a seed everywhere.
-        return torch.randn(shape, generator=generator).to(device)
+        return scale * torch.randn(tensor.shape, generator=generator).to(device)
 
-    if seen is None and (frame is None or frame.moves_with_size):
-        raise ValueError('the input does not reach it, and it needs one')
-    if frame is None:
-        seeded = seen.map(lambda tensor: draw(tensor.shape))
-    else:
-        seeded = Call((draw((1, frame.in_channels, *_size(frame, seen))),), {})
+    seeded = like.map(draw)
     return _Inputs(seeded, seeded.map(torch.zeros_like), seen)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
+@torch.no_grad()
 def fused_parts(block: nn.Module) -> list[str]:
     """The modules inside a block of another package that it fuses, each by itself.
 
@@ -18,18 +19,18 @@ def fused_parts(block: nn.Module) -> list[str]:
         block: The block, in train form; it is not changed.
 
     Returns:
-        Names of the parts, relative to the block; none if it is fused as a whole, or if
-        its switch fails.
+        Names of the parts, relative to the block; none if it cannot be copied, or if its
+        switch fails.
     """
     # Old-style norms and pruning leave a layer with a tensor that has a graph.
     computed = {
-        id(value): value.detach().clone()
+        id(value): value.clone()
         for module in block.modules()
         for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
+        if isinstance(value, Tensor)
     }
-    trial = copy.deepcopy(block, computed)
     try:
+        trial = copy.deepcopy(block, computed)
         trial.switch_to_deploy()
     except Exception:
         # That of another package may raise anything, and will again where it is reported.
@@ -39,8 +40,9 @@ def fused_parts(block: nn.Module) -> list[str]:
     for name, module in before.items():
         if name in after and _is_same(module, after[name]):
             continue
-        # A layer alone cannot be fused with anything: it is part of what holds it.
-        while name and (name not in after or not _layers(module)):
+        # A layer alone cannot be fused with anything, nor norms alone: they are part of
+        # what holds them.
+        while name and not (_layers(module) and _has_kernel(module)):
             name = name.rpartition('.')[0]
             module = before[name]
         parts.add(name)
@@ -49,6 +51,10 @@ def fused_parts(block: nn.Module) -> list[str]:
 
 def _contains(outer: str, name: str) -> bool:
     return outer != name and (not outer or name.startswith(f'{outer}.'))
+
+
+def _has_kernel(module: nn.Module) -> bool:
+    return any(parameter.dim() > 1 for parameter in module.parameters())
 
 
 def _layers(module: nn.Module) -> list[str]:

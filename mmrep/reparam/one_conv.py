@@ -12,7 +12,8 @@ from .transforms import KernelBias
 #: Output pixels of a batch from which one conv takes less time than the layers.
 #: Deriving a kernel takes the same for every input; what it saves grows with the pixels.
 #: Both grow with the channels, so that the number of pixels alone is a fair rule.
-#: Measured on two cores; no GPU was at hand.
+#: Measured on two cores. A GPU waits for the host that derives, which takes longer than the
+#: layers up to batches of hundreds of images (benchmarks/results/gpu.md).
 AUTO_PIXELS = 400
 
 
@@ -36,20 +37,22 @@ def one_conv_kernel(
         x: Their input ``(N, in, H, W)``.
         stride: Their stride.
         one_conv: Whether they may: always, never, from so many pixels on, or, by
-            ``'auto'``, from :data:`AUTO_PIXELS` on. Default: ``'auto'``.
+            ``'auto'``, from :data:`AUTO_PIXELS` on, and on a CPU alone.
+            Default: ``'auto'``.
 
     Returns:
         ``weight`` and ``bias`` with gradients to the layers, or ``None``.
     """
     # Nothing is known of the pixels of a proxy, and they are for nobody to guess.
-    if one_conv is False or isinstance(x, fx.Proxy):
+    if isinstance(x, fx.Proxy):
+        return None
+    if one_conv == 'auto':
+        one_conv = AUTO_PIXELS if x.device.type == 'cpu' else False
+    if one_conv is False:
         return None
     batch, _, *size = x.shape
     pixels = batch * size[0] * size[1] // (stride[0] * stride[1])
-    if one_conv is not True and not (
-        isinstance(pixels, int)
-        and pixels >= (AUTO_PIXELS if one_conv == 'auto' else one_conv)
-    ):
+    if one_conv is not True and not (isinstance(pixels, int) and pixels >= one_conv):
         return None
     try:
         inside = (module for layer in layers for module in layer.modules())

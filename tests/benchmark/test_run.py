@@ -91,6 +91,39 @@ def test_amp():
     assert names(done, 'deploy') == ['mmrep', 'mmrep, channels_last']
 
 
+def test_compiled_steps(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        torch, 'compile', lambda model, **options: compiled.append(model) or model
+    )
+    options = dict(QUICK, works=('train', 'norm_eval'), compile_model=True)
+    done = benchmark(config_of(DBB_RESNET, 32), 'tiny', **options)
+    expected = ['mmrep', 'plain', 'mmrep, torch.compile', 'plain, torch.compile']
+    assert names(done, 'train') == expected
+    assert names(done, 'norm_eval') == ['mmrep', 'plain']
+    sizes = [done.sizes[f'{name}, train form']['parameters'] for name in expected[:2]]
+    assert list(map(count_parameters, compiled)) == sizes
+
+
+def test_every_config_is_compiled(monkeypatch):
+    """Also where the compiler has given up on the one before."""
+    graphs, real = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch, 'compile', lambda model, **options: real(model, backend=backend)
+    )
+    options = dict(QUICK, works=('deploy',), compile_model=True)
+    with torch._dynamo.config.patch(cache_size_limit=1):
+        for _ in range(2):
+            graphs.clear()
+            benchmark(config_of(), 'tiny', **options)
+            assert graphs
+
+
 def test_shape_of_the_config():
     config = config_of()
     config.merge_from_dict(dict(test_pipeline=[dict(type='CenterCrop', crop_size=20)]))

@@ -173,6 +173,14 @@ def tensor(
     ]
 
 
+def packed(dtype: bytes) -> list:
+    """The opcodes of a state of a tensor of one of the newer dtypes."""
+    untyped = name('torch.storage', 'UntypedStorage')
+    reference = opcodes(*tupled(('storage', untyped, '0', 'cpu', 96)), pickle.BINPERSID)
+    tensor = call(REBUILD_3, reference[2:-1], 0, (96,), (1,), False, {}, dtype)
+    return [pickle.EMPTY_DICT, 'w', *tensor, pickle.SETITEM]
+
+
 def parameter(data: Any, hooks: dict | None = None) -> list:
     """The opcodes of a parameter."""
     return call(name('torch._utils', '_rebuild_parameter'), data, False, hooks or {})
@@ -277,6 +285,13 @@ def safetensors(header: Any, data: bytes = b'', length: int | None = None) -> Ma
     return lambda path: path.with_suffix('.safetensors').write_bytes(
         struct.pack('<Q', size) + header + data
     )
+
+
+def table_of(count: int) -> Maker:
+    """A file of safetensors with so many tensors and no numbers."""
+    return lambda path: safetensors(
+        {f'{i:x}': entry('F32', [0], 0, 0) for i in range(count)}
+    )(path)
 
 
 def entry(dtype: str, shape: list, start: int, end: int) -> dict:
@@ -485,6 +500,15 @@ HOSTILE: list[tuple[str, Maker, str]] = [
     # Kinds of tensors.
     ('sparse', saved({'w': torch.eye(2).to_sparse()}), 'holds a sparse tensor (w): make'),
     ('csr', csr, 'holds a sparse tensor (w): make'),
+    *(
+        (
+            f'packed {kind}',
+            with_pickle(opcodes(*packed(name('torch', kind)))),
+            f'holds a tensor of torch.{kind} (w): dequantize it',
+        )
+        for kind in ('float4_e2m1fn_x2', 'uint4', 'int3')
+        if hasattr(torch, kind)
+    ),
     ('quantized', saved({'w': quantized()}), 'holds a quantized tensor (w): dequantize'),
     ('quantized, legacy', saved({'w': quantized()}, True), 'a quantized tensor (w): deq'),
     (
@@ -779,6 +803,24 @@ HOSTILE: list[tuple[str, Maker, str]] = [
         'safetensors: levels of meta',
         safetensors({'__metadata__': {'meta': '{"a":' * 300 + '1' + '}' * 300}}),
         'levels deep',
+    ),
+    ('safetensors: a table of 11 MB', table_of(190_000), 'a table of 1'),
+    ('safetensors: many tensors of nothing', table_of(90_000), 'holds 90000 tensors'),
+    (
+        'safetensors: a meta of 7 MB',
+        lambda path: safetensors(
+            {'__metadata__': {'meta': '{"a": [%s0]}' % ('{},' * 2_300_000)}}
+        )(path),
+        'a meta of 6900010 characters',
+    ),
+    *(
+        (
+            f'safetensors: {kind}',
+            safetensors({'w': entry(said, [4], 0, 2)}, bytes(2)),
+            f'a tensor of torch.{kind} (state_dict.w): dequantize it',
+        )
+        for kind, said in {'float4_e2m1fn_x2': 'F4'}.items()
+        if hasattr(torch, kind)
     ),
     # What is no file.
     ('pipe', os.mkfifo, 'is a pipe, socket or device'),

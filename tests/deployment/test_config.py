@@ -145,8 +145,9 @@ def test_deploy_argument(kind, argument):
 
 @pytest.mark.parametrize('kind', [Unbuildable, Closed])
 def test_no_deploy_argument(kind):
+    assert deploy_argument(dict(type=kind)) is None
     with pytest.raises(ConfigError, match=rf'{kind.__name__}.* no argument deploy$'):
-        deploy_argument(dict(type=kind))
+        deploy_config(Config(dict(model=dict(type=kind))))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +199,14 @@ def test_without_pretrained():
         heads=[dict(type='D', pretrained=None)],
     )
     assert model == before
+
+
+@pytest.mark.parametrize('entry', [3, 'Pretrained', None, [1]])
+def test_without_pretrained_leaves_what_is_no_dict(entry):
+    """It is for mmengine to refuse."""
+    init = [entry, dict(type='Pretrained', checkpoint='a.pth')]
+    model = Config(dict(model=dict(type='A', backbone=dict(type='B', init_cfg=init)))).model
+    assert without_pretrained(model).backbone.init_cfg == [entry]
 
 
 class TestDeployConfig:

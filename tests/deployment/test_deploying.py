@@ -29,6 +29,7 @@ from mmrep.deployment import (
     build_model,
     deploy_checkpoint,
     enter_scope,
+    export_onnx,
     forward,
 )
 from mmrep.errors import CheckpointError, ConfigError, UserError
@@ -140,6 +141,12 @@ class TestDeployFiles:
         x = image(1, 3, 64, 64, dtype=torch.float32)
         assert_same(forward(project.model, x), forward(deployed, x))
 
+        fused = Config.fromfile(done.out_config), done.out
+        with pytest.raises(ConfigError, match='has no train form'):
+            deploy_checkpoint(*fused, tmp_path / 'again.pth')
+        with pytest.raises(CheckpointError, match='is in deploy form'):
+            export_onnx(*fused, tmp_path / 'a.onnx', form='train', shape=(3, 64, 64))
+
     def test_of_a_plain_network(self, tmp_path):
         """It has no blocks, but norms that become parts of convs."""
         project = Project(tmp_path, 'DBB-ResNet classifier')
@@ -236,6 +243,26 @@ class TestDeployFiles:
         project.save(project.model.state_dict())
         project.deploy()
         assert torch.load(project.out, weights_only=True)['meta'].keys() == {'mmrep'}
+
+
+class TestConfig:
+    """What a config holds besides the model."""
+
+    def test_numbers_that_are_not_finite(self, project):
+        hook = dict(type='EarlyStoppingHook', greater_keys=float('inf'), monitor='a')
+        project.config.custom_hooks = [hook]
+        project.config.bounds = dict(a=[float('-inf'), (float('nan'),)])
+        config = Config.fromfile(project.deploy().out_config)
+        assert config.custom_hooks == [hook]
+        assert str(config.bounds) == "{'a': [-inf, (nan,)]}"
+
+    def test_thousands_of_entries(self, project, monkeypatch):
+        project.config.names = {f'n{i}': i for i in range(3000)}
+        # yapf would take a minute.
+        monkeypatch.setattr('mmengine.config.config.FormatCode', None)
+        config = Config.fromfile(project.deploy().out_config)
+        assert config.names == project.config.names
+        assert config.mmrep_checkpoint.file == project.out.name
 
 
 class TestInput:
@@ -379,6 +406,10 @@ class TestRefusals:
         project.config.model.head.type = 'LinearClsHead'
         project.config.model.backbone = dict(type='ResNet', depth=18)
         self.refused(project, ConfigError, 'nothing in this config')
+
+    def test_config_that_is_no_text(self, project):
+        project.config.foo = print
+        self.refused(project, ConfigError, 'this config cannot be written as text')
 
     def test_no_output(self, project, monkeypatch):
         monkeypatch.setattr(BaseModel, '__call__', lambda *args, **kwargs: 'text')

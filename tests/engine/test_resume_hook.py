@@ -131,6 +131,16 @@ def test_no_training(content):
 
 GROUP, STATE = ('optimizer', 'param_groups', 0), ('optimizer', 'state')
 SCHEDULER = ('param_schedulers', 0)
+
+
+def with_momentum(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict], None]:
+    def change_all(content: Any) -> None:
+        for state in content['optimizer']['state'].values():
+            state['momentum_buffer'] = change(state['momentum_buffer'])
+
+    return change_all
+
+
 #: Of another run than the config's.
 OTHERS = {
     'no group': (holding([], 'optimizer', 'param_groups'), 'optimizer'),
@@ -143,6 +153,32 @@ OTHERS = {
     'no state': (holding(3, *STATE, 0), 'optimizer'),
     'shape': (holding(dict(momentum_buffer=torch.ones(7)), *STATE, 0), 'optimizer'),
     'momentum': (holding(dict(momentum_buffer='x'), *STATE, 0), 'optimizer'),
+    'learning rate of nothing': (
+        holding(float('nan'), *GROUP, 'lr'),
+        r'optimizer .*\(its lr is nan\)',
+    ),
+    'learning rate without end': (
+        holding(float('inf'), *GROUP, 'lr'),
+        r'optimizer .*\(its lr is inf\)',
+    ),
+    'long learning rate': (holding(2**1024 - 1, *GROUP, 'lr'), r'optimizer .*its lr is 1'),
+    'negative learning rate': (holding(-1, *GROUP, 'lr'), r'optimizer .*\(its lr is -1\)'),
+    'negative momentum': (
+        holding(-3.0, *GROUP, 'momentum'),
+        r'optimizer .*\(its momentum is -3.0\)',
+    ),
+    'momentum of nothing': (
+        with_momentum(lambda buffer: buffer * float('nan')),
+        r'optimizer .*\(numbers in its momentum_buffer are nan or inf\)',
+    ),
+    'momentum without end': (
+        with_momentum(lambda buffer: buffer + float('inf')),
+        r'optimizer .*\(numbers in its momentum_buffer are nan or inf\)',
+    ),
+    'complex momentum': (
+        with_momentum(lambda buffer: torch.complex(buffer, buffer)),
+        r'optimizer .*\(its momentum_buffer is complex\)',
+    ),
     'base settings': (holding([3], 'optimizer', 'base_param_settings'), 'optimizer'),
     'no schedulers': (
         without('param_schedulers'),
@@ -158,6 +194,7 @@ OTHERS = {
     'no last step': (without(*SCHEDULER, 'last_step'), 'param_schedulers'),
     'method': (holding(0, *SCHEDULER, 'step'), 'param_schedulers'),
     'base values': (holding([1.0, 2.0], *SCHEDULER, 'base_values'), 'param_schedulers'),
+    'factor': (holding(float('nan'), *SCHEDULER, 'gamma'), 'param_schedulers'),
     'milestones': (holding({'a': 1}, *SCHEDULER, 'milestones'), 'param_schedulers'),
     'kinds': (lambda content: content['param_schedulers'].reverse(), 'param_schedulers'),
     'generators': (holding(3, 'random_state'), 'random_state'),
@@ -185,6 +222,71 @@ def test_more_iterations_than_there_are(checkpoint, tmp_path):
     loop = dict(type='IterBasedTrainLoop', max_iters=4)
     with pytest.raises(CheckpointError, match=r'1000000000 iterations, .* ends at 4: '):
         resumed(tmp_path / 'a.pth', tmp_path / 'work', train_cfg=loop)
+
+
+def test_more_epochs_than_there_are(checkpoint, tmp_path):
+    """mmengine would end at once, as if it had trained."""
+    content = torch.load(checkpoint, weights_only=True)
+    for epochs in (2**30, 3):
+        content['meta']['epoch'] = epochs
+        torch.save(content, tmp_path / 'a.pth')
+        with pytest.raises(CheckpointError, match=f'{epochs} epochs, .* ends at 2: raise'):
+            resumed(tmp_path / 'a.pth', tmp_path / 'work')
+    content['meta']['epoch'] = 2
+    torch.save(content, tmp_path / 'a.pth')
+    resumed(tmp_path / 'a.pth', tmp_path / 'work')
+
+
+def test_momentum_that_is_expanded(checkpoint, tmp_path):
+    """One number in the place of many cannot be changed where it is."""
+    content = torch.load(checkpoint, weights_only=True)
+    ends = []
+    for name, change in (
+        ('whole', torch.zeros_like),
+        ('expanded', lambda buffer: torch.zeros(()).expand(buffer.shape)),
+    ):
+        with_momentum(change)(content)
+        torch.save(content, tmp_path / f'{name}.pth')
+        resumed(tmp_path / f'{name}.pth', tmp_path / name)
+        ends.append(torch.load(tmp_path / name / 'epoch_2.pth', weights_only=True))
+    for entry in ('state_dict', 'optimizer'):
+        torch.testing.assert_close(ends[1][entry], ends[0][entry], rtol=0, atol=0)
+
+
+class TestAdam:
+    """Its steps are tensors, and its squares may have no end in half precision."""
+
+    WRAPPER = dict(optimizer=dict(type='AdamW', lr=0.01))
+
+    @pytest.fixture(scope='class')
+    def adams(self, tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp('adam')
+        tiny_runner(folder, **OPTIONS, optim_wrapper=self.WRAPPER).train()
+        return folder / 'epoch_1.pth'
+
+    def resume(self, adams, tmp_path, *keys, value):
+        content = torch.load(adams, weights_only=True)
+        holding(value, *keys)(content)
+        torch.save(content, tmp_path / 'a.pth')
+        resumed(tmp_path / 'a.pth', tmp_path / 'work', optim_wrapper=self.WRAPPER)
+
+    def test_squares_without_end(self, adams, tmp_path):
+        content = torch.load(adams, weights_only=True)
+        squares = torch.full_like(content['optimizer']['state'][0]['exp_avg_sq'], torch.inf)
+        self.resume(adams, tmp_path, *STATE, 0, 'exp_avg_sq', value=squares)
+        assert (tmp_path / 'work' / 'epoch_2.pth').exists()
+
+    @pytest.mark.parametrize(
+        'step', [torch.tensor(torch.nan), torch.tensor(-1.0), torch.ones(2)]
+    )
+    def test_steps(self, adams, tmp_path, step):
+        with pytest.raises(CheckpointError, match=r'optimizer .*\(its step is no count\)'):
+            self.resume(adams, tmp_path, *STATE, 0, 'step', value=step)
+
+    @pytest.mark.parametrize('betas', [(0.9, -0.5), (5.0, 0.999), (0.9, float('nan'))])
+    def test_betas(self, adams, tmp_path, betas):
+        with pytest.raises(CheckpointError, match='its optimizer is broken'):
+            self.resume(adams, tmp_path, *GROUP, 'betas', value=betas)
 
 
 @pytest.mark.parametrize('seed', [0, 2**32 - 1, None])

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import HOOKS
 from tiny_runner import TinyModel, tiny_runner
+from torch import nn
 
 from mmrep.checkpoints import use_safe_reading
 from mmrep.engine import SwitchToDeployHook
@@ -73,6 +74,55 @@ def test_wrapped_model():
 
     SwitchToDeployHook().before_test(OneRunner)
     assert OneRunner.model.module.block.deploy
+
+
+class Foreign(nn.Module):
+    """A block of another package, whose switch may be wrong by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+    def switch_to_deploy(self) -> None:
+        self.conv.weight.data *= self.factor
+
+
+class TestVerification:
+    @pytest.mark.parametrize('factor', [1.0, 1.01])
+    def test_of_another_package(self, factor):
+        model = TinyModel()
+        model.block = Foreign(factor)
+        randomise(model)
+        runner = SimpleNamespace(model=model, hooks=(), cfg=None)
+        if factor == 1:
+            SwitchToDeployHook((3, 8, 8)).before_test(runner)
+            assert model.training
+        else:
+            with pytest.raises(NotFoldableError, match=r'^block is 0\.01 .*branches'):
+                SwitchToDeployHook((3, 8, 8)).before_test(runner)
+
+    def test_of_ours(self, monkeypatch):
+        switch = RepVGGBlock.switch_to_deploy
+
+        def spoil(block: RepVGGBlock) -> None:
+            switch(block)
+            block.branch_reparam.weight.data[0] *= 1.01
+
+        monkeypatch.setattr(RepVGGBlock, 'switch_to_deploy', spoil)
+        runner = SimpleNamespace(model=randomise(TinyModel()), hooks=(), cfg=None)
+        with pytest.raises(NotFoldableError, match=r'^block is 0\.01 .*branches'):
+            SwitchToDeployHook().before_test(runner)
+
+    def test_not_finite(self):
+        model = TinyModel()
+        nn.init.constant_(model.block.branch_3x3.conv.weight, float('nan'))
+        runner = SimpleNamespace(model=model, hooks=(), cfg=None)
+        with pytest.raises(NotFoldableError, match='block: its output is not finite'):
+            SwitchToDeployHook().before_test(runner)
 
 
 class TestKernelsThatDependOnTheSize:

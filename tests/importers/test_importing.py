@@ -144,6 +144,17 @@ def test_another_shape_is_named(key, shape, right, weights, tmp_path):
     )
 
 
+@pytest.mark.parametrize('number', [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.float8_e5m2])
+def test_numbers_that_are_none(number, dtype, weights, tmp_path):
+    key = 'stage1.0.rbr_1x1.conv.weight'
+    weights[key] = weights[key].float()
+    weights[key][3, 2] = number
+    weights[key] = weights[key].to(dtype)
+    sentence = refusal(weights, tmp_path)
+    assert f'holds weights that are nan or inf ({key}): give a' in sentence
+
+
 def test_a_list_of_keys_ends(weights, tmp_path):
     weights |= {f'stage2.0.other{i}.weight': torch.zeros(1) for i in range(20)}
     sentence = refusal(weights, tmp_path)

@@ -23,7 +23,6 @@ from mmrep.reparam import (
     branch_by_branch,
     compare_block,
     compare_blocks,
-    conv_geometry,
     seen_inputs,
     switch_to_deploy,
     verifiable_blocks,
@@ -193,6 +192,7 @@ class TestErrors:
         assert difference.bias == pytest.approx(0.01, rel=1e-6)
         assert difference.kernel < 1e-12
         assert difference.seen is difference.branches_seen is None
+        assert difference.note == '' == BlockDifference(0, 0).note
 
     @pytest.mark.parametrize(('part', 'error'), [(1e-5, 1e-2), (1e-9, 1e-5)])
     def test_of_a_channel_that_is_next_to_nothing(self, part, error):
@@ -273,15 +273,16 @@ class TestInputs:
         def drawn(**seed):
             return block_references(Unit(4, 4, 3), {}, **seed)['conv'].inputs.seeded.args[0]
 
+        generator = torch.Generator().manual_seed(0)
+        assert torch.equal(drawn(), torch.randn(1, 4, 8, 8, generator=generator))
         assert torch.equal(drawn(), drawn(seed=0))
         assert not torch.equal(drawn(), drawn(seed=1))
 
     def test_where_the_block_is(self):
         """By its parameters or, if it has none, by its buffers."""
-        unit = Unit(4, 4, 3)
-        frame = conv_geometry(unit.conv)
-        for block in (unit, nn.BatchNorm2d(4, affine=False), nn.ReLU()):
-            inputs = block_verification._inputs(block.to('meta'), frame, None, 0)
+        call = Call((torch.empty(1, 4, 5, 5),), {})
+        for block in (Unit(4, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU()):
+            inputs = block_verification._inputs(block.to('meta'), call, None, 0)
             assert inputs.seeded.args[0].is_meta is not isinstance(block, nn.ReLU)
 
     def test_the_first_of_several(self):
@@ -448,6 +449,7 @@ class TestBlocks:
         (difference,) = compare_blocks(references, block).values()
         assert 0 < difference.worst < 1e-6
         assert difference.seen is difference.branches_seen is None
+        assert difference.note == '' == BlockDifference(0, 0).note
 
     def test_same_padding(self):
         """Its kernel is that of inputs with one remainder by the stride."""

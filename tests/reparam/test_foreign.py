@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from mmrep.reparam import (
+    block_references,
     compare_block,
     compare_blocks,
     fuse_conv_norm,
     fused_parts,
+    seen_inputs,
     switch_to_deploy,
 )
 
@@ -114,11 +116,26 @@ class TestParts:
         assert fused_parts(Changed()) == ['body.0']
 
     def test_with_a_pruned_weight(self):
-        network = Network(Convs())
-        prune.l1_unstructured(network.unused.conv1, 'weight', 0.5)
-        weight = network.unused.conv1.weight
-        assert 'parts.0' in fused_parts(network)
-        assert network.unused.conv1.weight is weight and weight.grad_fn is not None
+        graphs = []
+
+        class Pruned(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body = nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1)))
+                prune.l1_unstructured(self.body[0][0], 'weight', 0.5)
+
+            def switch_to_deploy(self) -> None:
+                conv = self.body[0][0]
+                graphs.append(conv.weight.grad_fn)
+                conv.weight.mul_(2)
+                conv.bias.mul_(2)
+
+        block = Pruned()
+        weight = block.body[0][0].weight
+        before = weight.detach().clone()
+        assert fused_parts(block) == ['body.0']
+        assert graphs == [None] and weight.grad_fn is not None
+        assert block.body[0][0].weight is weight and torch.equal(weight, before)
 
     def test_whose_switch_fails(self):
         network = Network(Convs())
@@ -136,16 +153,150 @@ class TestParts:
         switch_to_deploy(block)
         assert compare_blocks(references, block)[''].is_within(RTOL)
 
+    def test_of_the_block_itself_is_all_of_it(self):
+        class Scaled(Network):
+            def __init__(self) -> None:
+                super().__init__(Convs())
+                self.scale = nn.Parameter(torch.ones(4))
+
+            def switch_to_deploy(self) -> None:
+                super().switch_to_deploy()
+                del self.scale
+
+        assert fused_parts(Scaled()) == ['']
+
+    @pytest.mark.parametrize('base', [nn.Conv2d, nn.BatchNorm2d])
+    def test_of_one_layer(self, base):
+        class Layer(base):
+            def switch_to_deploy(self) -> None:
+                self.weight.data *= 2
+
+        assert fused_parts(Layer(*[4, 4, 1][: 3 if base is nn.Conv2d else 1])) == ['']
+
     def test_that_are_not_called(self):
         model = nn.Sequential(randomise(Network(Convs())))
         references = observe(model, 1, 4, 9, 9)
         assert references.keys() == {'0', '0.parts.0'}
 
     def test_that_cannot_be_copied(self):
-        model = nn.Sequential(Network(Convs()))
+        """It is compared as a whole."""
+        model = nn.Sequential(randomise(Network(Convs())))
         model[0].lock = (i for i in range(2))
-        with pytest.raises(ValueError, match=r'^0: TypeError: cannot pickle'):
-            observe(model, 1, 4, 9, 9)
+        references = observe(model, 1, 4, 9, 9)
+        assert references.keys() == {'0'}
+
+    def test_norms_that_go_into_another_part(self):
+        class Before(Network):
+            """Its norm is folded into the conv of the next part."""
+
+            def __init__(self) -> None:
+                super().__init__(nn.Sequential(nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 1))
+
+            @torch.no_grad()
+            def switch_to_deploy(self) -> None:
+                norm, conv = self.parts[0][0], self.parts[1]
+                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+                shift = norm.bias - norm.running_mean * scale
+                conv.bias += conv.weight.sum((2, 3)) @ shift
+                conv.weight *= scale.view(1, -1, 1, 1)
+                self.parts[0][0] = nn.Identity()
+
+        model = nn.Sequential(randomise(Before()))
+        assert fused_parts(model[0]) == ['parts']
+        references = observe(model, 1, 4, 9, 9)
+        switch_to_deploy(model)
+        differences = compare_blocks(references, model)
+        assert differences.keys() == {'0', '0.parts'}
+        assert all(difference.is_within(RTOL) for difference in differences.values())
+
+
+class Wrong(nn.Module):
+    """A conv and a norm whose switch mirrors the kernel."""
+
+    def __init__(self, size: int | None = None, **options) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, **options), nn.BatchNorm2d(4)
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.size in (None, x.size(2))
+        y = self.norm(self.conv(x)).relu() + 1
+        return y + x if y.shape == x.shape else y
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        self.conv.weight.copy_(self.conv.weight.flip(3))
+
+
+class TestWhatIsShown:
+    @pytest.mark.parametrize(
+        ('options', 'size', 'shown'),
+        [
+            (dict(kernel_size=7, padding=3, stride=2), (2, 3), (14, 15)),
+            (dict(kernel_size=(7, 1), padding=(3, 0), stride=2), (14, 13), (14, 26)),
+            (dict(kernel_size=3, padding=4, dilation=4, stride=3), (5, 20), (25, 40)),
+        ],
+    )
+    def test_every_tap_is_met(self, options, size, shown):
+        """Though the map has fewer pixels than the kernel."""
+        model = nn.Sequential(randomise(Wrong(**options)))
+        references = observe(model, 1, 4, *size)
+        expected = torch.randn(1, 4, *shown, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(references['0'].inputs.seeded.args[0], expected)
+        with torch.no_grad():
+            model[0].conv.weight[:, :, -1] = 0
+        (difference,) = compare_blocks(references, model).values()
+        assert not difference.is_within(RTOL) and difference.note == ''
+
+    def test_without_a_conv(self):
+        class Activation(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x.tanh()
+
+            def switch_to_deploy(self) -> None: ...
+
+        references = observe(nn.Sequential(nn.Conv2d(3, 4, 1), Activation()), 1, 3, 1, 1)
+        assert references['1'].inputs.seeded.args[0].shape == (1, 4, 1, 1)
+
+    def test_tokens_are_as_many(self):
+        class Tokens(nn.Conv2d):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x.transpose(1, 2).unflatten(2, (2, 2))).flatten(2)
+
+            def switch_to_deploy(self) -> None: ...
+
+        model = nn.Sequential(Tokens(3, 4, 3, padding=1)).eval()
+        with seen_inputs(model) as seen:
+            model(torch.ones(1, 4, 3))
+        reference = block_references(model, seen)['0']
+        assert reference.inputs.seeded.args[0].shape == (1, 4, 3)
+        assert reference.note == ''
+
+    def test_of_one_size_alone(self):
+        model = nn.Sequential(randomise(Wrong(2, kernel_size=7, padding=3)))
+        references = observe(model, 1, 4, 2, 2)
+        switch_to_deploy(model)
+        (difference,) = compare_blocks(references, model).values()
+        assert difference.note == (
+            'its maps are smaller than its kernel, of which some is not seen'
+        )
+
+    @pytest.mark.parametrize('options', [dict(padding=1), dict(padding=0)])
+    @pytest.mark.parametrize(
+        ('bias', 'scale'), [(0, 1), (-9, 10), (-90, 100), (-1e5, None)]
+    )
+    def test_what_noise_does_not_wake(self, options, bias, scale):
+        model = nn.Sequential(randomise(Wrong(kernel_size=3, **options)))
+        nn.init.constant_(model[0].norm.bias, bias)
+        references = observe(model, 1, 4, 9, 9)
+        x = torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(references['0'].inputs.seeded.args[0], (scale or 100) * x)
+        switch_to_deploy(model)
+        (difference,) = compare_blocks(references, model).values()
+        assert difference.is_within(RTOL) is (scale is None)
+        assert difference.note == (
+            '' if scale else 'its output does not depend on its input, and shows nothing'
+        )
 
 
 class TestLaw:
@@ -161,7 +312,7 @@ class TestLaw:
             right = compare_block(reference, model.get_submodule(part))
             # Of the whole, rounding adds up.
             assert right.worst < (1e-6 if part else RTOL / 10), (part, right)
-            assert right.is_within(RTOL)
+            assert right.is_within(RTOL) and right.note == ''
         for part, layer in parts.items():
             module = model.get_submodule(part)
             for fault in FAULTS:

@@ -83,6 +83,11 @@ def test_the_default_is_by_the_number_of_pixels():
         assert kernel == (None if norms else (20, 20))
 
 
+@pytest.mark.parametrize(('one_conv', 'norms'), [('auto', 1), (400, 0), (True, 0)])
+def test_by_itself_on_a_cpu_alone(one_conv, norms):
+    assert norms_of(unit(one_conv).to('meta'), X.to('meta')) == norms
+
+
 def test_a_norm_that_cannot_be_folded_computes():
     module = Unit(nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6)).double()
     assert_same(module.norm(module.conv(X)), module(X))

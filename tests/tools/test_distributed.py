@@ -276,6 +276,21 @@ class TestCommands:
             '--nproc_per_node=8',
         ]
 
+    @pytest.mark.parametrize(
+        ('script', 'names'),
+        [
+            ('dist_train.sh', ('CONFIG', 'GPUS')),
+            ('dist_test.sh', ('CONFIG', 'CKPT', 'GPUS')),
+        ],
+    )
+    def test_usage(self, script, names):
+        for count in range(len(names)):
+            done = run('bash', TOOLS / script, *names[:count])
+            assert done.returncode != 0
+            usage = f'usage: tools/{script} {" ".join(names)} [ARGUMENTS]'
+            assert done.stderr.endswith(f'{usage}\n')
+            assert not done.stdout
+
     def test_slurm(self, commands):
         env = dict(GPUS='4', GPUS_PER_NODE='2', SRUN_ARGS='--qos high')
         command = commands('slurm_train.sh', 'part', 'job', 'a b.py', 'x y', '--amp', **env)

@@ -191,7 +191,7 @@ class TestWrongInput:
     @pytest.mark.parametrize(
         ('options', 'says'),
         [
-            (['--out', 'a.txt'], '--out a.txt must end in .json or .yaml or .pkl'),
+            (['--out', 'a.txt'], 'a.txt must end in .json or .yaml or .pkl'),
             (['--out', 'a.json', '--out-item', 'pred'], 'must end in .pkl'),
             (['--out-item', 'pred'], '--out-item pred needs --out'),
         ],

@@ -366,15 +366,33 @@ RUNS = [
     Case(f'{TRAIN} --resume net.py', 'net.py cannot be read'),
     Case(f'{TRAIN} --resume deploy.pth', 'holds no training to resume'),
     Case(f'{TRAIN} --resume .', 'is a folder'),
-    Case(f'{TEST} --out a.txt', '--out a.txt must end in .json or .yaml or .pkl'),
+    Case(f'{TEST} --out a.txt', 'a.txt must end in .json or .yaml or .pkl'),
     Case(f'{TEST} --out a.json --out-item pred', 'must end in .pkl'),
+    *(
+        Case(f'{TEST} --out {out}', says, {'a.json': Path.mkdir})
+        for out, says in (
+            ('dir.json/', 'dir.json/ is the name of a folder'),
+            ('a.json', 'a.json is a folder'),
+            ('net.py/x.json', 'net.py/x.json cannot be written'),
+            ('/proc/x.json', '/proc/x.json cannot be written'),
+            ('/dev/null/x.json', '/dev/null/x.json cannot be written'),
+        )
+    ),
+    *(
+        Case(
+            f'{TEST} --deploy --cfg-options custom_hooks={hooks}', 'custom_hooks of net.py'
+        )
+        for hooks in ('5', 'abc')
+    ),
     Case(f'{BENCHMARK} --device abacus', '--device abacus is unknown'),
     Case(f"{BENCHMARK} --device ''", 'is unknown'),
     Case(f'{BENCHMARK} --device meta', '--device meta is unknown'),
     Case(f'{BENCHMARK} --device cuda:99', '--device cuda:99'),
     Case(f'{BENCHMARK} --shape 5,8,8', 'give a fitting --shape'),
     Case(f'{BENCHMARK} --shape 9999999', 'does not fit into memory'),
-    Case(f'{BENCHMARK} --out .', 'is a folder'),
+    Case(f'{BENCHMARK} --out .', 'must end in .json'),
+    Case(f'{BENCHMARK} --out x.txt', 'x.txt must end in .json'),
+    Case(f'{BENCHMARK} --out x', 'x must end in .json'),
     Case(f'{BENCHMARK} --plane a.xyz', '--plane a.xyz must end in .png'),
     Case(f'{BENCHMARK} --plane a.png', 'no metafile.yml has an accuracy'),
     *(
@@ -403,6 +421,24 @@ CHECKPOINTS = [
             ('net.py', 'net.py', 'net.py cannot be read as a checkpoint'),
             ('deploy.py', 'net.pth', 'train form and the config is not'),
         )
+    ),
+    *(
+        Case(f'{REPARAM} --cfg-options {option}', f'cannot be written as text .*{says}')
+        for option, says in (('_base_=abc', 'abc'), ('custom_imports=5', 'TypeError'))
+    ),
+    *(
+        Case('reparam bad.py net.pth out.pth', 'written as text', {'bad.py': text})
+        for text in (
+            "_base_ = 'net.py'\nfoo = [print]",
+            "_base_ = 'net.py'\nfoo = [object()]",
+            "_base_ = 'net.py'\nfoo = {'for': 1}",
+            "_base_ = 'net.py'\nfoo = dict(a=1)\nfor _ in range(300): foo = [foo]",
+        )
+    ),
+    *(
+        Case(f'{REPARAM} --cfg-options {norm}.type=BN {norm}.eps={eps}', says)
+        for norm in ('model.backbone.norm_cfg',)
+        for eps, says in (('nan', 'not finite'), ('1e400', 'no output depends'))
     ),
     Case('reparam deploy.py deploy.pth out.pth', 'deploy.pth is in deploy form already'),
     Case('reparam net.py deploy.pth out.pth', 'deploy.pth is in deploy form already'),
@@ -525,7 +561,11 @@ CONVERSIONS = [
     Case('convert_checkpoint no.pth out.pth', 'no.pth does not exist'),
     Case('convert_checkpoint net.pth net.pth --overwrite', 'would replace its source'),
     Case('convert_checkpoint net.pth deploy.pth', 'deploy.pth exists'),
-    Case('convert_checkpoint net.pth .', 'is a folder'),
+    *(
+        Case(f'convert_checkpoint net.pth {out}', 'must end in .pth or .safetensors')
+        for out in ('.', 'c.onnx', 'c', 'c.PTH', 'c.py')
+    ),
+    Case('convert_checkpoint net.pth c.pth/', 'c.pth/ is the name of a folder'),
     Case('convert_checkpoint net.pth out.pth --arch MANY', 'leave --arch 999'),
     Case('convert_checkpoint net.pth out.pth --arch A0', 'leave --arch A0 out'),
     Case('convert_checkpoint net.pth out.pth --from timm', 'another layout with --from'),

@@ -71,8 +71,8 @@ class ReparamBlock(BaseModule):
         deploy (bool): Build the one conv in the place of the branches. Default: False.
         one_conv (bool | int | str): Whether the train form computes with its equivalent
             kernel where it can: always, never, for a batch of at least so many output
-            pixels, or, by ``'auto'``, of as many as were measured to pay.
-            Default: ``'auto'``.
+            pixels, or, by ``'auto'``, on a CPU and for as many as were measured to
+            pay. Default: ``'auto'``.
         init_cfg (dict | list[dict], optional): Initialization. Default: None.
     """
 
