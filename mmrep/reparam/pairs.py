@@ -29,12 +29,12 @@ class ConvNormPairs:
         norms: The name of the norm after a conv, by the conv's name.
         unpaired: Why a conv has none, by its name.
         entangled: Of those, the convs that are more than a call of theirs: not called, with
-            hooks, or with a parameter that something else reads.
+            hooks, or with a parameter that something else reads. Default: none.
     """
 
     norms: Mapping[str, str]
     unpaired: Mapping[str, str]
-    entangled: frozenset[str]
+    entangled: frozenset[str] = frozenset()
 
 
 def conv_norm_pairs(model: nn.Module, run: Callable[[nn.Module], Any]) -> ConvNormPairs:

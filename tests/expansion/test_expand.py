@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmrep.expansion import expand
 from mmrep.expansion.place import MovedNorm, places
 from mmrep.models.blocks import DiverseBranchBlock, RepVGGBlock
-from mmrep.reparam import branch_by_branch
+from mmrep.reparam import branch_by_branch, switch_to_deploy
 
 DBB = dict(type='mmrep.DiverseBranchBlock')
 REPVGG = dict(type='mmrep.RepVGGBlock')

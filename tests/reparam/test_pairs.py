@@ -215,6 +215,17 @@ OTHERS: dict[str, tuple[Callable[[], Net], str]] = {
 }
 
 
+#: Where the conv itself is more than a call of it.
+ENTANGLED = {
+    'not called',
+    'called as a function',
+    'called as a function as well',
+    'an own hook',
+    'a parametrization',
+    'a shared kernel',
+}
+
+
 class Pair(nn.Conv2d):
     """Returns two maps."""
 
@@ -260,6 +271,7 @@ class TestOneConv:
         found = observed(make())
         assert 'conv' not in found.norms
         assert re.search(reason, found.unpaired['conv']), found.unpaired
+        assert ('conv' in found.entangled) is (name in ENTANGLED)
 
     def test_of_several_outputs(self):
         found = observed(nn.Sequential(Pair(3, 4, 1), First(), nn.BatchNorm2d(4)))
