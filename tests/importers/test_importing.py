@@ -6,6 +6,7 @@ import pytest
 import torch
 from import_laws import import_weights
 from laws import randomise
+from mmengine.utils import digit_version
 from official_dbb_networks import ResNet
 from official_repvgg import RepVGG, RepVGGplus
 
@@ -147,6 +148,10 @@ def test_another_shape_is_named(key, shape, right, weights, tmp_path):
 @pytest.mark.parametrize('number', [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.float8_e5m2])
 def test_numbers_that_are_none(number, dtype, weights, tmp_path):
+    if dtype is torch.float8_e5m2 and digit_version(torch.__version__) < digit_version(
+        '2.2'
+    ):
+        pytest.skip('this torch cannot save it')
     key = 'stage1.0.rbr_1x1.conv.weight'
     weights[key] = weights[key].float()
     weights[key][3, 2] = number

@@ -30,7 +30,9 @@ MANY = '9' * 5000
 
 
 #: A config that is interrupted while it is read. (Names of modules are mmengine's here.)
+#: What runs in the background of a shell takes no notice otherwise.
 CTRL_C = """
+__import__('signal').signal(2, __import__('signal').default_int_handler)
 __import__('os').kill(__import__('os').getpid(), 2)
 __import__('time').sleep(9)
 """
