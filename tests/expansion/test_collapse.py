@@ -185,7 +185,7 @@ def test_networks_of_the_hosts(name):
     config, count = HOSTS[name]
     plain = build(config)
     model = copy.deepcopy(plain)
-    x = image(2, 3, 96, 64, dtype=torch.float32)
+    x = image(2, 3, 96, 96, dtype=torch.float32)
     done = expand(model, DBB, lambda model: run(model, x), kernel_sizes=(3, 5, 7))
     assert len(done.replaced) == count
     model.eval()
