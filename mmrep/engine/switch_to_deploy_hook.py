@@ -79,8 +79,9 @@ def _fuse(
                     _show(model, shape, cfg)
             for name, block in blocks.items():
                 # The size that it has seen before is enough.
-                if name not in seen and (size := getattr(block, 'input_size', None)):
-                    x = torch.zeros(1, block.in_channels, *size)
+                known = hasattr(block, 'check_foldable') and block.input_size
+                if known and name not in seen:
+                    x = torch.zeros(1, block.in_channels, *block.input_size)
                     seen[name] = Call((x.to(next(block.parameters())),), {})
             references = block_references(model, seen)
         dtype = next(model.parameters()).dtype
