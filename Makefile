@@ -13,7 +13,7 @@ demo: venv ## Train, re-parameterize and compare a small network
 
 .PHONY: test
 test: venv ## Run the tests but for the long ones; ARGS='-k name' goes to pytest
-	$(VENV)/bin/python -m pytest tests -m 'not long' $(ARGS)
+	$(VENV)/bin/python -m pytest tests -m 'not long' -n auto --maxprocesses 8 $(ARGS)
 
 .PHONY: check
 check: venv ## All tests, their coverage, mutation and fuzz, with figures (an hour)

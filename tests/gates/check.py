@@ -18,8 +18,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import coverage
-
 ROOT = Path(__file__).parents[2]
 #: The parts of mmrep that the tests have to cover, as far as they exist.
 COVERED = ('reparam', 'models', 'expansion', 'checkpoints')
@@ -46,22 +44,24 @@ def run(*command: str, **environment: str) -> tuple[bool, list[str]]:
 def suite(args: argparse.Namespace) -> tuple[bool, list[str]]:
     """The whole suite, the long tests too, and how much of the code it reaches."""
     with tempfile.TemporaryDirectory() as folder:
-        data = os.path.join(folder, 'coverage')
-        command = 'coverage', 'run', '-m', 'pytest', 'tests', *shlex.split(args.pytest)
-        passed, lines = run('-m', *command, COVERAGE_FILE=data)
-        missing = uncovered(data)
+        report = Path(folder, 'coverage.json')
+        passed, lines = run(
+            *('-m', 'pytest', 'tests', '-n', 'auto', '--maxprocesses', '8'),
+            *('--cov', f'--cov-report=json:{report}', *shlex.split(args.pytest)),
+            COVERAGE_FILE=str(Path(folder, 'coverage')),
+        )
+        missing = uncovered(report) if report.exists() else {}
     enough = bool(missing) and max(missing.values()) <= UNCOVERED
     parts = ', '.join(f'{part} {fraction:.1%}' for part, fraction in missing.items())
-    return passed and enough, [*lines[-2:], f'lines and branches not covered: {parts}']
+    counted = [line for line in lines if ' · ' in line]
+    figures = [*counted, lines[-1], f'lines and branches not covered: {parts}']
+    return passed and enough, figures
 
 
-def uncovered(data: str) -> Mapping[str, float]:
+def uncovered(report: Path) -> Mapping[str, float]:
     """The fraction of lines and branches that were not reached, by part of mmrep."""
-    report = coverage.Coverage(data)
-    report.combine()
-    report.json_report(outfile=f'{data}.json')
     everything, missing = Counter(), Counter()
-    for name, file in json.loads(Path(f'{data}.json').read_text())['files'].items():
+    for name, file in json.loads(report.read_text())['files'].items():
         part, numbers = Path(name).parts[1], file['summary']
         if part in COVERED:
             everything[part] += numbers['num_statements'] + numbers['num_branches']
