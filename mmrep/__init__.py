@@ -13,10 +13,10 @@ except ImportError as error:
         "pip install 'mmrep[lite]'"
     ) from error
 
-from . import engine, models
+from . import engine, expansion, models
 from .registry import share_names
 from .version import __version__
 
 share_names()
 
-__all__ = ['__version__', 'engine', 'models']
+__all__ = ['__version__', 'engine', 'expansion', 'models']

@@ -15,7 +15,12 @@ from mmengine.registry import Registry
 SCOPE = 'mmrep'
 
 #: Backbones, blocks and layers.
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['mmrep.models'])
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope=SCOPE,
+    locations=['mmrep.models', 'mmrep.expansion'],
+)
 #: Hooks of the training and testing loops.
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['mmrep.engine'])
 #: Constructors of optimizer wrappers.

@@ -41,10 +41,10 @@ from mmrep.deployment import (
     build_model,
     deploy_config,
     enter_scope,
-    forward,
     read_config,
     without_pretrained,
 )
+from mmrep.hosts import forward
 from mmrep.reparam import branch_by_branch, reparam_blocks, switch_to_deploy
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -50,6 +50,7 @@ def within(name: str, *packages: str) -> bool:
 ROOMS = {
     'mmrep.version': (),
     'mmrep.errors': (),
+    'mmrep.hosts': (),
     'mmrep.registry': (),
     'mmrep.reparam.transforms': (),
     'mmrep.reparam.geometry': (),
@@ -64,7 +65,12 @@ ROOMS = {
     'mmrep.models.backbones': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
     'mmrep.models.heads': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
     'mmrep.models': (),
-    'mmrep.expansion': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.blocks'),
+    'mmrep.expansion': (
+        'mmrep.hosts',
+        'mmrep.registry',
+        'mmrep.reparam',
+        'mmrep.models.blocks',
+    ),
     'mmrep.checkpoints': ('mmrep.errors',),
     'mmrep.importers': (
         'mmrep.checkpoints',
@@ -75,6 +81,7 @@ ROOMS = {
     ),
     'mmrep.engine': (
         'mmrep.errors',
+        'mmrep.hosts',
         'mmrep.registry',
         'mmrep.reparam',
         'mmrep.models.blocks',
@@ -83,6 +90,8 @@ ROOMS = {
     ),
     'mmrep.deployment': (
         'mmrep.errors',
+        'mmrep.hosts',
+        'mmrep.expansion',
         'mmrep.reparam',
         'mmrep.checkpoints',
         'mmrep.version',
@@ -91,6 +100,7 @@ ROOMS = {
         'mmrep.errors',
         'mmrep.checkpoints',
         'mmrep.deployment',
+        'mmrep.hosts',
         'mmrep.reparam',
     ),
     'mmrep.cli': ('mmrep.errors', 'mmrep.deployment'),

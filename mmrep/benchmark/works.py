@@ -9,7 +9,8 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmrep.checkpoints import write_checkpoint
-from mmrep.deployment import export_onnx, forward
+from mmrep.deployment import export_onnx
+from mmrep.hosts import forward
 from mmrep.reparam import flatten_outputs, has_running_statistics
 
 #: A piece of work, ready to be done any number of times.

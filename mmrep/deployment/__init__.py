@@ -15,7 +15,7 @@ from .config import (
 from .deploying import Deployed, deploy_checkpoint
 from .export import OnnxExport, export_onnx
 from .pair import check_pair
-from .running import VerificationError, forward
+from .running import VerificationError
 from .verification import Verification
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     'enter_scope',
     'export_onnx',
     'for_one_process',
-    'forward',
     'input_shape',
     'model_nodes',
     'read_config',

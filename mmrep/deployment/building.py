@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmrep.errors import ConfigError, printable, reason
 
-from .config import for_one_process, unknown_type, without_pretrained
+from .config import for_one_process, is_expanded, unknown_type, without_pretrained
 
 
 def build_model(cfg: Config, unset: bool = False, how: str = '') -> nn.Module:
@@ -23,7 +23,8 @@ def build_model(cfg: Config, unset: bool = False, how: str = '') -> nn.Module:
     Args:
         cfg: The config.
         unset: Whether to leave out the random numbers that parameters start with, for a
-            model whose every parameter is loaded next. Default: False.
+            model whose every parameter is loaded next, and that computes nothing before.
+            Default: False.
         how: What is special about the config, for the error. Default: ''.
 
     Raises:
@@ -31,7 +32,8 @@ def build_model(cfg: Config, unset: bool = False, how: str = '') -> nn.Module:
     """
     try:
         model_cfg = for_one_process(without_pretrained(cfg.model))
-        with _NoRandomStart() if unset else nullcontext():
+        # Expanding takes a forward pass.
+        with _NoRandomStart() if unset and not is_expanded(cfg) else nullcontext():
             model = MODELS.build(model_cfg)
             # That of mmpretrain's backbones returns None.
             model.eval()

@@ -13,6 +13,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
 
 from mmrep.errors import ConfigError, printable, reason
+from mmrep.expansion import CONV_LAYERS, build_expanded
+from mmrep.registry import SCOPE
 
 Shape = tuple[int, int, int]
 
@@ -192,12 +194,18 @@ def is_deploy_config(cfg: Config) -> bool:
 
 
 def _switchable_class(node: dict) -> type | None:
+    module = _registered(node)
+    switchable = inspect.isclass(module) and hasattr(module, 'switch_to_deploy')
+    return module if switchable else None
+
+
+def _registered(node: dict) -> Any:
+    """What the type of a config's node stands for; ``None`` if it is unknown."""
     module = node['type']
     if isinstance(module, str):
         with MODELS.switch_scope_and_registry(None) as models:
             module = models.get(module)
-    switchable = inspect.isclass(module) and hasattr(module, 'switch_to_deploy')
-    return module if switchable else None
+    return module
 
 
 def without_pretrained(model_cfg: ConfigDict) -> ConfigDict:
@@ -234,20 +242,67 @@ def for_one_process(model_cfg: ConfigDict) -> ConfigDict:
     return model_cfg
 
 
+def is_expanded(cfg: Config) -> bool:
+    """Whether blocks stand for convs in the config's model."""
+    return any(_is_expansion(node) for node in model_nodes(cfg.model))
+
+
+def _is_expansion(node: dict) -> bool:
+    return _registered(node) in (build_expanded, *CONV_LAYERS)
+
+
+def _plain(value: Any) -> Any:
+    """A copy of a part of a model's config in which no block stands for a conv."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    if not isinstance(value, dict):
+        return copy.deepcopy(value)
+    if 'type' in value and _is_expansion(value):
+        if 'expand' not in value:
+            return _plain(value.get('conv_cfg'))
+        value = dict(value, type=value['expand']['of'])
+        del value['expand']
+    return ConfigDict({key: _plain(entry) for key, entry in value.items()})
+
+
+def _without_ours(cfg: Config) -> None:
+    """Leave out of a config what concerns blocks and is not of its model; in place."""
+
+    def ours(value: Any) -> bool:
+        kind = value.get('type') if isinstance(value, dict) else value
+        return isinstance(kind, str) and kind.partition('.')[0] == SCOPE
+
+    for name in ('custom_hooks', 'default_hooks', 'custom_imports'):
+        entry = cfg.get(name)
+        if name == 'custom_imports' and isinstance(entry, dict):
+            cfg[name].imports = [m for m in entry.get('imports', ()) if not ours(m)]
+        elif isinstance(entry, list | tuple):
+            cfg[name] = [hook for hook in entry if not ours(hook)]
+        elif isinstance(entry, dict):
+            cfg[name] = {key: hook for key, hook in entry.items() if not ours(hook)}
+    wrapper = _dict_in(cfg, 'optim_wrapper')
+    if ours(wrapper.get('constructor')):
+        del wrapper['constructor']
+
+
 def deploy_config(cfg: Config) -> Config:
     """The config of the fused model: ``deploy=True`` wherever it belongs.
 
     Pretrained initializations and the checkpoint to start from are left out: they are of
-    the train form.
+    the train form. Where blocks stand for convs of a host's model, it is that model's
+    config; without a word of mmrep in it, if nothing else is of mmrep.
 
     Raises:
         ConfigError: If nothing in the config's model has a deploy form, or if something
             cannot be built in it.
     """
     deployed = copy.deepcopy(cfg)
-    deployed.model = without_pretrained(deployed.model)
+    expanded = is_expanded(cfg)
+    deployed.model = without_pretrained(_plain(deployed.model))
     nodes = [node for node in model_nodes(deployed.model) if _switchable_class(node)]
-    if not nodes:
+    if expanded and not nodes:
+        _without_ours(deployed)
+    elif not nodes:
         if unknown := unknown_type(cfg.model, 'model'):
             raise ConfigError(
                 f'the model of this config cannot be built ({unknown}): correct it'

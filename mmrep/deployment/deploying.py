@@ -19,14 +19,14 @@ from mmrep.checkpoints import (
     state_dict_of,
 )
 from mmrep.errors import CheckpointError, ConfigError, UserError
-from mmrep.reparam import DeployReport
+from mmrep.reparam import DeployReport, count_parameters
 from mmrep.version import __version__
 
 from .building import build_model
-from .config import Shape, deploy_config, input_shape, is_deploy_config
+from .config import Shape, deploy_config, input_shape, is_deploy_config, is_expanded
 from .config_text import written_config
 from .pair import write_pair
-from .running import fuse
+from .running import fuse, to_plain
 from .verification import Verification, check_rtol, observe, verify
 
 _NO_TRAIN_FORM = (
@@ -163,12 +163,17 @@ def _fuse(
     meta = kept_meta(source)
     # The model alone holds the weights from here on.
     del source, state_dict
-    train_form = observe(model, (1, *shape), seed)
+    before = count_parameters(model)
+    expanded = is_expanded(config)
+    train_form = observe(model, (1, *shape), seed, expanded)
     trained = set(model.state_dict())
+    norms = to_plain(model, train_form.x) if expanded else {}
     report = fuse(model)
+    report.switched = [*norms, *report.switched]
+    report.params_before = before
     # A plain network has no blocks, but its norms can be fused.
     if not report.switched and set(model.state_dict()) == trained:
         raise ConfigError(_NO_TRAIN_FORM)
     deployed = build_model(deployed_config, unset=True, how=' with deploy=True')
     load_strictly(deployed, model.state_dict(), 'the fused model', assign=True)
-    return deployed, report, verify(train_form, deployed, rtol), meta
+    return deployed, report, verify(train_form, deployed, rtol, norms), meta

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mmrep.errors import UserError, reason
+from mmrep.hosts import forward
 from mmrep.reparam import flatten_outputs
 
 from .onnx_verification import Reference
-from .running import forward
 
 if TYPE_CHECKING:
     # Imported where they are needed: mmrep works without them.

@@ -41,7 +41,7 @@ def write_pair(
         save_checkpoint(checkpoint_file, out.suffix, state_dict, meta)
         title = f'# The deploy form of {_inert(printable(source))}.\n'
         file, digest = _inert(ascii(out.name)), sha256_of(checkpoint_file)
-        record = f'mmrep_checkpoint = dict(file={file}, sha256={digest!r})\n'
+        record = f'fused_checkpoint = dict(file={file}, sha256={digest!r})\n'
         config_file.write_text(title + config + record, 'utf-8')
 
 
@@ -68,7 +68,7 @@ def check_pair(
     Raises:
         CheckpointError: If the two were not written together.
     """
-    pair = config.get('mmrep_checkpoint')
+    pair = config.get('fused_checkpoint')
     if not isinstance(pair, dict):
         return
     path = Path(expanduser(checkpoint_path))
@@ -76,7 +76,7 @@ def check_pair(
     if takes_part and sha256_of(path) != pair.get('sha256'):
         raise CheckpointError(
             f'{config_path} was not written together with {checkpoint_path}: fuse again, '
-            'or take them all the same with --cfg-options mmrep_checkpoint=None'
+            'or take them all the same with --cfg-options fused_checkpoint=None'
         )
 
 

@@ -1,23 +1,20 @@
 """Run a model as its checkpoint is verified: on a seeded input, for its raw outputs."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmrep.errors import UserError, reason
+from mmrep.expansion import collapse
+from mmrep.hosts import forward
 from mmrep.reparam import DeployReport, Difference, NotFoldableError, switch_to_deploy
 
 
 class VerificationError(UserError):
     """The deploy form is not the function that the train form is."""
-
-
-def forward(model: nn.Module, x: Tensor) -> Any:
-    """The raw outputs of a model: ``mode='tensor'`` of mmengine's ``BaseModel``."""
-    return model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
 
 
 def seeded_input(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -53,6 +50,18 @@ def fuse(model: nn.Module, remedy: str = '') -> DeployReport:
         return switch_to_deploy(model)
     except NotFoldableError as error:
         raise UserError(f'this model cannot be fused: {error}{remedy}') from None
+
+
+def to_plain(model: nn.Module, x: Tensor) -> dict[str, str | None]:
+    """:func:`~mmrep.expansion.collapse` a model, in place, as one input shows it.
+
+    Raises:
+        UserError: If that cannot be.
+    """
+    try:
+        return collapse(model, partial(run_form, x=x, form='train'))
+    except (NotFoldableError, ValueError) as error:
+        raise UserError(f'this model cannot be fused: {error}') from None
 
 
 def check_differences(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrep.errors import UserError
+from mmrep.expansion import norms_after
 from mmrep.reparam import (
     BlockDifference,
     BlockReference,
@@ -121,18 +123,31 @@ def check_rtol(rtol: float) -> None:
         )
 
 
-def observe(model: nn.Module, shape: tuple[int, ...], seed: int) -> TrainForm:
+def observe(
+    model: nn.Module, shape: tuple[int, ...], seed: int, expanded: bool = False
+) -> TrainForm:
     """Run a train form branch by branch on a seeded input of a shape.
+
+    Args:
+        model: The train form.
+        shape: Of the input.
+        seed: Of the input.
+        expanded: Whether blocks stand for convs in it, so that a norm after one is seen
+            together with the block. Default: False.
 
     Raises:
         VerificationError: If something in it is not finite or zero everywhere; names it.
         UserError: If the model cannot process the input.
     """
     x = seeded_input(shape, seed)
+    norms = {}
+    if expanded:
+        run = partial(run_form, x=x, form='train')
+        norms = _compared('train form', norms_after, model, run)
     with branch_by_branch(model):
         with seen_inputs(model) as seen:
             outputs = _run(model, x, 'train')
-        blocks = observe_blocks(model, seen, seed)
+        blocks = observe_blocks(model, seen, seed, norms)
     check_outputs(outputs, 'train')
     return TrainForm(x, seed, outputs, blocks)
 
@@ -159,25 +174,37 @@ def check_outputs(outputs: Mapping[str, Tensor], form: str) -> None:
 
 
 def observe_blocks(
-    model: nn.Module, seen: Mapping[str, Call], seed: int = 0
+    model: nn.Module,
+    seen: Mapping[str, Call],
+    seed: int = 0,
+    norms: Mapping[str, str | None] = {},
 ) -> dict[str, BlockReference]:
     """:func:`~mmrep.reparam.block_references` of a train form that is to be verified.
 
     Raises:
         VerificationError: If a block cannot be; names it.
     """
-    return _compared('train form', block_references, model, seen, seed)
+    return _compared('train form', block_references, model, seen, seed, norms)
 
 
 def verify_blocks(
-    references: Mapping[str, BlockReference], deployed: nn.Module, rtol: float
+    references: Mapping[str, BlockReference],
+    deployed: nn.Module,
+    rtol: float,
+    norms: Mapping[str, str | None] = {},
 ) -> dict[str, BlockDifference]:
     """Compare every block of a deploy form with its branches.
+
+    Args:
+        references: What the blocks were.
+        deployed: The deploy form.
+        rtol: See :meth:`~mmrep.reparam.BlockDifference.is_within`.
+        norms: See :func:`~mmrep.reparam.compare_blocks`. Default: none.
 
     Raises:
         VerificationError: If one is not :meth:`~mmrep.reparam.BlockDifference.is_within`.
     """
-    blocks = _compared('deploy form', compare_blocks, references, deployed)
+    blocks = _compared('deploy form', compare_blocks, references, deployed, norms)
     for name, difference in blocks.items():
         if not difference.is_within(rtol):
             raise VerificationError(
@@ -188,7 +215,12 @@ def verify_blocks(
     return blocks
 
 
-def verify(train: TrainForm, deployed: nn.Module, rtol: float) -> Verification:
+def verify(
+    train: TrainForm,
+    deployed: nn.Module,
+    rtol: float,
+    norms: Mapping[str, str | None] = {},
+) -> Verification:
     """Compare a deploy form with its train form: block by block, then the outputs.
 
     An output may differ by more than ``rtol`` where every block is right and noise of the
@@ -200,12 +232,13 @@ def verify(train: TrainForm, deployed: nn.Module, rtol: float) -> Verification:
         deployed: The deploy form.
         rtol: The largest relative L2 error of an output; see
             :meth:`~mmrep.reparam.BlockDifference.is_within` for that of a block.
+        norms: See :func:`~mmrep.reparam.compare_blocks`. Default: none.
 
     Raises:
         VerificationError: If something differs by more, if two runs of the deploy form
             differ, or if no output depends on the input.
     """
-    blocks = verify_blocks(train.blocks, deployed, rtol)
+    blocks = verify_blocks(train.blocks, deployed, rtol, norms)
     outputs, again = (_run(deployed, train.x, 'deploy') for _ in range(2))
     differences = _compared('deploy form', compare_named, train.outputs, outputs)
     check_outputs(outputs, 'deploy')

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmrep.errors import reason
+from mmrep.hosts import forward
 from mmrep.registry import HOOKS
 from mmrep.reparam import (
     Call,
@@ -106,7 +107,7 @@ def _fuse(
 def _show(model: nn.Module, shape: tuple[int, int, int] | None, cfg: Config) -> None:
     """Send an input through a model."""
     # Here, because training needs none of it.
-    from mmrep.deployment import forward, input_shape
+    from mmrep.deployment import input_shape
     from mmrep.deployment.running import seeded_input
 
     x = seeded_input((1, *(shape or input_shape(cfg))), seed=0)

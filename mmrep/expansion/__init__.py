@@ -1,6 +1,15 @@
 """Blocks in the place of the convs of any network, and back."""
 
-from .collapse import collapse
+from .builder import build_expanded
+from .collapse import collapse, norms_after
+from .conv_layers import CONV_LAYERS
 from .expand import Expansion, expand
 
-__all__ = ['Expansion', 'collapse', 'expand']
+__all__ = [
+    'CONV_LAYERS',
+    'Expansion',
+    'build_expanded',
+    'collapse',
+    'expand',
+    'norms_after',
+]

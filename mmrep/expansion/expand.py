@@ -78,7 +78,7 @@ def expand(
             conv, or if the model is another function afterwards; it is as it was then.
         TypeError: If the block is none, or does not take its arguments.
     """
-    run = example if callable(example) else lambda model: model(example)
+    run = run_of(example)
     options = dict(block_cfg)
     kind = _block_type(options.pop('type', None))
     sizes = {pair(size) for size in kernel_sizes}
@@ -98,7 +98,7 @@ def expand(
             norm = None if norm is None else model.get_submodule(norm)
             try:
                 _check(model, name, pairs)
-                blocks[name] = _block(kind, options, conv, norm)
+                blocks[name] = block_of(kind, options, conv, norm)
             except ValueError as error:
                 left[name] = str(error)
     if not blocks:
@@ -108,6 +108,11 @@ def expand(
     if not dry_run:
         _replace(model, blocks, replaced, run)
     return Expansion(replaced, left)
+
+
+def run_of(example: Tensor | Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
+    """What runs a model: the example itself, or a call with it."""
+    return example if callable(example) else lambda model: model(example)
 
 
 def _block_type(name: Any) -> type[ReparamBlock]:
@@ -154,13 +159,19 @@ def _check(model: nn.Module, name: str, pairs: ConvNormPairs) -> None:
         raise ValueError("its kernel depends on the input's size, by 'SAME' padding")
 
 
-def _block(
+def block_of(
     kind: type[ReparamBlock],
     options: Mapping[str, Any],
     conv: nn.Module,
-    norm: nn.Module | None,
+    norm: nn.Module | None = None,
 ) -> ReparamBlock:
-    """The block of a conv and its norm; what is set for these is set for all of it."""
+    """The block of a conv and its norm; what is set for these is set for all of it.
+
+    Raises:
+        NotFoldableError: If the conv is of a type whose kernel is not known.
+        ValueError: If no such block can stand for it.
+        TypeError: If the block does not take the options.
+    """
     block = kind.from_conv(conv, norm, **options)
     if block.act is not None or block.se_layer is not None:
         raise TypeError('what follows a conv stays as it is: leave act_cfg and se_cfg out')

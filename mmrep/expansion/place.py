@@ -50,7 +50,8 @@ class PlainKeys:
     start at a contribution of zero, as :meth:`ReparamBlock.from_conv` leaves them.
 
     Args:
-        conv: The conv's name, in the module that has the conv and the norm.
+        conv: The conv's name, in the module that has the conv and the norm; ``''`` where
+            that is the block itself.
         norm: The norm's. Default: None, for none.
     """
 
@@ -62,7 +63,7 @@ class PlainKeys:
         self, owner: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
         block = owner.get_submodule(self.conv)
-        conv = f'{prefix}{self.conv}.'
+        conv = f'{prefix}{self.conv}.' if self.conv else prefix
         if f'{conv}weight' not in state_dict or block.deploy:
             return
         main = f'{conv}{block.branch_names[0]}.'
@@ -92,7 +93,7 @@ def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(owner), attribute, module)
 
 
-def add_plain_keys(model: nn.Module, conv: str, norm: str | None) -> RemovableHandle:
+def add_plain_keys(model: nn.Module, conv: str, norm: str | None = None) -> RemovableHandle:
     """Let a model load what a plain one says of a conv and its norm, by their names."""
     # A module loads what is below it: the hook belongs to what holds the two.
     *owner, _ = conv.split('.')
@@ -100,7 +101,9 @@ def add_plain_keys(model: nn.Module, conv: str, norm: str | None) -> RemovableHa
         shared = zip(owner, norm.split('.')[:-1], strict=False)
         owner = [a for a, _ in takewhile(lambda names: names[0] == names[1], shared)]
     module = model.get_submodule('.'.join(owner))
-    names = ['.'.join(name.split('.')[len(owner) :]) for name in filter(None, (conv, norm))]
+    names = [
+        '.'.join(name.split('.')[len(owner) :]) for name in (conv, norm) if name is not None
+    ]
     return module._register_load_state_dict_pre_hook(PlainKeys(*names), with_module=True)
 
 

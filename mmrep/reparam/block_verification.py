@@ -139,7 +139,7 @@ class BlockReference(NamedTuple):
 
 
 class _PlainUnit(nn.Sequential):
-    """A conv and its norm, or what they are fused to."""
+    """A conv and its norm, or what they are fused to, or come from."""
 
 
 class _Linear(nn.Module):
@@ -153,11 +153,14 @@ class _Linear(nn.Module):
         return self.block.linear(x)
 
 
-def verifiable_blocks(model: nn.Module) -> dict[str, nn.Module]:
+def verifiable_blocks(
+    model: nn.Module, norms: Mapping[str, str | None] = {}
+) -> dict[str, nn.Module]:
     """What fusing replaces in a model, by name; each as a module that computes it.
 
     The blocks, as :func:`~mmrep.reparam.reparam_blocks` finds them, without those inside
-    another; and the convs with a norm that ``plain_units`` of a module lists.
+    another; the convs with a norm that ``plain_units`` of a module lists; and what is in
+    ``norms``, a block or a conv by name, with the norm after it, if it has one.
     """
     blocks: dict[str, nn.Module] = {}
     for name, block in reparam_blocks(model).items():
@@ -171,6 +174,10 @@ def verifiable_blocks(model: nn.Module) -> dict[str, nn.Module]:
         if callable(getattr(module, 'plain_units', None)):
             for name, layers in module.plain_units().items():
                 blocks[_joined_name(owner, name)] = _PlainUnit(*layers)
+    for name, norm in norms.items():
+        first = _find(model, blocks, name)
+        after = () if norm is None else (model.get_submodule(norm),)
+        blocks[name] = _PlainUnit(first, *after)
     return blocks
 
 
@@ -216,7 +223,10 @@ def _find(model: nn.Module, blocks: Mapping[str, nn.Module], name: str) -> nn.Mo
 
 @torch.no_grad()
 def block_references(
-    model: nn.Module, seen: Mapping[str, Call], seed: int = 0
+    model: nn.Module,
+    seen: Mapping[str, Call],
+    seed: int = 0,
+    norms: Mapping[str, str | None] = {},
 ) -> dict[str, BlockReference]:
     """What every block of a model in train form computes, to be compared when it is fused.
 
@@ -227,6 +237,8 @@ def block_references(
         model: The model.
         seen: What :func:`seen_inputs` saw.
         seed: Of the seeded inputs. Default: 0.
+        norms: By the name of a block, that of the norm after it that is compared together
+            with it, because it gets the block's bias. Default: none.
 
     Raises:
         ValueError: If a block of another package got no input, so that nothing is known
@@ -234,7 +246,7 @@ def block_references(
             finite; names the block.
     """
     references = {}
-    blocks = verifiable_blocks(model)
+    blocks = verifiable_blocks(model, norms)
     # As they were called, so that the first of many wrong ones is named.
     for name in dict.fromkeys([*seen, *blocks]):
         with _naming(name):
@@ -353,14 +365,22 @@ def compare_block(reference: BlockReference, block: nn.Module) -> BlockDifferenc
 
 
 def compare_blocks(
-    references: Mapping[str, BlockReference], model: nn.Module
+    references: Mapping[str, BlockReference],
+    model: nn.Module,
+    norms: Mapping[str, str | None] = {},
 ) -> dict[str, BlockDifference]:
     """:func:`compare_block` of every block of a model in deploy form, by name.
+
+    Args:
+        references: What the blocks were.
+        model: The model.
+        norms: Where a conv stands in the place of a block, by its name, that of the norm
+            that goes with it; ``None`` for none. Default: no such.
 
     Raises:
         ValueError: If a block is not there, or an output has another shape.
     """
-    blocks = verifiable_blocks(model)
+    blocks = verifiable_blocks(model, norms)
     there = {name for name, _ in model.named_modules()}
     if missing := references.keys() - there:
         raise ValueError(f'the deploy form has no {min(missing)}')
@@ -373,10 +393,12 @@ def compare_blocks(
 
 def _frame(block: nn.Module) -> ConvGeometry | None:
     """The conv that a block becomes; ``None`` for one of another package."""
+    unit = isinstance(block, _PlainUnit)
+    block = block[0] if unit else block
     if isinstance(block, _Linear):
         return block.block.frame
     try:
-        return conv_geometry(block[0]) if isinstance(block, _PlainUnit) else None
+        return conv_geometry(block) if unit else None
     except NotFoldableError:
         return None
 

@@ -37,7 +37,11 @@ class ConvNormPairs:
     entangled: frozenset[str] = frozenset()
 
 
-def conv_norm_pairs(model: nn.Module, run: Callable[[nn.Module], Any]) -> ConvNormPairs:
+def conv_norm_pairs(
+    model: nn.Module,
+    run: Callable[[nn.Module], Any],
+    kind: type[nn.Module] = nn.Conv2d,
+) -> ConvNormPairs:
     """Which norm reads what a conv made, seen in one forward pass.
 
     A conv and a norm are a pair if each output of the conv was read once, by that norm, if
@@ -51,13 +55,14 @@ def conv_norm_pairs(model: nn.Module, run: Callable[[nn.Module], Any]) -> ConvNo
             random state of torch and Python.
         run: Runs the model, which is in eval mode, as ``lambda model: model(x)``; gradients
             are off. A small input will do, and the meta device if the model can.
+        kind: What counts as a conv, with all that is in it; blocks, for one.
+            Default: ``nn.Conv2d`` and its subclasses.
 
     Returns:
-        The pairs of ``nn.Conv2d`` and its subclasses with norms that have running
-        statistics, by the names of ``model.named_modules()``, and why the other convs are
-        in none.
+        The pairs of convs with norms that have running statistics, by the names of
+        ``model.named_modules()``, and why the other convs are in none.
     """
-    watch = _Watch(model)
+    watch = _Watch(model, kind)
     with eval_pass(model), watch:
         outputs = torch.compiler.disable(run)(model)
     kept = watch.kept()
@@ -113,9 +118,10 @@ class _Call:
 class _Watch(ExitStack):
     """Sees what reads the outputs of a model's convs, while it is entered."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, kind: type[nn.Module]) -> None:
         super().__init__()
         self.model = model
+        self.kind = kind
         self.convs: dict[str, nn.Module] = {}
         self.norms: dict[str, nn.Module] = {}
         self.outputs: list[_Output] = []
@@ -129,8 +135,12 @@ class _Watch(ExitStack):
 
     def __enter__(self) -> '_Watch':
         super().__enter__()
+        inside: set[nn.Module] = set()
         for name, module in self.model.named_modules():
-            if isinstance(module, nn.Conv2d):
+            if module in inside:
+                continue
+            if isinstance(module, self.kind):
+                inside.update(module.modules())
                 self._register(name, module, self.convs)
             elif has_running_statistics(module):
                 self._register(name, module, self.norms)

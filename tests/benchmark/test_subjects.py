@@ -6,7 +6,8 @@ from tiny_projects import DBB_RESNET, REPVGG, classifier_model
 from torch import nn
 
 from mmrep.benchmark import Subject, subjects_of
-from mmrep.deployment import enter_scope, forward
+from mmrep.deployment import enter_scope
+from mmrep.hosts import forward
 from mmrep.reparam import branch_by_branch, has_running_statistics, reparam_blocks
 
 X = image(2, 3, 32, 32, dtype=torch.float32)

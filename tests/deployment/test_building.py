@@ -17,8 +17,9 @@ from tiny_projects import DBB_RESNET, REPVGG, classifier_model, segmentor_model
 from torch import Tensor, nn
 
 from mmrep.checkpoints import load_strictly
-from mmrep.deployment import build_model, building_fault, enter_scope, forward
+from mmrep.deployment import build_model, building_fault, enter_scope
 from mmrep.errors import ConfigError
+from mmrep.hosts import forward
 
 SE = dict(REPVGG['arch'], se_cfg=dict(ratio=4, divisor=1))
 MODELS_BY_NAME = {

@@ -30,9 +30,9 @@ from mmrep.deployment import (
     deploy_checkpoint,
     enter_scope,
     export_onnx,
-    forward,
 )
 from mmrep.errors import CheckpointError, ConfigError, UserError
+from mmrep.hosts import forward
 from mmrep.models.backbones import RepVGG
 from mmrep.reparam import branch_by_branch
 
@@ -208,7 +208,7 @@ class TestDeployFiles:
         config = Config.fromfile(project.out.with_suffix('.py'))
         expected['model']['backbone'].update(deploy=True, init_cfg=None)
         pair = dict(file='deploy.pth', sha256=sha256_of(project.out))
-        expected |= dict(load_from=None, resume=False, mmrep_checkpoint=pair)
+        expected |= dict(load_from=None, resume=False, fused_checkpoint=pair)
         assert config.to_dict() == expected
 
     @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ class TestConfig:
         monkeypatch.setattr('mmengine.config.config.FormatCode', None)
         config = Config.fromfile(project.deploy().out_config)
         assert config.names == project.config.names
-        assert config.mmrep_checkpoint.file == project.out.name
+        assert config.fused_checkpoint.file == project.out.name
 
 
 class TestInput:

@@ -27,10 +27,10 @@ from mmrep.deployment import (
     enter_scope,
     export,
     export_onnx,
-    forward,
     onnx_tracing,
 )
 from mmrep.errors import CheckpointError, UserError
+from mmrep.hosts import forward
 from mmrep.models.layers import DilatedAvgPool2d, IdentityConv1x1
 from mmrep.reparam import branch_by_branch, has_running_statistics
 

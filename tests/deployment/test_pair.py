@@ -180,7 +180,7 @@ class TestCheckPair:
     def refused(self, config: Path, checkpoint: Path) -> None:
         sentence = (
             f'{config} was not written together with {checkpoint}: fuse again, or take '
-            'them all the same with --cfg-options mmrep_checkpoint=None'
+            'them all the same with --cfg-options fused_checkpoint=None'
         )
         with pytest.raises(CheckpointError) as info:
             check(config, checkpoint)
@@ -226,7 +226,7 @@ class TestCheckPair:
         self.refused(folder / 'deploy.py', folder / 'deploy.pth')
 
     @pytest.mark.parametrize(
-        'entry', ['', 'mmrep_checkpoint = None', 'mmrep_checkpoint = 1']
+        'entry', ['', 'fused_checkpoint = None', 'fused_checkpoint = 1']
     )
     def test_config_that_knows_no_checkpoint(self, folder, entry):
         config = folder / 'deploy.py'
@@ -234,7 +234,7 @@ class TestCheckPair:
         check(config, folder / 'deploy.pth')
 
     def test_the_hash_is_the_files(self, folder):
-        pair = Config.fromfile(folder / 'deploy.py').mmrep_checkpoint
+        pair = Config.fromfile(folder / 'deploy.py').fused_checkpoint
         assert pair == dict(file='deploy.pth', sha256=sha256_of(folder / 'deploy.pth'))
 
     def test_home(self, folder, monkeypatch):
@@ -284,5 +284,5 @@ class TestRefusedName:
 def test_names_are_no_code(tmp_path, name):
     write(tmp_path, 1, name, source=name)
     config = Config.fromfile((tmp_path / name).with_suffix('.py'))
-    assert config.mmrep_checkpoint.file == name
-    assert config.keys() == {'value', 'mmrep_checkpoint'}
+    assert config.fused_checkpoint.file == name
+    assert config.keys() == {'value', 'fused_checkpoint'}

@@ -4,20 +4,23 @@
 
 Every mutant (:mod:`mutants`) runs in a process of its own, forked from one that has
 imported torch and the hosts but not mmrep: there the mutant's code is imported in the
-place of the module's file, and the tests run, the likely killers first, up to the first
-that fails. Those that no test can kill are named in ``equivalent_mutants.txt``, each with
-the reason; they run as well, and one that is killed or gone must leave the list.
+place of the module's file, and the tests run, the quick and the likely killers first, up
+to the first that fails. Those that no test can kill are named in
+``equivalent_mutants.txt``, each with the reason; they run as well, and one that is killed
+or gone must leave the list.
 """
 
 import argparse
 import gc
+import json
 import os
 import random
 import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -38,16 +41,17 @@ TIME_LIMIT, MEMORY_LIMIT = 300, 8 << 30
 
 
 class FirstFailure:
-    """Plugin for pytest: what killed mutants before runs first, and nothing is shrunk.
+    """Plugin for pytest: the most kills for the time come first, and nothing is shrunk.
 
     Args:
-        killers: Names of tests, the first one first.
+        costs: Seconds that each test takes, by its name, for a mutant that it kills.
         pipe: Where to write the name of the test that fails.
     """
 
-    def __init__(self, killers: list[str], pipe: int) -> None:
-        self.killers = killers
+    def __init__(self, costs: Mapping[str, float], pipe: int) -> None:
+        self.costs = costs
         self.pipe = pipe
+        self.seconds: dict[str, float] = {}
 
     def pytest_sessionstart(self) -> None:
         phases = hypothesis.Phase.explicit, hypothesis.Phase.generate
@@ -55,10 +59,11 @@ class FirstFailure:
         hypothesis.settings.load_profile('first failure')
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        rank = {name: number for number, name in enumerate(self.killers)}
-        items.sort(key=lambda item: rank.get(item.nodeid, len(rank)))
+        items.sort(key=lambda item: self.costs.get(item.nodeid, 0.0))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        spent = self.seconds.get(report.nodeid, 0.0)
+        self.seconds[report.nodeid] = spent + report.duration
         if report.failed:
             os.write(self.pipe, report.nodeid.encode())
 
@@ -96,7 +101,9 @@ class Trial:
     pipe: int
 
     @classmethod
-    def start(cls, module: str, code: CodeType | None, killers: list[str]) -> 'Trial':
+    def start(
+        cls, module: str, code: CodeType | None, costs: Mapping[str, float]
+    ) -> 'Trial':
         """Run the tests; the child ends with 0 if they pass."""
         reading, writing = os.pipe()
         child = os.fork()
@@ -110,7 +117,7 @@ class Trial:
             null = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(null, stream)
-            passed = run_tests(module, code, FirstFailure(killers, writing))
+            passed = run_tests(module, code, FirstFailure(costs, writing))
         finally:
             os._exit(not passed)
 
@@ -120,19 +127,26 @@ class Trial:
             return file.read()
 
 
-def survivors(chosen: list[Mutant], jobs: int) -> Iterator[Mutant]:
-    """The mutants with which all tests pass, as they are found."""
-    running, waiting = {}, chosen[::-1]
-    killers: list[str] = []
+def survivors(
+    chosen: list[Mutant], jobs: int, seconds: Mapping[str, float]
+) -> Iterator[Mutant]:
+    """The mutants with which all tests pass, as they are found.
+
+    Args:
+        chosen: The mutants.
+        jobs: How many to try at once.
+        seconds: What each test takes, by its name.
+    """
+    running, waiting, kills = {}, chosen[::-1], Counter()
     while running or waiting:
         while waiting and len(running) < jobs:
             mutant = waiting.pop()
-            trial = Trial.start(mutant.module, mutant.code, killers)
+            costs = {name: cost / (1 + kills[name]) for name, cost in seconds.items()}
+            trial = Trial.start(mutant.module, mutant.code, costs)
             running[trial.child] = mutant, trial
         child, status = os.wait()
         mutant, trial = running.pop(child)
-        if killer := trial.killer():
-            killers = [killer, *(name for name in killers if name != killer)]
+        kills[trial.killer()] += 1
         if status == 0:
             yield mutant
         done = len(chosen) - len(waiting) - len(running)
@@ -140,36 +154,40 @@ def survivors(chosen: list[Mutant], jobs: int) -> Iterator[Mutant]:
             print(f'{done:,} of {len(chosen):,} mutants', flush=True)
 
 
-def warm_up() -> bool:
+def warm_up() -> Mapping[str, float] | None:
     """Run the tests without a mutant, and import what they do beside this project.
 
     Every mutant's process has it then.
 
     Returns:
-        Whether they pass.
+        What each test takes, in seconds, by its name; ``None`` if one fails.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         passed = False
         try:
-            passed = run_tests('', None, FirstFailure([], writing))
+            plugin = FirstFailure({}, writing)
+            passed = run_tests('', None, plugin)
             files = {name: getattr(m, '__file__', None) for name, m in sys.modules.items()}
             names = [n for n, file in files.items() if file and str(ROOT) not in file]
             with open(writing, 'w') as file:
-                file.write('\n'.join(names))
+                json.dump([names, plugin.seconds], file)
         finally:
             os._exit(not passed)
     os.close(writing)
     with open(reading) as file:
-        names = file.read().splitlines()
+        text = file.read()
     _, status = os.waitpid(child, 0)
+    if status:
+        return None
+    names, seconds = json.loads(text)
     for name in names:
         with suppress(Exception):
             import_module(name)
     # A collection in a child would touch, and so copy, all of the memory.
     gc.freeze()
-    return status == 0
+    return seconds
 
 
 def equivalent_mutants() -> set[str]:
@@ -200,12 +218,12 @@ def main() -> int:
     ]
     if args.sample:
         chosen = random.Random(args.seed).sample(chosen, min(args.sample, len(chosen)))
-    if not warm_up():
+    if (seconds := warm_up()) is None:
         print('mutation: the tests fail without any mutant')
         return 1
     equivalent = equivalent_mutants()
     found = []
-    for mutant in survivors(chosen, args.jobs):
+    for mutant in survivors(chosen, args.jobs, seconds):
         found.append(mutant.name)
         if mutant.name not in equivalent:
             print(f'survives: {mutant.name} (line {mutant.line})', flush=True)

@@ -15,5 +15,5 @@ def test_tests_that_fail_without_a_mutant_are_noticed(passed, monkeypatch) -> No
         return passed
 
     monkeypatch.setattr(mutation, 'run_tests', run_tests)
-    assert mutation.warm_up() is passed
+    assert (mutation.warm_up() is not None) is passed
     gc.unfreeze()

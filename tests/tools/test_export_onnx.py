@@ -11,7 +11,8 @@ from tiny_projects import HEIGHT, WIDTH, classifier_model, segmentor_model
 from tool_runs import assert_one_sentence, succeed, tool
 from torch import nn
 
-from mmrep.deployment import build_model, enter_scope, forward
+from mmrep.deployment import build_model, enter_scope
+from mmrep.hosts import forward
 from mmrep.reparam import reparam_blocks
 
 onnx = pytest.importorskip('onnx')

@@ -71,7 +71,7 @@ def test_strange_name(sources, tool, tmp_path, call, capsys):
         config = out.with_suffix('.py')
         title = r'# The deploy form of a\nimport os\n[red]:smile:'
         assert config.read_text().startswith(title)
-        assert Config.fromfile(config).mmrep_checkpoint.file == out.name
+        assert Config.fromfile(config).fused_checkpoint.file == out.name
         call('test', config, out, '--work-dir', tmp_path / 'work')
 
 
@@ -150,7 +150,7 @@ def test_links(classifier, tmp_path, call):
     call('reparam', classifier.config, classifier.checkpoint, out)
     assert out.is_symlink() and out.with_suffix('.py').is_symlink()
     assert sorted(os.listdir(tmp_path / 'disk')) == ['content.pth', 'content.py']
-    pair = Config.fromfile(out.with_suffix('.py')).mmrep_checkpoint
+    pair = Config.fromfile(out.with_suffix('.py')).fused_checkpoint
     assert pair == dict(file='out.pth', sha256=sha256_of(out))
 
 
@@ -174,7 +174,7 @@ class TestPair:
         config, checkpoint = mixed
         says = f'{config} was not written together with {checkpoint}: fuse again'
         refused('test', *again, says=says)
-        call('test', *again, '--cfg-options', 'mmrep_checkpoint=None')
+        call('test', *again, '--cfg-options', 'fused_checkpoint=None')
 
     def test_export(self, mixed, tmp_path, call, refused):
         pytest.importorskip('onnxruntime')

@@ -75,7 +75,7 @@ class TestDeployFiles:
         assert meta == json.loads(json.dumps(expected['meta']))
         config = Config.fromfile(out.with_suffix('.py'))
         expected = Config.fromfile(deployed_classifier.config)
-        expected.mmrep_checkpoint = dict(file=out.name, sha256=sha256_of(out))
+        expected.fused_checkpoint = dict(file=out.name, sha256=sha256_of(out))
         assert config.to_dict() == expected.to_dict()
 
     def test_safetensors_predict_the_same(self, classifier, tmp_path, call, predict):

@@ -76,6 +76,18 @@ class ReparamBlock(BaseModule):
         init_cfg (dict | list[dict], optional): Initialization. Default: None.
     """
 
+    #: As of ``nn.Conv2d``, for what a block stands in the place of.
+    transposed, output_padding = False, (0, 0)
+
+    def __new__(cls, *args, **kwargs) -> 'ReparamBlock':
+        if 'bias' in kwargs:
+            raise TypeError(
+                f"{cls.__name__} has norms and is no conv, which alone has a 'bias': give "
+                'conv_cfg a conv layer that is made of a block, as '
+                "dict(type='mmrep.DBBConv2d')"
+            )
+        return super().__new__(cls)
+
     def __init__(
         self,
         in_channels: int,
@@ -327,6 +339,23 @@ class ReparamBlock(BaseModule):
     def branches(self) -> dict[str, nn.Module]:
         """The branches by name; none in deploy form."""
         return {name: self.get_submodule(name) for name in self.branch_names}
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel of the main branch, which initializers write."""
+        return self.main_conv.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the main branch's conv, if it has one."""
+        return self.main_conv.bias
+
+    @property
+    def main_conv(self) -> nn.Module:
+        """The conv of the main branch, or the one conv in deploy form."""
+        if self.deploy:
+            return self.branch_reparam
+        return self.get_submodule(self.branch_names[0]).conv
 
     def linear_parts(self) -> list[nn.Module]:
         """The branches and the norm after them: what becomes one conv."""
