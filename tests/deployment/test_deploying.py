@@ -32,6 +32,7 @@ from mmrep.deployment import (
     export_onnx,
 )
 from mmrep.errors import CheckpointError, ConfigError, UserError
+from mmrep.expansion import collapse
 from mmrep.hosts import forward
 from mmrep.models.backbones import RepVGG
 from mmrep.reparam import branch_by_branch
@@ -57,6 +58,48 @@ MODELS_BY_NAME = {
     ),
     'one channel': ('mmpretrain', classifier_model(dict(REPVGG, in_channels=1))),
     'bare backbone': ('mmengine', dict(REPVGG, out_indices=(1, 3))),
+}
+
+
+DBB = dict(type='mmrep.DiverseBranchBlock')
+RESNET = dict(type='ResNet', depth=18, base_channels=4, stem_channels=4)
+SEGMENTOR = segmentor_model(dict(RESNET, type='ResNetV1c', out_indices=(3,)), 32)
+
+
+def with_conv_cfg(conv_cfg: dict | None) -> dict:
+    head = dict(SEGMENTOR['decode_head'], conv_cfg=conv_cfg)
+    backbone = dict(SEGMENTOR['backbone'], conv_cfg=conv_cfg)
+    return dict(SEGMENTOR, backbone=backbone, decode_head=head)
+
+
+#: Blocks in models of hosts: the scope, the config, and that of the plain model.
+EXPANDED = {
+    'classifier': (
+        'mmpretrain',
+        dict(
+            classifier_model(RESNET, 32),
+            type='mmrep.Expanded',
+            expand=dict(of='ImageClassifier', block=DBB),
+        ),
+        classifier_model(RESNET, 32),
+    ),
+    'backbone': (
+        'mmpretrain',
+        classifier_model(
+            dict(RESNET, type='Expanded', expand=dict(of='ResNet', block=DBB)), 32
+        ),
+        classifier_model(RESNET, 32),
+    ),
+    'conv layers': (
+        'mmseg',
+        with_conv_cfg(dict(type='mmrep.DBBConv2d')),
+        with_conv_cfg(None),
+    ),
+    'conv layers of a type': (
+        'mmseg',
+        with_conv_cfg(dict(type='DBBConv2d', conv_cfg=dict(type='Conv'))),
+        with_conv_cfg(dict(type='Conv')),
+    ),
 }
 
 
@@ -146,6 +189,86 @@ class TestDeployFiles:
             deploy_checkpoint(*fused, tmp_path / 'again.pth')
         with pytest.raises(CheckpointError, match='is in deploy form'):
             export_onnx(*fused, tmp_path / 'a.onnx', form='train', shape=(3, 64, 64))
+
+    @pytest.mark.parametrize('name', EXPANDED)
+    def test_of_blocks_in_a_model_of_a_host(self, tmp_path, name):
+        scope, expanded, plain = EXPANDED[name]
+        project = Project(tmp_path, 'RepVGG classifier')
+        project.config = Config(
+            dict(
+                default_scope=scope,
+                model=expanded,
+                custom_hooks=[dict(type='mmrep.SwitchToDeployHook'), dict(type='EMAHook')],
+                default_hooks=dict(
+                    timer=dict(type='IterTimerHook'),
+                    checkpoint=dict(type='mmrep.PlainCheckpointHook', interval=1),
+                ),
+                custom_imports=dict(imports=['mmrep', 'json'], allow_failed_imports=False),
+                optim_wrapper=dict(type='OptimWrapper', constructor='mmrep.Any'),
+            )
+        )
+        enter_scope(project.config)
+        project.model = randomise(build_model(project.config)).eval()
+        project.save(project.model.state_dict())
+        done = project.deploy(shape=(3, 32, 32))
+        # Each was compared by itself.
+        assert done.verification.blocks.keys() == set(done.report.switched)
+        assert len(done.report.switched) > 15
+        assert 0 < max(d.worst for d in done.verification.blocks.values()) < 1e-6
+        assert done.report.params_before > 2 * done.report.params_after
+
+        config = Config.fromfile(done.out_config)
+        assert config.model == plain
+        assert config.custom_hooks == [dict(type='EMAHook')]
+        assert config.default_hooks == dict(timer=dict(type='IterTimerHook'))
+        assert config.custom_imports.imports == ['json']
+        assert config.optim_wrapper == dict(type='OptimWrapper')
+        assert 'mmrep' not in done.out_config.read_text()
+        read = torch.load(done.out, weights_only=True)['state_dict']
+        with MODELS.switch_scope_and_registry(scope) as models:
+            deployed = models.build(config.model)
+        deployed.load_state_dict(read, strict=True)
+        deployed.eval()
+        x = image(1, 3, 32, 32, dtype=torch.float32)
+        with branch_by_branch(project.model):
+            expected = forward(project.model, x)
+        assert_same(expected, forward(deployed, x), 1e-5)
+
+    @pytest.mark.parametrize('name', EXPANDED)
+    @pytest.mark.parametrize('key', ['weight', 'bias'])
+    def test_a_wrong_one_is_named(self, tmp_path, monkeypatch, name, key):
+        scope, expanded, _ = EXPANDED[name]
+        project = Project(tmp_path, 'RepVGG classifier')
+        project.config = Config(dict(default_scope=scope, model=expanded))
+        enter_scope(project.config)
+        project.save(randomise(build_model(project.config)).state_dict())
+
+        @torch.no_grad()
+        def wrong(model, *args):
+            norms = collapse(model, *args)
+            conv = 'backbone.layer2.0.conv1'
+            part = norms[conv] if key == 'bias' else conv
+            model.get_submodule(part).get_parameter(key).mul_(1.01)
+            return norms
+
+        monkeypatch.setattr('mmrep.deployment.running.collapse', wrong)
+        with pytest.raises(VerificationError, match=r'^backbone\.layer2\.0\.conv1 is 0\.0'):
+            project.deploy(shape=(3, 32, 32))
+        assert not project.written()
+
+    def test_blocks_in_a_host_around_a_backbone_of_ours(self, tmp_path):
+        """What is ours has a deploy form, and the rest is the host's."""
+        conv_cfg = dict(type='mmrep.DBBConv2d')
+        model = segmentor_model()
+        model['decode_head']['conv_cfg'] = conv_cfg
+        project = Project(tmp_path, 'RepVGG classifier')
+        project.config = Config(dict(default_scope='mmseg', model=model))
+        enter_scope(project.config)
+        project.save(randomise(build_model(project.config)).state_dict())
+        done = project.deploy(shape=(3, 32, 32))
+        assert 'decode_head.convs.0.conv' in done.report.switched
+        config = Config.fromfile(done.out_config).model
+        assert config.backbone.deploy and config.decode_head.conv_cfg is None
 
     def test_of_a_plain_network(self, tmp_path):
         """It has no blocks, but norms that become parts of convs."""

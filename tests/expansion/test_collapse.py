@@ -69,7 +69,7 @@ class TestCollapse:
         assert_same(expected, outputs(copied), 2e-6)
 
     def test_nothing_expanded(self):
-        with pytest.raises(ValueError, match=r'no block that expand\(\) put there'):
+        with pytest.raises(ValueError, match=r'no block that stands for a conv'):
             collapse(Net())
 
     def test_in_deploy_form(self, trained):
