@@ -1,4 +1,5 @@
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,13 +8,15 @@ from typing import NamedTuple
 import pytest
 import torch
 from laws import Calls, assert_differ, assert_same, image, randomise
+from mmcv.cnn import build_conv_layer
 from mmengine.config import Config
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from mmrep.deployment import build_model, enter_scope
+from mmrep.expansion import collapse
 from mmrep.models.backbones import DBBResNet, RepVGG
-from mmrep.models.blocks import DiverseBranchBlock, RepVGGBlock
+from mmrep.models.blocks import ConvNormBlock, DiverseBranchBlock, RepVGGBlock
 from mmrep.reparam import (
     BlockDifference,
     BlockReference,
@@ -544,6 +547,63 @@ class TestLaw:
         with fault_in(block.branch_reparam, swap_channels):
             (difference,) = compare_blocks(references, block).values()
         assert not difference.is_within(rtol, dtype)
+
+
+class TestNormsAfter:
+    """A conv in the place of a block, and the norm that has the block's bias."""
+
+    NORMS = {'conv': 'norm'}
+
+    @staticmethod
+    def collapsed(bias: bool) -> tuple[nn.Module, dict[str, BlockReference]]:
+        """A block and a norm as a conv and a norm, and what the two were."""
+        conv = build_conv_layer(dict(type='mmrep.DBBConv2d'), 3, 4, 3, bias=bias)
+        layers = OrderedDict(conv=conv, norm=nn.BatchNorm2d(4))
+        model = randomise(nn.Sequential(layers)).eval()
+        x = image(1, 3, 9, 8, dtype=torch.float32)
+        with torch.no_grad(), branch_by_branch(model):
+            with seen_inputs(model) as seen:
+                model(x)
+            norms = {} if bias else TestNormsAfter.NORMS
+            references = block_references(model, seen, norms=norms)
+        collapse(model, x)
+        return model, references
+
+    def test_a_norm_goes_with_it(self):
+        model, references = self.collapsed(bias=False)
+
+        def compare(norms: dict[str, str | None] = self.NORMS) -> BlockDifference:
+            return compare_blocks(references, model, norms)['conv']
+
+        assert verifiable_blocks(model) == {}
+        unit = verifiable_blocks(model, self.NORMS)['conv']
+        assert list(unit) == [model.conv, model.norm]
+        assert compare().worst < 1e-6 and compare().seen < 1e-6
+        for tensor in (model.conv.weight, model.norm.weight, model.norm.bias):
+            kept = tensor.detach().clone()
+            with torch.no_grad():
+                tensor *= 1.01
+                assert not compare().is_within(RTOL)
+                tensor.copy_(kept)
+        # The block alone had another bias.
+        assert not compare({'conv': None}).is_within(RTOL)
+
+    def test_a_conv_has_its_own(self):
+        model, references = self.collapsed(bias=True)
+        with torch.no_grad():
+            model.norm.bias += 1
+        norms = {'conv': None}
+        assert list(verifiable_blocks(model, norms)['conv']) == [model.conv]
+        assert compare_blocks(references, model, norms)['conv'].worst < 1e-6
+        scale(model.conv)
+        assert not compare_blocks(references, model, norms)['conv'].is_within(RTOL)
+
+    def test_other_blocks_are_what_they_are_without(self):
+        model, _ = self.collapsed(bias=False)
+        model.add_module('other', ConvNormBlock(4, 4, 3))
+        blocks = verifiable_blocks(model, self.NORMS)
+        assert blocks.keys() == {'conv', 'other'}
+        assert list(blocks['other'].children()) == [model.other]
 
 
 class Sum(nn.Module):

@@ -361,6 +361,49 @@ class TestNothingIsChanged:
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
+class Block(nn.Module):
+    """Counts as one conv, whatever is in it; its parameters are read by what is in it."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = [branch(x) for branch in self.branches]
+        return sum(others, first * self.scale) if others else first
+
+
+class TestAnotherKind:
+    """Blocks in the place of convs."""
+
+    @staticmethod
+    def branch() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    @pytest.mark.parametrize('count', [1, 2])
+    def test_pairs_of_blocks(self, count):
+        model = Net(
+            lambda m, x: m.norm(m.block(x)) + m.conv(x),
+            block=Block(*(self.branch() for _ in range(count))),
+        )
+        x = torch.randn(1, 3, 8, 8)
+        found = conv_norm_pairs(model, lambda model: model(x), Block)
+        assert found.norms == {'block': 'norm'} and not found.unpaired
+        # Of convs, those inside are seen.
+        assert 'conv' in conv_norm_pairs(model, lambda model: model(x)).unpaired
+
+    def test_what_else_reads_it(self):
+        model = Net(
+            lambda m, x: m.norm(m.block(x).relu()) * m.block.branches[0][0].bias.sum(),
+            block=Block(self.branch()),
+        )
+        x = torch.randn(1, 3, 8, 8)
+        found = conv_norm_pairs(model, lambda model: model(x), Block)
+        assert found.unpaired == {'block': 'a parameter of block is read by sum'}
+        assert found.entangled == {'block'}
+
+
 #: Convs with a norm and all convs of networks, counted by hand in their papers' tables or
 #: by the norms that their code builds.
 HOSTS = {
