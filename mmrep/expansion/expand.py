@@ -86,6 +86,7 @@ def expand(
     seen = {*pairs.norms, *pairs.unpaired}
     names = [name for name, _ in model.named_modules() if name in seen]
     included, excluded = _matches(include, names), _matches(exclude, names)
+    known = _Known(model, pairs)
     blocks, left = {}, {}
     for name in names:
         conv = model.get_submodule(name)
@@ -97,7 +98,7 @@ def expand(
             norm = pairs.norms.get(name)
             norm = None if norm is None else model.get_submodule(norm)
             try:
-                _check(model, name, pairs)
+                known.check(name)
                 blocks[name] = block_of(kind, options, conv, norm)
             except ValueError as error:
                 left[name] = str(error)
@@ -140,23 +141,36 @@ def _matches(patterns: str | Sequence[str], names: Sequence[str]) -> set[str]:
     return matched
 
 
-def _check(model: nn.Module, name: str, pairs: ConvNormPairs) -> None:
-    """Raise a ``ValueError`` if the conv of a name cannot be replaced by any block."""
-    conv, norm = model.get_submodule(name), pairs.norms.get(name)
-    if name in pairs.entangled:
-        raise ValueError(pairs.unpaired[name])
-    if norm is None and conv.bias is None:
-        raise ValueError(f'without a bias and a norm of its own: {pairs.unpaired[name]}')
-    modules = list(model.named_modules(remove_duplicate=False))
-    for used in filter(None, (name, norm)):
-        names = [n for n, module in modules if module is model.get_submodule(used)]
-        if len(names) > 1:
-            raise ValueError(f'one module of several names: {" and ".join(names)}')
-        owners = [m for n, m in modules if used.startswith(f'{n}.' if n else '')]
-        if any(isinstance(owner, ReparamBlock) for owner in owners):
-            raise ValueError('in a block already')
-    if conv_geometry(conv).moves_with_size:
-        raise ValueError("its kernel depends on the input's size, by 'SAME' padding")
+class _Known:
+    """What a model has, and what was seen of it."""
+
+    def __init__(self, model: nn.Module, pairs: ConvNormPairs) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.pairs = pairs
+        self.names: dict[nn.Module, list[str]] = {}
+        for name, module in self.modules.items():
+            self.names.setdefault(module, []).append(name)
+        blocks = [m for m in self.names if isinstance(m, ReparamBlock)]
+        self.in_blocks = {module for block in blocks for module in block.modules()}
+
+    def check(self, name: str) -> None:
+        """Raise a ``ValueError`` if the conv of a name cannot be replaced by any block."""
+        conv, pairs = self.modules[name], self.pairs
+        norm = pairs.norms.get(name)
+        if name in pairs.entangled:
+            raise ValueError(pairs.unpaired[name])
+        if norm is None and conv.bias is None:
+            raise ValueError(
+                f'without a bias and a norm of its own: {pairs.unpaired[name]}'
+            )
+        for used in (self.modules[n] for n in (name, norm) if n is not None):
+            names = self.names[used]
+            if len(names) > 1:
+                raise ValueError(f'one module of several names: {" and ".join(names)}')
+            if used in self.in_blocks:
+                raise ValueError('in a block already')
+        if conv_geometry(conv).moves_with_size:
+            raise ValueError("its kernel depends on the input's size, by 'SAME' padding")
 
 
 def block_of(
