@@ -52,9 +52,10 @@ def requirements(name: str) -> list[str]:
 # 'all' leaves it out.
 extras = {
     name: requirements(name)
-    for name in ('lite', 'pretrain', 'seg', 'onnx', 'keras', 'tests')
+    for name in ('lite', 'pretrain', 'seg', 'det', 'onnx', 'keras', 'tests')
 }
-extras['all'] = extras['pretrain'] + extras['seg'] + extras['onnx'] + extras['keras']
+optional = ('pretrain', 'seg', 'det', 'onnx', 'keras')
+extras['all'] = [line for name in optional for line in extras[name]]
 
 setup(
     name='mmrep',

@@ -26,7 +26,7 @@ describe() {
         venv) echo "Making $venv for the $stack stack (seconds)" ;;
         tools) echo 'Installing pip and what compiling takes (10 seconds)' ;;
         torch) echo 'Installing torch and torchvision (1-3 minutes, 5 GB)' ;;
-        packages) echo 'Installing mmpretrain, mmseg and what tests use (1 minute)' ;;
+        packages) echo 'Installing mmpretrain, mmseg, mmdet and what tests use (1 minute)' ;;
         mmcv) echo 'Installing mmcv (compiling it: 3 minutes on 2 cores with gcc, once)' ;;
         project) echo 'Installing mmrep, and checking that all fits (20 seconds)' ;;
     esac
@@ -39,7 +39,7 @@ inputs() {
         venv) pwd -P ;; # an environment cannot be moved
         tools) pins pip setuptools wheel ninja psutil ;;
         torch) pins torch torchvision numpy ;;
-        packages) cat requirements/{stacks/common,runtime,pretrain,seg,onnx,tests}.txt \
+        packages) cat requirements/{stacks/common,runtime,pretrain,seg,det,onnx,tests}.txt \
             "$constraints" ;;
         mmcv) pins mmcv torch ;;
         project) cat setup.py pyproject.toml mmrep/version.py requirements/*.txt ;;
@@ -60,7 +60,7 @@ install_torch() {
 }
 
 install_packages() {
-    pip_install --requirement=requirements/{runtime,pretrain,seg,onnx,tests}.txt
+    pip_install --requirement=requirements/{runtime,pretrain,seg,det,onnx,tests}.txt
     # A library that the system lacks (libGL, for one) should show here, not look like
     # a broken mmcv below.
     "$python" -c 'import cv2, mmengine, torchvision'
@@ -99,7 +99,7 @@ print(torch.__version__, tag, platform, sep="-")')
 install_project() {
     pip_install --no-deps --no-build-isolation --editable .
     "$python" -m pip check
-    "$python" -c 'import mmpretrain.models, mmseg.models'
+    "$python" -c 'import mmdet.models, mmpretrain.models, mmseg.models'
 }
 
 # Install the wheel in directory $1, if there is one, and see whether its ops load.

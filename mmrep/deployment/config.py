@@ -22,6 +22,7 @@ Shape = tuple[int, int, int]
 _HOSTS = {
     'mmpretrain': "pip install 'mmrep[pretrain]'",
     'mmseg': "pip install 'mmrep[seg]' and mmcv with its ops (not mmcv-lite)",
+    'mmdet': "pip install 'mmrep[det]' and mmcv with its ops (not mmcv-lite)",
 }
 
 #: What a path can be that is no file.

@@ -4,16 +4,22 @@ import sys
 
 import pytest
 import torch
+from detectors import faster_rcnn, retinanet
 from laws import assert_same, image, randomise
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from test_expand import DBB, REPVGG, Net, X, outputs, step
 from torch import Tensor, nn
 
 from mmrep.expansion import collapse, expand
 from mmrep.expansion.place import MovedNorm, places
+from mmrep.hosts import forward
 from mmrep.models.blocks import ReparamBlock
-from mmrep.reparam import NotFoldableError, branch_by_branch, switch_to_deploy
+from mmrep.reparam import (
+    NotFoldableError,
+    branch_by_branch,
+    flatten_outputs,
+    switch_to_deploy,
+)
 
 
 @pytest.fixture
@@ -156,12 +162,15 @@ HOSTS = {
     'PSPNet': (seg('PSPHead', pool_scales=(1, 2), **LAST), 20),
     'DeepLabV3+': (seg('DepthwiseSeparableASPPHead', **DILATED, **LAST), 24),
     'UPerNet': (seg('UPerHead', pool_scales=(1, 2), **ALL), 24),
+    'RetinaNet': (retinanet(), 34),
+    'Faster R-CNN': (faster_rcnn(), 21),
 }
-ALWAYS = {'MobileNetV2', 'ConvNeXt-T', 'UPerNet'}
+ALWAYS = {'MobileNetV2', 'ConvNeXt-T', 'UPerNet', 'RetinaNet'}
 
 
 def scope_of(config: dict) -> str:
-    return 'mmseg' if 'decode_head' in config else 'mmpretrain'
+    hosts = dict(decode_head='mmseg', bbox_head='mmdet', roi_head='mmdet')
+    return next((hosts[key] for key in hosts if key in config), 'mmpretrain')
 
 
 def build(config: dict) -> nn.Module:
@@ -173,10 +182,8 @@ def build(config: dict) -> nn.Module:
 
 
 def run(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Its outputs; InceptionV3 has None among them."""
-    outputs = model(x, mode='tensor') if isinstance(model, BaseModel) else model(x)
-    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-    return [output for output in outputs if output is not None]
+    """Its outputs."""
+    return list(flatten_outputs(forward(model, x)).values())
 
 
 @pytest.mark.parametrize(
@@ -226,13 +233,14 @@ with MODELS.switch_scope_and_registry(scope) as models:
 model.eval()
 model.load_state_dict(state, strict=True)
 with torch.no_grad():
-    output = model(x, mode='tensor') if scope == 'mmseg' else model(x)[-1]
+    output = model(x)[-1] if scope == 'mmpretrain' else model(x, mode='tensor')
+    output = output[-1][-1] if scope == 'mmdet' else output
 assert not [name for name in sys.modules if name.startswith('mmrep.')]
 print(((output - expected).norm() / expected.norm()).item())
 """
 
 
-@pytest.mark.parametrize('name', ['MobileNetV2', 'UPerNet'])
+@pytest.mark.parametrize('name', ['MobileNetV2', 'UPerNet', 'RetinaNet'])
 def test_where_mmrep_is_not_installed(tmp_path, name):
     config, _ = HOSTS[name]
     # Two processes need not take the same algorithms: float32 differs by 3e-6.
