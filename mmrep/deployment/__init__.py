@@ -13,13 +13,16 @@ from .config import (
     without_pretrained,
 )
 from .deploying import Deployed, deploy_checkpoint
+from .expanding import BLOCKS, ExpandedFiles, expand_checkpoint
 from .export import OnnxExport, export_onnx
 from .pair import check_pair
 from .running import VerificationError
 from .verification import Verification
 
 __all__ = [
+    'BLOCKS',
     'Deployed',
+    'ExpandedFiles',
     'OnnxExport',
     'Shape',
     'Verification',
@@ -31,6 +34,7 @@ __all__ = [
     'deploy_checkpoint',
     'deploy_config',
     'enter_scope',
+    'expand_checkpoint',
     'export_onnx',
     'for_one_process',
     'input_shape',

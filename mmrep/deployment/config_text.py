@@ -42,7 +42,7 @@ def written_config(cfg: Config) -> tuple[str, Config]:
         formatted = (
             Config(values).pretty_text if len(text) <= _FORMATTED else _plain(values)
         )
-        return formatted, _read(formatted)
+        return formatted, read_text(formatted)
     except Exception as error:
         # Whatever its values do when they are printed, or their text when it is run.
         raise ConfigError(
@@ -67,7 +67,8 @@ def _plain(values: dict) -> str:
     return ''.join(f'{key} = {pformat(values[key])}\n' for key in sorted(values))
 
 
-def _read(text: str) -> Config:
+def read_text(text: str) -> Config:
+    """The config that a text is."""
     # Config.fromstring leaves its file if the text cannot be read.
     with TemporaryDirectory() as folder:
         path = Path(folder) / 'config.py'

@@ -1,0 +1,137 @@
+"""From the config and checkpoint of a host's model to those of an expanded one."""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from os.path import expanduser
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mmrep.checkpoints import (
+    atomic_writes,
+    kept_meta,
+    load_strictly,
+    out_path,
+    read_checkpoint,
+    refuse_existing,
+    save_checkpoint,
+    state_dict_of,
+)
+from mmrep.errors import ConfigError, UserError
+from mmrep.expansion import Expansion, expand
+from mmrep.reparam import branch_by_branch, compare_named, count_parameters, flatten_outputs
+
+from .building import build_model
+from .config import Shape, input_shape, is_expanded
+from .config_text import read_text
+from .running import check_differences, run_form, seeded_input
+
+#: Short names of blocks, for the command line.
+BLOCKS = {'DBB': 'mmrep.DiverseBranchBlock', 'RepVGG': 'mmrep.RepVGGBlock'}
+
+#: The largest relative L2 error of an output: the convs are computed as they were.
+_RTOL = 1e-6
+
+
+@dataclass(frozen=True)
+class ExpandedFiles:
+    """What :func:`expand_checkpoint` did, or would do.
+
+    Args:
+        expansion: Which convs are replaced, and why the others are not.
+        shape: The input that the model was tried with.
+        params_before: Number of parameters of the plain model.
+        params_after: Of the expanded one; ``None`` if nothing was changed.
+        out: The config that was written, if one was.
+        out_checkpoint: The checkpoint that was written, if one was.
+    """
+
+    expansion: Expansion
+    shape: tuple[int, ...]
+    params_before: int
+    params_after: int | None = None
+    out: Path | None = None
+    out_checkpoint: Path | None = None
+
+
+def expand_checkpoint(
+    config: Config,
+    config_path: str | Path,
+    block: str,
+    checkpoint: str | Path | None = None,
+    out: str | Path | None = None,
+    shape: Shape | None = None,
+    overwrite: bool = False,
+    **choice: Any,
+) -> ExpandedFiles:
+    """Write the config of an expanded model, and its weights, with the same outputs.
+
+    Args:
+        config: The config of a host's model.
+        config_path: Its file, from which the new config inherits.
+        block: The type of the block, or a name in ``BLOCKS``.
+        checkpoint: Weights of the model. Default: None; then no weights are written.
+        out: The config to write; the weights go beside it, as ``.pth``. Default: None;
+            then nothing is written.
+        shape: Channels, height and width of the input. Default: the config's.
+        overwrite: Whether to replace existing files. Default: False.
+        **choice: ``kernel_sizes``, ``include`` and ``exclude`` of
+            :func:`~mmrep.expansion.expand`.
+
+    Raises:
+        UserError: With one sentence, if anything is wrong; then nothing is written.
+    """
+    if is_expanded(config):
+        raise ConfigError('this config has blocks in the place of convs already')
+    paths = []
+    if out is not None:
+        out = out_path(out, '.py')
+        paths = [out, *([out.with_suffix('.pth')] if checkpoint is not None else [])]
+        sources = [Path(expanduser(p)) for p in (config_path, checkpoint) if p is not None]
+        for source in sources:
+            if source.resolve() in [path.resolve() for path in paths]:
+                raise UserError(f'{out} would replace {source}: give another name')
+        refuse_existing(*paths, overwrite=overwrite)
+    block_cfg = dict(type=BLOCKS.get(block, block))
+    given = {} if shape is None else dict(shape=shape)
+    options = dict(of=config.model.type, block=block_cfg, **given, **choice)
+    shape = (1, *(shape or input_shape(config)))
+    run = partial(run_form, x=seeded_input(shape, seed=0), form='plain')
+
+    model = build_model(config, unset=checkpoint is not None)
+    meta = {}
+    if checkpoint is not None:
+        source = read_checkpoint(expanduser(checkpoint), mmap=False)
+        load_strictly(model, state_dict_of(source, checkpoint), checkpoint, assign=True)
+        meta = kept_meta(source)
+    before = count_parameters(model)
+    outputs = flatten_outputs(run(model))
+    try:
+        expansion = expand(model, block_cfg, run, dry_run=out is None, **choice)
+    except (TypeError, ValueError) as error:
+        raise UserError(f'this model cannot be expanded: {error}') from error
+    if out is None:
+        return ExpandedFiles(expansion, shape, before)
+
+    # What is read is what is written, but for the folder that the base is looked for in.
+    new_config = read_text(_text(Path(expanduser(config_path)).resolve(), options))
+    built = build_model(new_config, how=' with blocks')
+    if checkpoint is not None:
+        load_strictly(built, model.state_dict(), 'the expanded model')
+        with branch_by_branch(built):
+            differences = compare_named(outputs, flatten_outputs(run(built)))
+        check_differences(differences, _RTOL, 'from the plain model', 'report the config')
+    base = os.path.relpath(Path(expanduser(config_path)).resolve(), out.resolve().parent)
+    with atomic_writes(*paths) as (config_file, *checkpoint_files):
+        config_file.write_text(_text(base, options), 'utf-8')
+        for file in checkpoint_files:
+            save_checkpoint(file, '.pth', model.state_dict(), meta)
+    return ExpandedFiles(expansion, shape, before, count_parameters(model), *paths)
+
+
+def _text(base: str | Path, options: dict[str, Any]) -> str:
+    """A config that expands the model of another."""
+    model = dict(type='mmrep.Expanded', expand=options)
+    return f'_base_ = {str(base)!r}\n\n{Config(dict(model=model)).pretty_text}'
