@@ -13,6 +13,7 @@ or gone must leave the list.
 import argparse
 import gc
 import json
+import math
 import os
 import random
 import resource
@@ -38,6 +39,8 @@ TESTS = ROOT / 'tests' / 'reparam'
 EQUIVALENT = Path(__file__).with_name('equivalent_mutants.txt')
 #: Seconds after which a mutant counts as killed, and the bytes that it may allocate.
 TIME_LIMIT, MEMORY_LIMIT = 300, 8 << 30
+#: Seconds that the first tests of a mutant take at most.
+_QUICK = 0.3
 
 
 class FirstFailure:
@@ -51,6 +54,8 @@ class FirstFailure:
     def __init__(self, costs: Mapping[str, float], pipe: int) -> None:
         self.costs = costs
         self.pipe = pipe
+        #: What a test may cost to run at all.
+        self.most = math.inf
         self.seconds: dict[str, float] = {}
 
     def pytest_sessionstart(self) -> None:
@@ -59,7 +64,12 @@ class FirstFailure:
         hypothesis.settings.load_profile('first failure')
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: self.costs.get(item.nodeid, 0.0))
+        items[:] = sorted(
+            (item for item in items if self._cost(item) <= self.most), key=self._cost
+        )
+
+    def _cost(self, item: pytest.Item) -> float:
+        return self.costs.get(item.nodeid, 0.0)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         spent = self.seconds.get(report.nodeid, 0.0)
@@ -77,15 +87,18 @@ def run_tests(module: str, code: CodeType | None, plugin: FirstFailure) -> bool:
         return code if replace else own_code(loader, name)
 
     SourceFileLoader.get_code = get_code
-    others = sorted(TESTS.glob('test_*.py'))
-    own = [path for path in others if path.stem == f'test_{module}']
-    stages = own, [path for path in others if path not in own]
+    own = TESTS / f'test_{module}.py'
     options = ['-x', '-q', '--tb=no', '-p', 'no:cacheprovider', '--rootdir', str(ROOT)]
-    return all(
-        pytest.main([*options, *map(str, paths)], plugins=[plugin]) == 0
-        for paths in stages
-        if paths
-    )
+    # What is quick in the module's own tests kills most.
+    for paths, plugin.most in (
+        ([own], _QUICK),
+        (sorted(TESTS.glob('test_*.py')), math.inf),
+    ):
+        found = [str(path) for path in paths if path.exists()]
+        status = pytest.main([*options, *found], plugins=[plugin]) if found else 0
+        if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            return False
+    return True
 
 
 @dataclass
