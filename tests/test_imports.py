@@ -96,6 +96,7 @@ ROOMS = {
         'mmrep.checkpoints',
         'mmrep.version',
     ),
+    'mmrep.analysis': ('mmrep.reparam', 'mmrep.models.blocks'),
     'mmrep.benchmark': (
         'mmrep.errors',
         'mmrep.checkpoints',

@@ -430,20 +430,43 @@ class ReparamBlock(BaseModule):
         if self.deploy:
             conv = self.branch_reparam
             return conv.weight.to(device, dtype), conv.bias.to(device, dtype)
+        folded = self._fold(self.branches(), input_size or self.input_size, dtype, device)
+        return folded.weight, folded.bias
+
+    def branch_kernels(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """What each branch adds to the equivalent kernel, by its name; in eval mode.
+
+        Their sum is the ``weight`` of :meth:`equivalent_kernel_bias`, and so their shape.
+        None in deploy form.
+
+        Args:
+            dtype (torch.dtype, optional): Of the computation and the result.
+                Default: None, the parameters', at least float32.
+
+        Raises:
+            NotFoldableError: If a branch is not linear; names it and the reason.
+        """
+        return {
+            name: self._fold({name: branch}, self.input_size, dtype).weight
+            for name, branch in self.branches().items()
+        }
+
+    def _fold(
+        self,
+        branches: Mapping[str, nn.Module],
+        input_size: Size | None,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None = None,
+    ) -> LinearConv:
+        """The conv of some branches, and of the norm after them."""
         tensor = next(chain(self.parameters(), self.buffers()), torch.empty(0))
         # There is no autocast on the meta device, and nothing to compute.
         kind = 'cpu' if tensor.is_meta else tensor.device.type
         with torch.autocast(kind, enabled=False):
-            folded = fold_branches(
-                self.branches(),
-                self.frame,
-                input_size or self.input_size,
-                dtype,
-                device,
-            )
+            folded = fold_branches(branches, self.frame, input_size, dtype, device)
             if self.post_norm is not None:
                 folded = fold_layer(self.post_norm, folded)
-        return folded.weight, folded.bias
+        return folded
 
     @property
     def lacks_size(self) -> bool:

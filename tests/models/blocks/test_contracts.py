@@ -131,6 +131,19 @@ def test_deploy_form(name, option):
     assert parts(built) == parts(deployed)
 
 
+@every_block
+@pytest.mark.parametrize('option', OPTIONS)
+def test_branch_kernels_add_up(name, option):
+    block = build(name, 'eval', **OPTIONS[option])
+    kernels = block.branch_kernels()
+    assert kernels.keys() == block.branches().keys()
+    weight, _ = block.equivalent_kernel_bias()
+    assert_same(weight, sum(kernels.values()), 1e-12)
+    assert all(kernel.any() for kernel in kernels.values())
+    block.switch_to_deploy()
+    assert block.branch_kernels() == {}
+
+
 @multi_branch
 @pytest.mark.parametrize('option', OPTIONS)
 def test_one_conv_in_the_train_form(name, option):

@@ -1,0 +1,12 @@
+"""See what the branches of a trained model do."""
+
+from .branches import BranchReport, analyze_branches, write_table
+from .pictures import draw_kernels, draw_shares
+
+__all__ = [
+    'BranchReport',
+    'analyze_branches',
+    'draw_kernels',
+    'draw_shares',
+    'write_table',
+]
