@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 
@@ -18,6 +19,9 @@ settings.register_profile(
     phases=set(Phase) - {Phase.explain},
 )
 settings.load_profile('mmrep')
+
+# Hundreds of processes import this project: none is to compile it anew.
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 
 # The tensors are small: more threads only get into each other's way.
 torch.set_num_threads(1)
