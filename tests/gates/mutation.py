@@ -1,13 +1,13 @@
 """Mutation of mmrep/reparam: each small edit of its code has to make a test fail.
 
-    python tests/gates/mutation.py [NAME ...] [--sample N] [--seed N] [--jobs N]
+    python tests/gates/mutation.py [NAME ...] [--equivalent] [--sample N] [--seed N] [--jobs N]
 
 Every mutant (:mod:`mutants`) runs in a process of its own, forked from one that has
 imported torch and the hosts but not mmrep: there the mutant's code is imported in the
 place of the module's file, and the tests run, the quick and the likely killers first, up
 to the first that fails. Those that no test can kill are named in
-``equivalent_mutants.txt``, each with the reason; they run as well, and one that is killed
-or gone must leave the list.
+``equivalent_mutants.txt``, each with the reason; they run with ``--equivalent``, and one
+that is killed or gone must leave the list.
 """
 
 import argparse
@@ -218,6 +218,11 @@ def main() -> int:
     parser.add_argument(
         'texts', nargs='*', help='only mutants with one of these in the name'
     )
+    parser.add_argument(
+        '--equivalent',
+        action='store_true',
+        help='try also those that are listed as equivalent, which takes all tests each',
+    )
     parser.add_argument('--sample', type=int, help='how many to draw (default: all)')
     parser.add_argument('--seed', type=int, default=0, help='for the sample (default: 0)')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='default: CPUs')
@@ -237,15 +242,18 @@ def try_mutants(args: argparse.Namespace) -> int:
         for path in sorted((ROOT / 'mmrep' / 'reparam').glob('*.py'))
         for mutant in mutants(path.read_text(), path.stem, str(path))
     ]
+    equivalent = equivalent_mutants()
     chosen = [
-        m for m in everything if not args.texts or any(t in m.name for t in args.texts)
+        m
+        for m in everything
+        if (not args.texts or any(t in m.name for t in args.texts))
+        and (args.equivalent or m.name not in equivalent)
     ]
     if args.sample:
         chosen = random.Random(args.seed).sample(chosen, min(args.sample, len(chosen)))
     if (seconds := warm_up()) is None:
         print('mutation: the tests fail without any mutant')
         return 1
-    equivalent = equivalent_mutants()
     found = []
     for mutant in survivors(chosen, args.jobs, seconds):
         found.append(mutant.name)
@@ -259,7 +267,7 @@ def try_mutants(args: argparse.Namespace) -> int:
     bad = len([name for name in found if name not in equivalent])
     print(
         f'mutants: {len(chosen):,}, killed: {len(chosen) - len(found):,}, '
-        f'equivalent: {len(found) - bad}, survived: {bad} '
+        f'survived: {bad}, listed as equivalent: {len(equivalent)} '
         f'({(time.monotonic() - begin) / 60:.0f} min)'
     )
     return int(bool(bad or stale))
