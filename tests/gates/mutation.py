@@ -1,6 +1,6 @@
 """Mutation of mmrep/reparam: each small edit of its code has to make a test fail.
 
-    python tests/gates/mutation.py [NAME ...] [--equivalent] [--sample N] [--seed N] [--jobs N]
+    python tests/gates/mutation.py [NAME ...] [--equivalent] [--sample N] [--seed N]
 
 Every mutant (:mod:`mutants`) runs in a process of its own, forked from one that has
 imported torch and the hosts but not mmrep: there the mutant's code is imported in the
