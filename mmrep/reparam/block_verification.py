@@ -359,7 +359,7 @@ def compare_block(reference: BlockReference, block: nn.Module) -> BlockDifferenc
     )
     bias = _error(expected.zeros, actual.zeros, _FLOOR * _size_of(varying), by_channel)
     if exact is None:
-        return BlockDifference(kernel, bias, note=note)
+        return BlockDifference(kernel, bias)
     seen = (_error(exact, output, least) for output in (actual.seen, expected.seen))
     return BlockDifference(kernel, bias, *seen, note)
 

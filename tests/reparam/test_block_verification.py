@@ -386,6 +386,19 @@ class TestForeignBlocks:
         assert difference.kernel == pytest.approx(0.01, rel=1e-3)
         assert difference.bias == pytest.approx(0.02, rel=1e-3)
 
+    def test_one_that_is_a_conv(self):
+        """Its switch may do anything, and so it is no conv of ours."""
+
+        class Conv(nn.Conv2d):
+            def switch_to_deploy(self) -> None:
+                self.weight.data *= 1.01
+
+        model = randomise(nn.Sequential(Conv(4, 4, 3)))
+        references = observe(model, 1, 4, 6, 6)
+        assert not references['0'].by_channel
+        switch_to_deploy(model)
+        assert not compare_blocks(references, model)['0'].is_within(RTOL)
+
     def test_nothing_is_known_of_what_it_takes(self):
         model = Owner(Foreign())
         with pytest.raises(ValueError, match=r'^block: the input does not reach it'):
@@ -748,6 +761,18 @@ class TestHardCases:
             setattr(model[0], part, lambda *args: None)
         references = observe(model, 1, 4, 6, 6)
         assert compare_blocks(references, model)['0'].is_within(RTOL)
+
+    def test_an_identity_in_a_kernel_of_ours_counts(self):
+        """Where a block adds little to its input, that little is not held by itself."""
+        block = ConvNormBlock(4, 4, 3, norm_cfg=dict(type='BN', eps=0.0)).double()
+        nn.init.dirac_(block.branch_kxk.conv.weight)
+        model = nn.Sequential(block)
+        references = observe(model, 1, 4, 6, 6)
+        switch_to_deploy(model)
+        with torch.no_grad():
+            block.branch_reparam.weight *= 1 + 5e-6
+        (difference,) = compare_blocks(references, model).values()
+        assert difference.kernel == pytest.approx(5e-6, rel=1e-3)
 
     def test_same_padding_by_keyword(self):
         class Keyword(nn.Module):
