@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from mmrep.analysis import (
@@ -65,10 +66,10 @@ def show(reports: Sequence[BranchReport], files: Sequence[Path]) -> None:
     # Without what all of them begin with.
     names = [branch.removeprefix('branch_') for branch in branches]
     table = Table('block', *names, 'cancelled', 'max |W|', 'peak', 'channels')
-    table.columns[0].overflow = 'fold'
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = 'right'
-        column.no_wrap = True
     for report in reports:
         shares = (report.shares.get(branch) for branch in branches)
         table.add_row(
@@ -80,7 +81,10 @@ def show(reports: Sequence[BranchReport], files: Sequence[Path]) -> None:
             f'{report.channels:.1f}',
         )
     console = Console(markup=False, emoji=False, highlight=False)
-    console.print(table)
+    # A name that is cut names nothing.
+    options = console.options.update(width=1000)
+    width = Measurement.get(console, options, table).maximum
+    Console(width=max(width, console.width)).print(table)
     console.print(
         "shares of the branches' kernels, by Frobenius norm · cancelled: what they take "
         'from each other · peak: max |W| over its root mean square · channels: max |W| of '

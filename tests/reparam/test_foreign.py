@@ -88,6 +88,32 @@ class TestParts:
 
         assert fused_parts(Network(Outer(), Convs())) == ['parts.0', 'parts.1', 'unused']
 
+    def test_norms_go_with_what_has_a_kernel(self):
+        """A container of norms alone is no part: its convs are elsewhere."""
+
+        class Apart(Convs):
+            def __init__(self) -> None:
+                super().__init__()
+                self.convs = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False))
+                self.norms = nn.Sequential(nn.BatchNorm2d(4))
+
+            def fuse(self) -> None:
+                self.convs[0] = fuse_conv_norm(self.convs[0], self.norms[0])
+                self.norms[0] = nn.Identity()
+
+        assert fused_parts(Network(Apart(), Convs())) == ['parts.0', 'parts.1', 'unused']
+
+    def test_a_kernel_alone_is_enough(self):
+        class Scaled(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body = nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1, bias=False)))
+
+            def switch_to_deploy(self) -> None:
+                self.body[0][0].weight.data *= 2
+
+        assert fused_parts(Scaled()) == ['body.0']
+
     def test_whose_names_begin_alike(self):
         network = Network(Convs())
         network.parts_of_another = Convs()
