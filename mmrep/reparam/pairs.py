@@ -62,8 +62,7 @@ def conv_norm_pairs(
         The pairs of convs with norms that have running statistics, by the names of
         ``model.named_modules()``, and why the other convs are in none.
     """
-    watch = _Watch(model, kind)
-    with eval_pass(model), watch:
+    with eval_pass(model), _Watch(model, kind) as watch:
         outputs = torch.compiler.disable(run)(model)
     kept = watch.kept()
     del outputs
@@ -100,7 +99,7 @@ def eval_pass(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Output:
-    """A tensor that a conv made, and the names of what read it."""
+    """A tensor that a conv or a norm made, and the names of what read it."""
 
     conv: str
     tensor: TensorWeakRef
@@ -126,7 +125,7 @@ class _Watch(ExitStack):
         self.norms: dict[str, nn.Module] = {}
         self.outputs: list[_Output] = []
         self.by_id: dict[int, _Output] = {}
-        #: The convs whose outputs a norm read, by the norm; '' for any other tensor.
+        #: The modules whose outputs one reads, by its name; '' for any other tensor.
         self.sources: dict[str, set[str]] = {}
         self.owners: dict[int, str] = {}
         #: Why a conv or norm is in no pair, whatever reads what.
@@ -134,7 +133,6 @@ class _Watch(ExitStack):
         self.calls: list[_Call] = []
 
     def __enter__(self) -> '_Watch':
-        super().__enter__()
         inside: set[nn.Module] = set()
         for name, module in self.model.named_modules():
             if module in inside:
@@ -174,16 +172,13 @@ class _Watch(ExitStack):
         found = [output for tensor in inputs if (output := self._find(tensor))]
         for output in found:
             output.readers.append(name)
-        if name in self.norms:
-            sources = {output.conv for output in found}
-            self.sources.setdefault(name, set()).update(
-                sources if len(found) == len(inputs) == 1 else {''}
-            )
+        sources = {output.conv for output in found}
+        self.sources.setdefault(name, set()).update(
+            sources if len(found) == len(inputs) == 1 else {''}
+        )
 
     def _end(self, name: str, inputs: list[Tensor], output: Any) -> None:
         self.calls.pop()
-        if name not in self.convs:
-            return
         if not isinstance(output, Tensor):
             self.barred[name] = f'it returns {type(output).__name__}, which is no tensor'
             return

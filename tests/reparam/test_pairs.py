@@ -2,6 +2,7 @@ import copy
 import random
 import re
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -359,6 +360,11 @@ class TestNothingIsChanged:
         assert random.getstate() == states[1]
         assert torch.is_grad_enabled()
         assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_was_seen_stays():
+    with pytest.raises(FrozenInstanceError):
+        observed(Net(lambda m, x: m.norm(m.conv(x)))).norms = {}
 
 
 class Block(nn.Module):
