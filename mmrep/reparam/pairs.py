@@ -205,16 +205,15 @@ class _Watch(ExitStack):
                 continue
             if made := self._find(tensor):
                 made.readers.append(reader)
-            owner = self.owners.get(id(tensor), call.name)
-            if owner != call.name:
+            owner = self.owners.get(id(tensor))
+            if owner not in (None, call.name):
                 reason = f'a parameter of {owner} is read by {reader}'
                 self.barred.setdefault(owner, reason)
 
     def kept(self) -> set[str]:
         """The convs of which somebody has an output still."""
-        if any(output.tensor() is not None for output in self.outputs):
-            # What is in a cycle is nobody's.
-            gc.collect()
+        # What is in a cycle is nobody's.
+        gc.collect()
         return {output.conv for output in self.outputs if output.tensor() is not None}
 
     def judge(self, kept: set[str]) -> ConvNormPairs:
