@@ -272,8 +272,8 @@ class _Dropouts(TorchFunctionMode):
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         name = getattr(func, '__name__', '')
-        if 'dropout' in name and any(output is tensor for tensor in _tensors(args)):
-            self.watch.read([output], name)
+        if 'dropout' in name:
+            self.watch.read(_tensors(output), name)
         return output
 
 
