@@ -86,8 +86,6 @@ def draw_kernels(reports: Sequence[BranchReport], path: str | Path) -> None:
                 color = 'white' if value < 0.6 else 'black'
                 style = dict(ha='center', va='center', fontsize=6, color=color)
                 axes.text(column, row, f'{value:.2f}', **style)
-    for axes in grid:
-        axes.set_axis_off()
     for axes in figure.axes:
         axes.set_axis_off()
     figure.colorbar(image, ax=figure.axes, shrink=0.6, label='mean |W|, largest tap = 1')
