@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = ROOT / 'tests' / 'reparam'
 EQUIVALENT = Path(__file__).with_name('equivalent_mutants.txt')
 #: Seconds after which a mutant counts as killed, and the bytes that it may allocate.
-TIME_LIMIT, MEMORY_LIMIT = 300, 8 << 30
+TIME_LIMIT, MEMORY_LIMIT = 150, 8 << 30
 #: Seconds that the first tests of a mutant take at most.
 _QUICK = 0.3
 #: Plugins that a mutant's tests do without: they take half of the time of quick ones.
