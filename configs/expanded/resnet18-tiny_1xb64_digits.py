@@ -1,26 +1,4 @@
-# mmpretrain's ResNet-18, narrow, for the digits: what the other two configs expand.
-_base_ = [
-    '../_base_/datasets/digits_bs64.py',
-    '../_base_/schedules/digits_bs64_15e.py',
-    '../_base_/mmpretrain_runtime.py',
-]
+# mmpretrain's network, which the other two configs of the digits expand.
+_base_ = '../dbb/dbb-resnet18-tiny_1xb64_digits.py'
 
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        stem_channels=16,
-        base_channels=16,
-        # The stem leaves 8x8 of 32x32 pixels, the stages end with 2x2.
-        strides=(1, 2, 2, 1),
-        out_indices=(3,),
-    ),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=10,
-        in_channels=128,
-        loss=dict(type='CrossEntropyLoss'),
-    ),
-)
+model = dict(backbone=dict(type='ResNet'))
