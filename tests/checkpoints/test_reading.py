@@ -245,7 +245,7 @@ class TestNumbersOfATensor:
     @pytest.mark.parametrize(
         'map_location',
         ['cpu', None, torch.device('cpu'), {'cuda:0': 'cpu'}, lambda storage, _: storage],
-        ids=str,
+        ids=['cpu', 'None', 'device', 'dict', 'function'],
     )
     def test_places(self, tmp_path, map_location, legacy):
         path = save({'w': torch.arange(3.0)}, tmp_path / 'a.pth', legacy)
