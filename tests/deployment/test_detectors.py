@@ -54,8 +54,6 @@ class TestDetector:
     def test_deploy_files(self, tmp_path, name, backbone):
         expanded = backbone == 'expanded'
         config = config_of(name, EXPANDED if expanded else REPVGG)
-        if not expanded:
-            config.model.neck.in_channels = [4, 8, 32]
         model = randomise(build_model(config)).eval()
         torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
         done = deploy_checkpoint(config, tmp_path / 'a.pth', tmp_path / 'b.pth', SHAPE)

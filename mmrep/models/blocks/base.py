@@ -462,6 +462,9 @@ class ReparamBlock(BaseModule):
         tensor = next(chain(self.parameters(), self.buffers()), torch.empty(0))
         # There is no autocast on the meta device, and nothing to compute.
         kind = 'cpu' if tensor.is_meta else tensor.device.type
+        # A branch may have no tensor that tells, as an identity.
+        dtype = dtype or torch.promote_types(tensor.dtype, torch.float32)
+        device = tensor.device if device is None else device
         with torch.autocast(kind, enabled=False):
             folded = fold_branches(branches, self.frame, input_size, dtype, device)
             if self.post_norm is not None:
