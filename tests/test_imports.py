@@ -91,6 +91,7 @@ ROOMS = {
     'mmrep.deployment': (
         'mmrep.errors',
         'mmrep.hosts',
+        'mmrep.registry',
         'mmrep.expansion',
         'mmrep.reparam',
         'mmrep.checkpoints',
