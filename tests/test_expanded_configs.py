@@ -29,7 +29,7 @@ LONG = {name for name in BLOCKS if 'hrnet' in name or 'cityscapes' in name}
 
 def base_of(name: str) -> ConfigDict:
     """The model of the config that a config inherits from."""
-    base = Config._get_base_files(str(FOLDER / f'{name}.py'))
+    (base,) = Config._get_base_files(str(FOLDER / f'{name}.py'))
     own = FOLDER / base
     if own.exists():
         return Config.fromfile(own).model
