@@ -11,7 +11,7 @@ from mmrep.models.blocks import ReparamBlock
 from mmrep.reparam import NotFoldableError, conv_norm_pairs
 
 from .expand import run_of
-from .place import main_norm, places, set_submodule
+from .place import main_norm, names_of, places, set_submodule
 
 
 @torch.no_grad()
@@ -44,11 +44,11 @@ def collapse(
     found = list(places(model))
     if not found:
         raise ValueError('the model has no block that stands for a conv')
-    names = {module: name for name, module in model.named_modules()}
+    names = names_of(model)
     kernels = {}
     for owner, _, hook in found:
         block = owner.get_submodule(hook.conv)
-        name = names[block]
+        name, *_ = names[block]
         if block.deploy:
             raise ValueError(f'{name} is in deploy form: collapse what was trained')
         if not name:
@@ -61,7 +61,7 @@ def collapse(
     norms = {}
     for owner, key, hook in found:
         block = owner.get_submodule(hook.conv)
-        name, conv = names[block], block.main_conv
+        name, conv = names[block][0], block.main_conv
         weight, bias = kernels[name]
         conv.weight.copy_(weight)
         if hook.norm is not None:
@@ -75,7 +75,7 @@ def collapse(
                 norm.running_mean.zero_()
                 norm.weight.fill_(1)
                 norm.bias.copy_(bias)
-            norms[name] = '.'.join(filter(None, (names[owner], hook.norm)))
+            norms[name] = '.'.join(filter(None, (names[owner][0], hook.norm)))
             set_submodule(model, norms[name], norm)
         elif name in after:
             norms[name] = after[name]
@@ -83,7 +83,9 @@ def collapse(
         else:
             norms[name] = None
             conv.bias.copy_(bias)
-        set_submodule(model, name, conv)
+        # A head may use one conv at several levels.
+        for each in names[block]:
+            set_submodule(model, each, conv)
         del owner._load_state_dict_pre_hooks[key]
     return norms
 
@@ -115,9 +117,9 @@ def norms_after(
     Raises:
         ValueError: If such a block has no norm after it.
     """
-    names = {module: name for name, module in model.named_modules()}
+    names = names_of(model)
     found = [
-        (names[block], block)
+        (names[block][0], block)
         for owner, _, hook in places(model)
         if hook.norm is None and not (block := owner.get_submodule(hook.conv)).deploy
     ]

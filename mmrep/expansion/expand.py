@@ -23,7 +23,7 @@ from mmrep.reparam import (
     flatten_outputs,
 )
 
-from .place import MovedNorm, add_plain_keys, set_submodule
+from .place import MovedNorm, add_plain_keys, names_of, set_submodule
 
 #: What the outputs may differ by, relative to themselves: the convs of the plain network
 #: are computed as they were.
@@ -89,14 +89,13 @@ def expand(
     known = _Known(model, pairs)
     blocks, left = {}, {}
     for name in names:
-        conv = model.get_submodule(name)
+        conv = known.modules[name]
         if name in excluded or name not in included:
             left[name] = 'excluded'
         elif conv.kernel_size not in sizes:
             left[name] = '{}x{}'.format(*conv.kernel_size)
         else:
-            norm = pairs.norms.get(name)
-            norm = None if norm is None else model.get_submodule(norm)
+            norm = known.modules.get(pairs.norms.get(name))
             try:
                 known.check(name)
                 blocks[name] = block_of(kind, options, conv, norm)
@@ -145,11 +144,9 @@ class _Known:
     """What a model has, and what was seen of it."""
 
     def __init__(self, model: nn.Module, pairs: ConvNormPairs) -> None:
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.modules = dict(model.named_modules())
+        self.names = names_of(model)
         self.pairs = pairs
-        self.names: dict[nn.Module, list[str]] = {}
-        for name, module in self.modules.items():
-            self.names.setdefault(module, []).append(name)
         blocks = [m for m in self.names if isinstance(m, ReparamBlock)]
         self.in_blocks = {module for block in blocks for module in block.modules()}
 

@@ -87,6 +87,14 @@ def main_norm(block: ReparamBlock) -> nn.Module:
     return block.get_submodule(main_norm_name(block))
 
 
+def names_of(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """All names of each module in a model."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
 def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module into the place of that of a name."""
     owner, _, attribute = name.rpartition('.')

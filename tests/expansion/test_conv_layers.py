@@ -141,6 +141,14 @@ class TestConvLayer:
             collapse(model, X)
         assert model[0] is conv
 
+    def test_one_layer_of_several_names(self, name):
+        conv = build_conv_layer(dict(type=name), 3, 3, 3, padding=1)
+        model = randomise(nn.Sequential(conv, nn.ReLU(), conv)).eval()
+        expected = model(X)
+        collapse(model)
+        assert type(model[0]) is nn.Conv2d and model[2] is model[0]
+        assert_same(expected, model(X), 1e-5)
+
     def test_alone(self, name):
         block = build_conv_layer(dict(type=name), 3, 4, 3)
         with pytest.raises(ValueError, match='the model is one block'):
