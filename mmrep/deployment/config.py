@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
 
 from mmrep.errors import ConfigError, printable, reason
 from mmrep.expansion import CONV_LAYERS, build_expanded
-from mmrep.registry import SCOPE
+from mmrep.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, SCOPE
 
 Shape = tuple[int, int, int]
 
@@ -268,19 +268,27 @@ def _plain(value: Any) -> Any:
 
 def _without_ours(cfg: Config) -> None:
     """Leave out of a config what concerns blocks and is not of its model; in place."""
+    registered = {*HOOKS.module_dict, *OPTIM_WRAPPER_CONSTRUCTORS.module_dict}
 
     def ours(value: Any) -> bool:
         kind = value.get('type') if isinstance(value, dict) else value
-        return isinstance(kind, str) and kind.partition('.')[0] == SCOPE
+        if not isinstance(kind, str):
+            return False
+        return kind in registered or kind.partition('.')[0] == SCOPE
 
-    for name in ('custom_hooks', 'default_hooks', 'custom_imports'):
-        entry = cfg.get(name)
-        if name == 'custom_imports' and isinstance(entry, dict):
-            cfg[name].imports = [m for m in entry.get('imports', ()) if not ours(m)]
-        elif isinstance(entry, list | tuple):
-            cfg[name] = [hook for hook in entry if not ours(hook)]
-        elif isinstance(entry, dict):
-            cfg[name] = {key: hook for key, hook in entry.items() if not ours(hook)}
+    def others(values: Any) -> Any:
+        if isinstance(values, dict):
+            return {key: value for key, value in values.items() if not ours(value)}
+        values = [values] if isinstance(values, str) else values or ()
+        return [value for value in values if not ours(value)]
+
+    for owner, name in (
+        (cfg, 'custom_hooks'),
+        (cfg, 'default_hooks'),
+        (_dict_in(cfg, 'custom_imports'), 'imports'),
+    ):
+        if name in owner:
+            owner[name] = others(owner[name])
     wrapper = _dict_in(cfg, 'optim_wrapper')
     if ours(wrapper.get('constructor')):
         del wrapper['constructor']

@@ -198,7 +198,11 @@ class TestDeployFiles:
             dict(
                 default_scope=scope,
                 model=expanded,
-                custom_hooks=[dict(type='mmrep.SwitchToDeployHook'), dict(type='EMAHook')],
+                custom_hooks=[
+                    dict(type='mmrep.SwitchToDeployHook'),
+                    dict(type='RandomStateHook'),
+                    dict(type='EMAHook'),
+                ],
                 default_hooks=dict(
                     timer=dict(type='IterTimerHook'),
                     checkpoint=dict(type='mmrep.PlainCheckpointHook', interval=1),
