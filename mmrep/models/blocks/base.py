@@ -1,5 +1,6 @@
 """A re-parameterizable block: the sum of its branches, then SE, then an activation."""
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -80,7 +81,7 @@ class ReparamBlock(BaseModule):
     transposed, output_padding = False, (0, 0)
 
     def __new__(cls, *args, **kwargs) -> 'ReparamBlock':
-        if 'bias' in kwargs:
+        if 'bias' in kwargs and 'bias' not in inspect.signature(cls.__init__).parameters:
             raise TypeError(
                 f"{cls.__name__} has norms and is no conv, which alone has a 'bias': give "
                 'conv_cfg a conv layer that is made of a block, as '
