@@ -48,8 +48,9 @@ class BranchReport:
 def analyze_branches(model: nn.Module) -> list[BranchReport]:
     """A report for every block of a model in train form.
 
-    Source of the skeletons: `ACNet <https://arxiv.org/abs/1908.03930>`_, section 4.4, and
-    `Diverse Branch Block <https://arxiv.org/abs/2103.13425>`_, figure 5.
+    Source of the skeletons: the average kernel magnitudes of `ACNet
+    <https://arxiv.org/abs/1908.03930>`_ and of `Diverse Branch Block
+    <https://arxiv.org/abs/2103.13425>`_.
 
     Args:
         model: The model; blocks whose kernel depends on the size of the input must have
