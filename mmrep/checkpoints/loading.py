@@ -8,7 +8,7 @@ import torch
 from mmengine.model import is_model_wrapper
 from torch import Size, Tensor, nn
 
-from mmrep.errors import CheckpointError, printable
+from mmrep.errors import CheckpointError, printable, reason
 
 #: How many keys of each kind an error lists.
 _LISTED = 8
@@ -56,8 +56,10 @@ def load_strictly(
 ) -> None:
     """Load a state dict of exactly the model's keys and shapes.
 
-    Numbers of another precision are rounded. Whole numbers become floating ones, and the
-    other way, if their values stay what they are; complex ones do not become real.
+    They are compared after the model's own hooks before loading, which know older keys, or
+    those of the plain convs that blocks stand for. Numbers of another precision are
+    rounded. Whole numbers become floating ones, and the other way, if their values stay
+    what they are; complex ones do not become real.
 
     Args:
         model: The model, or its wrapper for distributed training; unchanged if the keys
@@ -73,6 +75,13 @@ def load_strictly(
     """
     if is_model_wrapper(model):
         model = model.module
+    try:
+        state_dict = _as_read_by(model, state_dict)
+    except Exception as error:
+        raise CheckpointError(
+            f'{source} does not fit the config: give the config that it was trained with '
+            f'({reason(error)})'
+        ) from error
     own = model.state_dict()
     shapes = {key: value.shape for key, value in own.items()}
     dtypes = {key: value.dtype for key, value in own.items()}
@@ -81,6 +90,7 @@ def load_strictly(
         raise CheckpointError(
             f'{source} does not fit the config: {_advice(state_dict, own)} ({problems})'
         )
+    # Its keys are the model's own now, which those hooks leave as they are.
     if assign:
         state_dict = {key: value.to(own[key]) for key, value in state_dict.items()}
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -91,6 +101,16 @@ def load_strictly(
     if not model.training:
         # mmpretrain's LeViT computes with what it made of its biases at the last eval().
         model.eval()
+
+
+def _as_read_by(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of a state dict, after the hooks that torch calls before it loads one."""
+    state_dict = dict(state_dict)
+    for name, module in model.named_modules():
+        prefix = f'{name}.' if name else ''
+        for hook in module._load_state_dict_pre_hooks.values():
+            hook(state_dict, prefix, {}, True, [], [], [])
+    return state_dict
 
 
 def misfits(

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import inspect
+import operator
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -253,17 +254,24 @@ def _is_expansion(node: dict) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A copy of a part of a model's config in which no block stands for a conv."""
+    """A part of a model's config, with no block that stands for a conv; in place."""
     if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value))
+        entries = [_plain(entry) for entry in value]
+        same = all(map(operator.is_, entries, value))
+        return value if same else type(value)(entries)
     if not isinstance(value, dict):
-        return copy.deepcopy(value)
+        return value
     if 'type' in value and _is_expansion(value):
         if 'expand' not in value:
             return _plain(value.get('conv_cfg'))
-        value = dict(value, type=value['expand']['of'])
-        del value['expand']
-    return ConfigDict({key: _plain(entry) for key, entry in value.items()})
+        # As it is in the config: where types are imported, ConfigDict's own methods would
+        # give the class, which cannot be written.
+        value['type'] = dict.pop(value.pop('expand'), 'of')
+    for key, entry in value.items():
+        plain = _plain(entry)
+        if plain is not entry:
+            value[key] = plain
+    return value
 
 
 def _without_ours(cfg: Config) -> None:
@@ -272,6 +280,8 @@ def _without_ours(cfg: Config) -> None:
 
     def ours(value: Any) -> bool:
         kind = value.get('type') if isinstance(value, dict) else value
+        if inspect.isclass(kind):
+            kind = kind.__module__
         if not isinstance(kind, str):
             return False
         return kind in registered or kind.partition('.')[0] == SCOPE

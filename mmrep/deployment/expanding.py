@@ -1,5 +1,6 @@
 """From the config and checkpoint of a host's model to those of an expanded one."""
 
+import copy
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from mmrep.reparam import branch_by_branch, compare_named, count_parameters, fla
 
 from .building import build_model
 from .config import Shape, input_shape, is_expanded
-from .config_text import read_text
+from .config_text import read_text, written_config
 from .running import check_differences, run_form, seeded_input
 
 #: Short names of blocks, for the command line.
@@ -70,7 +71,8 @@ def expand_checkpoint(
 
     Args:
         config: The config of a host's model.
-        config_path: Its file, from which the new config inherits.
+        config_path: Its file, from which the new config inherits; one that imports its
+            types or bases is copied, since mmengine lets no other inherit from it.
         block: The type of the block, or a name in ``BLOCKS``.
         checkpoint: Weights of the model. Default: None; then no weights are written.
         out: The config to write; the weights go beside it, as ``.pth``. Default: None;
@@ -96,7 +98,9 @@ def expand_checkpoint(
         refuse_existing(*paths, overwrite=overwrite)
     block_cfg = dict(type=BLOCKS.get(block, block))
     given = {} if shape is None else dict(shape=shape)
-    options = dict(of=config.model.type, block=block_cfg, **given, **choice)
+    # Not config.model.type: where types are imported, that is the class.
+    of = dict.__getitem__(config.model, 'type')
+    options = dict(of=of, block=block_cfg, **given, **choice)
     shape = (1, *(shape or input_shape(config)))
     run = partial(run_form, x=seeded_input(shape, seed=0), form='plain')
 
@@ -115,23 +119,36 @@ def expand_checkpoint(
     if out is None:
         return ExpandedFiles(expansion, shape, before)
 
-    # What is read is what is written, but for the folder that the base is looked for in.
-    new_config = read_text(_text(Path(expanduser(config_path)).resolve(), options))
+    text, new_config = _expanded_config(config, config_path, options, out)
     built = build_model(new_config, how=' with blocks')
     if checkpoint is not None:
         load_strictly(built, model.state_dict(), 'the expanded model')
         with branch_by_branch(built):
             differences = compare_named(outputs, flatten_outputs(run(built)))
         check_differences(differences, _RTOL, 'from the plain model', 'report the config')
-    base = os.path.relpath(Path(expanduser(config_path)).resolve(), out.resolve().parent)
     with atomic_writes(*paths) as (config_file, *checkpoint_files):
-        config_file.write_text(_text(base, options), 'utf-8')
+        config_file.write_text(text, 'utf-8')
         for file in checkpoint_files:
             save_checkpoint(file, '.pth', model.state_dict(), meta)
     return ExpandedFiles(expansion, shape, before, count_parameters(model), *paths)
 
 
-def _text(base: str | Path, options: dict[str, Any]) -> str:
-    """A config that expands the model of another."""
+def _expanded_config(
+    config: Config, path: str | Path, options: dict[str, Any], out: Path
+) -> tuple[str, Config]:
+    """The text of a config that expands another's model, and what is read from it."""
+    base = Path(expanduser(path)).resolve()
+    try:
+        # What is read is what is written, but for the folder that its base is sought in.
+        read = read_text(_inheriting(base, options))
+    except RuntimeError:
+        # mmengine's: only a config with imports inherits from one. It is written whole.
+        whole = copy.deepcopy(config)
+        whole.model.update(type='mmrep.Expanded', expand=options)
+        return written_config(whole)
+    return _inheriting(os.path.relpath(base, out.resolve().parent), options), read
+
+
+def _inheriting(base: str | Path, options: dict[str, Any]) -> str:
     model = dict(type='mmrep.Expanded', expand=options)
     return f'_base_ = {str(base)!r}\n\n{Config(dict(model=model)).pretty_text}'

@@ -244,3 +244,35 @@ class TestAssign:
             load_strictly(model, state, 'a.pth', assign=True)
         after = {key: tensor.data_ptr() for key, tensor in model.state_dict().items()}
         assert before == after
+
+
+class TestOwnHooks:
+    """What a model does with a state dict before it loads it."""
+
+    @pytest.mark.parametrize('assign', [True, False])
+    def test_keys_that_they_know(self, state, assign):
+        model = nn.Sequential(network())
+
+        def rename(state_dict, prefix, *args):
+            if f'{prefix}0.old' in state_dict:
+                state_dict[f'{prefix}0.weight'] = state_dict.pop(f'{prefix}0.old')
+
+        model[0]._register_load_state_dict_pre_hook(rename)
+        given = prefixed(state, '0.')
+        given['0.0.old'] = given.pop('0.0.weight')
+        keys = list(given)
+        load_strictly(model, given, 'a.pth', assign=assign)
+        assert_same(state, model[0].state_dict())
+        assert list(given) == keys
+
+    def test_one_that_raises(self, state):
+        model = network()
+
+        def fail(state_dict, *args):
+            raise KeyError('other')
+
+        model[0]._register_load_state_dict_pre_hook(fail)
+        with pytest.raises(
+            CheckpointError, match=r"a\.pth does not fit .*KeyError: 'other'"
+        ):
+            load_strictly(model, state, 'a.pth')

@@ -278,6 +278,34 @@ class TestDeployConfig:
         assert deployed.model.backbone.deploy is True
         assert hasattr(build_model(deployed).backbone.stem, 'branch_reparam')
 
+    def test_imported_types_of_blocks(self, tmp_path):
+        """The host's classes stay, and no word of mmrep."""
+        path = write(
+            tmp_path / 'lazy.py',
+            'from mmpretrain.models import ImageClassifier, ResNet\n'
+            'from mmrep.engine import SwitchToDeployHook\n'
+            'from mmrep.expansion import build_expanded\n'
+            'from mmrep.expansion.conv_layers import build_dbb_conv\n'
+            'from mmrep.models.blocks import DiverseBranchBlock\n'
+            "default_scope = 'mmpretrain'\n"
+            "custom_hooks = [dict(type=SwitchToDeployHook), dict(type='EMAHook')]\n"
+            'expand = dict(of=ImageClassifier, block=dict(type=DiverseBranchBlock))\n'
+            'conv_cfg = dict(type=build_dbb_conv)\n'
+            'stages = (dict(conv_cfg=conv_cfg), dict(conv_cfg=None))\n'
+            'backbone = dict(type=ResNet, depth=18, conv_cfg=conv_cfg)\n'
+            'model = dict(\n'
+            '    type=build_expanded, expand=expand, backbone=backbone, stages=stages)\n'
+            'del expand, conv_cfg, stages, backbone\n',
+        )
+        cfg = read_config(path)
+        text = deploy_config(cfg).pretty_text
+        assert 'mmrep' not in text
+        deployed = Config.fromstring(text, '.py')
+        assert deployed.custom_hooks == [dict(type='EMAHook')]
+        assert deployed.model.pop('stages') == (dict(conv_cfg=None), dict(conv_cfg=None))
+        assert type(build_model(deployed).backbone).__name__ == 'ResNet'
+        assert cfg.model.stages[0].conv_cfg, 'the config that was given is as it was'
+
     def test_custom_imports(self, tmp_path, monkeypatch):
         """They register what the deploy config needs, too."""
         monkeypatch.syspath_prepend(tmp_path)

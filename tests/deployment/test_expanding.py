@@ -106,6 +106,28 @@ class TestFiles:
         assert done.shape == (1, 3, 224, 224)
         assert 'shape' not in read_config(done.out).model.expand
 
+    @pytest.mark.parametrize('kind', ['ImageClassifier', "'ImageClassifier'"])
+    def test_a_config_with_imports(self, tmp_path, kind):
+        """No other inherits from one: it is written whole."""
+        (tmp_path / 'base.py').write_text(
+            'from mmpretrain.models import ImageClassifier\n'
+            "default_scope = 'mmpretrain'\n"
+            f'model = dict(type={kind}, backbone={RESNET})\n'
+        )
+        path = tmp_path / 'plain.py'
+        path.write_text(
+            'from mmengine.config import read_base\n'
+            'with read_base():\n    from .base import *\n'
+            'seen = 7\n'
+        )
+        done = expand_checkpoint(
+            read_config(path), path, 'DBB', out=tmp_path / 'new.py', shape=SHAPE
+        )
+        config = read_config(done.out)
+        assert len(blocks_of(build_model(config))) == 16
+        assert config.seen == 7 and config.model.backbone == RESNET
+        assert config.model.expand.of.endswith('ImageClassifier')
+
     def test_dry_run(self, plain, tmp_path):
         done = plain.expand()
         assert len(done.expansion.replaced) == 16
