@@ -47,6 +47,11 @@ def parse_args() -> argparse.Namespace:
         default=0,
         help='seed of the verified input (default: 0)',
     )
+    parser.add_argument(
+        '--host',
+        action='store_true',
+        help="write the model with the host's own bodies, to run without mmrep",
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT and OUT.py')
     add_config_options(parser)
     return parser.parse_args()
@@ -98,6 +103,7 @@ def main() -> None:
             seed=args.seed,
             overwrite=args.overwrite,
             source_config=args.config,
+            host=args.host,
         )
     )
 

@@ -127,10 +127,10 @@ def enter_scope(cfg: Config) -> None:
 
 def model_nodes(cfg: Any) -> Iterator[ConfigDict]:
     """Every dict with a ``type`` inside a config, outer ones first."""
-    return (node for _, node in _named_nodes(cfg))
+    return (node for _, node in named_nodes(cfg))
 
 
-def _named_nodes(cfg: Any, name: str = '') -> Iterator[tuple[str, ConfigDict]]:
+def named_nodes(cfg: Any, name: str = '') -> Iterator[tuple[str, ConfigDict]]:
     """:func:`model_nodes`, and how ``--cfg-options`` names each."""
     if isinstance(cfg, dict):
         if 'type' in cfg:
@@ -139,7 +139,7 @@ def _named_nodes(cfg: Any, name: str = '') -> Iterator[tuple[str, ConfigDict]]:
     else:
         items = enumerate(cfg) if isinstance(cfg, list | tuple) else ()
     for key, value in items:
-        yield from _named_nodes(value, f'{name}.{key}' if name else str(key))
+        yield from named_nodes(value, f'{name}.{key}' if name else str(key))
 
 
 def unknown_type(cfg: Any, name: str = '') -> str:
@@ -149,11 +149,11 @@ def unknown_type(cfg: Any, name: str = '') -> str:
         cfg: The config.
         name: What its place is called. Default: ''.
     """
-    for place, node in _named_nodes(cfg, name):
+    for place, node in named_nodes(cfg, name):
         kind = node['type']
         if isinstance(kind, str) and not _is_known(kind):
             key = f'{place}.type' if place else 'type'
-            return f'{key}={printable(repr(kind), 200)} is unknown to {_scope()}'
+            return f'{key}={printable(repr(kind), 200)} is unknown to {current_scope()}'
     return ''
 
 
@@ -161,7 +161,7 @@ def _is_known(kind: str) -> bool:
     for root in vars(registry).values():
         if isinstance(root, Registry):
             # The host has not every registry.
-            scoped = root.children.get(_scope(), root)
+            scoped = root.children.get(current_scope(), root)
             try:
                 if scoped.get(kind) is not None:
                     return True
@@ -171,7 +171,8 @@ def _is_known(kind: str) -> bool:
     return False
 
 
-def _scope() -> str:
+def current_scope() -> str:
+    """The package whose types need no prefix; see :func:`enter_scope`."""
     scope = DefaultScope.get_current_instance()
     return scope.scope_name if scope else 'mmengine'
 
@@ -179,14 +180,24 @@ def _scope() -> str:
 def deploy_argument(node: dict) -> str | None:
     """The argument by which a config's type is built in deploy form, if it has one."""
     kind = _switchable_class(node)
-    for base in kind.__mro__ if kind else ():
+    known = arguments(kind) if kind else ()
+    return next((name for name in _DEPLOY_ARGUMENTS if name in known), None)
+
+
+def arguments(kind: type) -> dict[str, inspect.Parameter]:
+    """What a class can be built with, by name; classes pass on what they do not name."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in kind.__mro__:
         parameters = inspect.signature(base.__init__).parameters
-        for name in _DEPLOY_ARGUMENTS:
-            if name in parameters:
-                return name
+        found = {**parameters, **found}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
-    return None
+    of_no_name = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {
+        name: parameter
+        for name, parameter in found.items()
+        if name != 'self' and parameter.kind not in of_no_name
+    }
 
 
 def is_deploy_config(cfg: Config) -> bool:
@@ -196,12 +207,12 @@ def is_deploy_config(cfg: Config) -> bool:
 
 
 def _switchable_class(node: dict) -> type | None:
-    module = _registered(node)
+    module = registered(node)
     switchable = inspect.isclass(module) and hasattr(module, 'switch_to_deploy')
     return module if switchable else None
 
 
-def _registered(node: dict) -> Any:
+def registered(node: dict) -> Any:
     """What the type of a config's node stands for; ``None`` if it is unknown."""
     module = node['type']
     if isinstance(module, str):
@@ -250,7 +261,7 @@ def is_expanded(cfg: Config) -> bool:
 
 
 def _is_expansion(node: dict) -> bool:
-    return _registered(node) in (build_expanded, *CONV_LAYERS)
+    return registered(node) in (build_expanded, *CONV_LAYERS)
 
 
 def _plain(value: Any) -> Any:
@@ -272,6 +283,11 @@ def _plain(value: Any) -> Any:
         if plain is not entry:
             value[key] = plain
     return value
+
+
+def _is_ours(node: dict) -> bool:
+    module = getattr(registered(node), '__module__', None)
+    return str(module).partition('.')[0] == SCOPE
 
 
 def _without_ours(cfg: Config) -> None:
@@ -309,7 +325,7 @@ def deploy_config(cfg: Config) -> Config:
 
     Pretrained initializations and the checkpoint to start from are left out: they are of
     the train form. Where blocks stand for convs of a host's model, it is that model's
-    config; without a word of mmrep in it, if nothing else is of mmrep.
+    config. Where nothing in the model is of mmrep then, there is no word of mmrep in it.
 
     Raises:
         ConfigError: If nothing in the config's model has a deploy form, or if something
@@ -319,9 +335,9 @@ def deploy_config(cfg: Config) -> Config:
     expanded = is_expanded(cfg)
     deployed.model = without_pretrained(_plain(deployed.model))
     nodes = [node for node in model_nodes(deployed.model) if _switchable_class(node)]
-    if expanded and not nodes:
+    if not any(_is_ours(node) for node in model_nodes(deployed.model)):
         _without_ours(deployed)
-    elif not nodes:
+    if not nodes and not expanded:
         if unknown := unknown_type(cfg.model, 'model'):
             raise ConfigError(
                 f'the model of this config cannot be built ({unknown}): correct it'

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from os.path import expanduser, isfile
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from mmrep.checkpoints import (
     is_deploy_form,
@@ -19,20 +20,30 @@ from mmrep.checkpoints import (
     state_dict_of,
 )
 from mmrep.errors import CheckpointError, ConfigError, UserError
-from mmrep.reparam import DeployReport, count_parameters
+from mmrep.reparam import (
+    DeployReport,
+    branch_by_branch,
+    compare_named,
+    count_parameters,
+    flatten_outputs,
+)
 from mmrep.version import __version__
 
 from .building import build_model
 from .config import Shape, deploy_config, input_shape, is_deploy_config, is_expanded
 from .config_text import written_config
+from .host import HostConfig, host_config
 from .pair import write_pair
-from .running import fuse, to_plain
+from .running import check_differences, fuse, run_form, seeded_input, to_plain
 from .verification import Verification, check_rtol, observe, verify
 
 _NO_TRAIN_FORM = (
     'the model of this config has no train form: give the config that it was trained '
     'with, without deploy=True'
 )
+
+#: The largest relative L2 error of what is computed in the same way.
+_SAME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ def deploy_checkpoint(
     seed: int = 0,
     overwrite: bool = False,
     source_config: str | Path = '',
+    host: bool = False,
 ) -> Deployed:
     """Fuse a checkpoint, verify the result and write it with its config.
 
@@ -84,6 +96,8 @@ def deploy_checkpoint(
         seed: Seed of the input. Default: 0.
         overwrite: Whether to replace existing files. Default: False.
         source_config: The config's file, for the record. Default: ''.
+        host: Whether to write the model with the host's own bodies, for where mmrep is not
+            installed; see :func:`host_config`. Default: False.
 
     Raises:
         UserError: With one sentence, if anything is wrong; then nothing is written.
@@ -97,7 +111,8 @@ def deploy_checkpoint(
         if Path(source).resolve() in (out.resolve(), out_config.resolve()):
             raise UserError(f'{out} would replace {source}: give another name')
     refuse_existing(out, out_config, overwrite=overwrite)
-    deployed_config = deploy_config(config)
+    of_host = host_config(config) if host else None
+    deployed_config = deploy_config(of_host.config if of_host else config)
     # Read back from text: what is verified is what is written.
     text, deployed_config = written_config(deployed_config)
     shape = shape or input_shape(config)
@@ -108,7 +123,7 @@ def deploy_checkpoint(
         is_file = isfile(checkpoint)
         digest = beside.submit(sha256_of, checkpoint) if is_file else None
         model, report, verification, meta = _fuse(
-            config, deployed_config, checkpoint, shape, rtol, seed
+            config, of_host, deployed_config, checkpoint, shape, rtol, seed
         )
     meta['mmrep'] = {
         'version': __version__,
@@ -136,6 +151,7 @@ def deploy_checkpoint(
 
 def _fuse(
     config: Config,
+    of_host: HostConfig | None,
     deployed_config: Config,
     checkpoint: str,
     shape: Shape,
@@ -164,6 +180,9 @@ def _fuse(
     # The model alone holds the weights from here on.
     del source, state_dict
     before = count_parameters(model)
+    if of_host is not None:
+        model = _in_the_host(model, of_host, seeded_input((1, *shape), seed))
+        config = of_host.config
     expanded = is_expanded(config)
     train_form = observe(model, (1, *shape), seed, expanded)
     trained = set(model.state_dict())
@@ -174,6 +193,28 @@ def _fuse(
     # A plain network has no blocks, but its norms can be fused.
     if not report.switched and set(model.state_dict()) == trained:
         raise ConfigError(_NO_TRAIN_FORM)
-    deployed = build_model(deployed_config, unset=True, how=' with deploy=True')
+    deployed = build_model(deployed_config, unset=True, how=' in deploy form')
     load_strictly(deployed, model.state_dict(), 'the fused model', assign=True)
     return deployed, report, verify(train_form, deployed, rtol, norms), meta
+
+
+def _in_the_host(model: nn.Module, host: HostConfig, x: Tensor) -> nn.Module:
+    """The host's model with a model's weights, and blocks where there are convs.
+
+    Raises:
+        UserError: If it is not the same function.
+    """
+    twin = build_model(host.config, unset=True, how=' for --host')
+    weights = host.renamed(model.state_dict())
+    for key, own in twin.state_dict().items():
+        # Some hosts' convs have a bias before a norm.
+        if key.endswith('.conv.bias') and key not in weights:
+            weights[key] = torch.zeros_like(own)
+    load_strictly(twin, weights, 'the model for --host', assign=True)
+    outputs = []
+    for form in (model, twin):
+        with branch_by_branch(form):
+            outputs.append(flatten_outputs(run_form(form, x, 'train')))
+    remedy = 'leave --host out'
+    check_differences(compare_named(*outputs), _SAME, "from the config's model", remedy)
+    return twin

@@ -1,0 +1,183 @@
+"""The bodies of the hosts in the place of mmrep's own."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from mmengine.config import Config, ConfigDict
+from torch import Tensor
+
+from mmrep.errors import ConfigError
+from mmrep.models.backbones import (
+    DBBVGG,
+    DBBResNet,
+    DBBResNetV1c,
+    DBBResNetV1d,
+    ReparamResNet,
+    RepVGG,
+)
+from mmrep.models.backbones.base import ReparamBackbone
+from mmrep.models.blocks import RepVGGBlock
+from mmrep.registry import SCOPE
+
+from .config import arguments, current_scope, model_nodes, named_nodes, registered
+
+#: What the hosts call the same body.
+_BODIES = {
+    RepVGG: 'RepVGG',
+    ReparamResNet: 'ResNet',
+    DBBResNet: 'ResNet',
+    DBBResNetV1c: 'ResNetV1c',
+    DBBResNetV1d: 'ResNetV1d',
+    DBBVGG: 'VGG',
+}
+
+#: Which blocks, and how they start: nothing that a host's body is told.
+_OF_BLOCKS = ('block_cfg', 'reparam_kernels', 'deploy')
+
+#: Of no meaning but in training: a body that does not know them computes the same.
+_OF_TRAINING = ('with_cp', 'init_cfg')
+
+
+class HostConfig(NamedTuple):
+    """A config with the bodies of a host.
+
+    Args:
+        config: The config; blocks stand for convs in its bodies, or it has the host's own
+            blocks.
+        names: How modules of the given config's model are named in this one's, by the
+            beginnings of their names that differ.
+    """
+
+    config: Config
+    names: Mapping[str, str]
+
+    def renamed(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of the given config's model by the names of this one's."""
+        return {self._renamed(key): value for key, value in state_dict.items()}
+
+    def _renamed(self, key: str) -> str:
+        for old, new in self.names.items():
+            if key.startswith(old):
+                return new + key.removeprefix(old)
+        return key
+
+
+def host_config(cfg: Config) -> HostConfig:
+    """A config whose bodies are a host's in the place of mmrep's, the same networks.
+
+    ``RepVGG`` is mmpretrain's; a ``DBBResNet`` is the ``ResNet`` of the config's host,
+    expanded with the same blocks, and a ``DBBVGG`` is mmpretrain's ``VGG``.
+
+    Raises:
+        ConfigError: If the host has no such body, or if an argument has no counterpart.
+    """
+    config = copy.deepcopy(cfg)
+    names: dict[str, str] = {}
+    for place, node in list(named_nodes(config.model)):
+        kind = registered(node)
+        if kind in _BODIES:
+            host = _to_host(node, kind)
+            prefix = f'{place}.' if place else ''
+            names |= {
+                f'{prefix}{old}.': f'{prefix}{new}.'
+                for old, new in _other_names(node, kind, host).items()
+            }
+    for node in model_nodes(config.model):
+        kind = registered(node)
+        if inspect.isclass(kind) and issubclass(kind, ReparamBackbone):
+            raise ConfigError(
+                f'no host has a body that is {node["type"]}: leave --host out'
+            )
+    return HostConfig(config, names)
+
+
+def _to_host(node: ConfigDict, kind: type) -> type:
+    """Make a body of mmrep in a config the host's, in place; returns the host's class."""
+    of, host = _host_body(_BODIES[kind])
+    mine, theirs = arguments(kind), arguments(host)
+    values = {name: p.default for name, p in mine.items() if p.default is not p.empty}
+    # As in the config: where types are imported, its own methods would give classes.
+    values.update((key, value) for key, value in dict.items(node) if key != 'type')
+    unknown = [
+        f'{name}={value!r}'
+        for name, value in values.items()
+        if name not in theirs
+        and name not in (*_OF_BLOCKS, *_OF_TRAINING)
+        and value != mine[name].default
+    ]
+    block_cfg = values['block_cfg']
+    if kind is RepVGG and block_cfg != dict(type=f'{SCOPE}.{RepVGGBlock.__name__}'):
+        unknown.append(f'block_cfg={block_cfg!r}')
+    if unknown:
+        raise ConfigError(
+            f'{", ".join(unknown)} of {node["type"]} is nothing that {of} can be: leave '
+            '--host out'
+        )
+    # Where the defaults differ, ours has to be written; None says the body's own.
+    given = {
+        name: value
+        for name, value in values.items()
+        if name in theirs and name not in _OF_BLOCKS
+        if name in node
+        or (name != 'init_cfg' and value not in (None, theirs[name].default))
+    }
+    node.clear()
+    if kind is RepVGG or block_cfg is None:
+        node.update(given, type=of)
+    else:
+        sizes = values['reparam_kernels']
+        expand = dict(of=of, block=block_cfg, kernel_sizes=sizes)
+        node.update(given, type=f'{SCOPE}.Expanded', expand=expand)
+    return host
+
+
+def _host_body(name: str) -> tuple[str, type]:
+    """What a config calls the host's class of a name, and the class."""
+    for scoped in (name, f'mmpretrain.{name}'):
+        kind = registered(dict(type=scoped))
+        if inspect.isclass(kind) and not issubclass(kind, ReparamBackbone):
+            return scoped, kind
+    raise ConfigError(
+        f'neither {current_scope()} nor mmpretrain has a {name}: install mmpretrain, or '
+        'leave --host out'
+    )
+
+
+def _other_names(node: ConfigDict, kind: type, host: type) -> dict[str, str]:
+    """What a host's body calls modules of ours, where it calls them otherwise."""
+    if kind is DBBVGG:
+        return _vgg_names(node.depth)
+    if issubclass(kind, ReparamResNet) and host.__module__.startswith('mmpretrain.'):
+        return _resnet_names(node, kind)
+    return {}
+
+
+def _vgg_names(depth: int) -> dict[str, str]:
+    """mmpretrain's ``VGG`` counts its convs and poolings through all stages."""
+    names: dict[str, str] = {}
+    place = 0
+    for stage, convs in enumerate(DBBVGG.arch_settings[depth], start=1):
+        for conv in range(convs):
+            names[f'stage_{stage}.{conv}'] = f'features.{place + conv}.conv'
+        place += convs + 1
+    return names
+
+
+def _resnet_names(node: ConfigDict, kind: type) -> dict[str, str]:
+    """mmpretrain's ``ResNet`` has a stem of ``ConvModule``, and no pooling of stride 1."""
+    names: dict[str, str] = {}
+    if node.get('deep_stem', kind is not DBBResNet and kind is not ReparamResNet):
+        for unit in range(3):
+            names[f'stem.{3 * unit}'] = f'stem.{unit}.conv'
+    if node.get('avg_down', kind is DBBResNetV1d):
+        strides = node.get('strides', arguments(kind)['strides'].default)
+        for stage, stride in enumerate(strides, start=1):
+            if stride == 1:
+                shortcut = f'layer{stage}.0.downsample'
+                names |= {
+                    f'{shortcut}.1': f'{shortcut}.0',
+                    f'{shortcut}.2': f'{shortcut}.1',
+                }
+    return names
