@@ -38,6 +38,9 @@ _KINDS = {
 #: How transforms of a test pipeline name the size that they make.
 _SIZE_KEYS = ('crop_size', 'scale', 'img_scale', 'size')
 
+#: The type of a model that is switched after it is built.
+DEPLOYED = f'{SCOPE}.Deployed'
+
 #: How constructors call the argument that asks for the deploy form; RepLKNet's the second.
 _DEPLOY_ARGUMENTS = ('deploy', 'small_kernel_merged')
 
@@ -326,10 +329,10 @@ def deploy_config(cfg: Config) -> Config:
     Pretrained initializations and the checkpoint to start from are left out: they are of
     the train form. Where blocks stand for convs of a host's model, it is that model's
     config. Where nothing in the model is of mmrep then, there is no word of mmrep in it.
+    Where a class has no argument for its deploy form, ``mmrep.Deployed`` builds the model.
 
     Raises:
-        ConfigError: If nothing in the config's model has a deploy form, or if something
-            cannot be built in it.
+        ConfigError: If a type in the config's model is unknown.
     """
     deployed = copy.deepcopy(cfg)
     expanded = is_expanded(cfg)
@@ -337,23 +340,17 @@ def deploy_config(cfg: Config) -> Config:
     nodes = [node for node in model_nodes(deployed.model) if _switchable_class(node)]
     if not any(_is_ours(node) for node in model_nodes(deployed.model)):
         _without_ours(deployed)
-    if not nodes and not expanded:
+    for node in nodes:
+        if argument := deploy_argument(node):
+            node[argument] = True
+    if not (nodes or expanded) or not all(map(deploy_argument, nodes)):
+        # There may be blocks in what it builds.
         if unknown := unknown_type(cfg.model, 'model'):
             raise ConfigError(
                 f'the model of this config cannot be built ({unknown}): correct it'
             )
-        raise ConfigError(
-            'nothing in this config can be re-parameterized: give the config of a model '
-            "with such a backbone, as type='mmrep.RepVGG'"
-        )
-    for node in nodes:
-        argument = deploy_argument(node)
-        if argument is None:
-            raise ConfigError(
-                f'{node["type"]} can be fused, but cannot be built in deploy form: its '
-                'class takes no argument deploy'
-            )
-        node[argument] = True
+        of = dict.get(deployed.model, 'type')
+        deployed.model.update(type=DEPLOYED, of=of)
     deployed.load_from = None
     deployed.resume = False
     return deployed

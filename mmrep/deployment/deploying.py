@@ -26,11 +26,19 @@ from mmrep.reparam import (
     compare_named,
     count_parameters,
     flatten_outputs,
+    reparam_blocks,
 )
 from mmrep.version import __version__
 
 from .building import build_model
-from .config import Shape, deploy_config, input_shape, is_deploy_config, is_expanded
+from .config import (
+    DEPLOYED,
+    Shape,
+    deploy_config,
+    input_shape,
+    is_deploy_config,
+    is_expanded,
+)
 from .config_text import written_config
 from .host import HostConfig, host_config
 from .pair import write_pair
@@ -40,6 +48,10 @@ from .verification import Verification, check_rtol, observe, verify
 _NO_TRAIN_FORM = (
     'the model of this config has no train form: give the config that it was trained '
     'with, without deploy=True'
+)
+_NOTHING = (
+    'nothing in this config can be re-parameterized: give the config of a model with such '
+    "a backbone, as type='mmrep.RepVGG'"
 )
 
 #: The largest relative L2 error of what is computed in the same way.
@@ -173,6 +185,8 @@ def _fuse(
             f'{checkpoint} is in deploy form already: test it with its deploy config'
         )
     model = build_model(config, unset=True)
+    if deployed_config.model.get('type') == DEPLOYED and not reparam_blocks(model):
+        raise ConfigError(_NOTHING)
     load_strictly(model, state_dict, checkpoint, assign=True)
     if is_deploy_config(config):
         raise ConfigError(_NO_TRAIN_FORM)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mmrep.models.blocks import ReparamBlock
-from mmrep.reparam import NotFoldableError, conv_norm_pairs
+from mmrep.reparam import NotFoldableError, conv_norm_pairs, names_of, set_submodule
 
 from .expand import run_of
-from .place import main_norm, names_of, places, set_submodule
+from .place import main_norm, places
 
 
 @torch.no_grad()

@@ -21,9 +21,11 @@ from mmrep.reparam import (
     conv_norm_pairs,
     eval_pass,
     flatten_outputs,
+    names_of,
+    set_submodule,
 )
 
-from .place import MovedNorm, add_plain_keys, names_of, set_submodule
+from .place import MovedNorm, add_plain_keys
 
 #: What the outputs may differ by, relative to themselves: the convs of the plain network
 #: are computed as they were.

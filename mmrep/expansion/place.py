@@ -87,20 +87,6 @@ def main_norm(block: ReparamBlock) -> nn.Module:
     return block.get_submodule(main_norm_name(block))
 
 
-def names_of(model: nn.Module) -> dict[nn.Module, list[str]]:
-    """All names of each module in a model."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    return names
-
-
-def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module into the place of that of a name."""
-    owner, _, attribute = name.rpartition('.')
-    setattr(model.get_submodule(owner), attribute, module)
-
-
 def add_plain_keys(model: nn.Module, conv: str, norm: str | None = None) -> RemovableHandle:
     """Let a model load what a plain one says of a conv and its norm, by their names."""
     # A module loads what is below it: the hook belongs to what holds the two.

@@ -39,7 +39,7 @@ from .fold import (
     register_fold,
     register_linear_conv,
 )
-from .foreign import fused_parts
+from .foreign import fused_parts, switch_method
 from .geometry import (
     LINEAR_CONVS,
     ConvGeometry,
@@ -49,6 +49,7 @@ from .geometry import (
     linear_conv_type,
     weight_in_eval_mode,
 )
+from .modules import names_of, set_submodule
 from .one_conv import conv_norm, one_conv_kernel
 from .pairs import ConvNormPairs, conv_norm_pairs, eval_pass
 from .transforms import (
@@ -105,6 +106,7 @@ __all__ = [
     'linear_conv_type',
     'map_tensors',
     'merge_convs',
+    'names_of',
     'norm_tensors',
     'one_conv_kernel',
     'pad_kernel',
@@ -113,6 +115,8 @@ __all__ = [
     'reparam_blocks',
     'seen_inputs',
     'set_kernel',
+    'set_submodule',
+    'switch_method',
     'switch_to_deploy',
     'verifiable_blocks',
     'weight_in_eval_mode',

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from .deploy import reparam_blocks
 from .equivalence import cannot_compare, flatten_outputs
-from .foreign import fused_parts
+from .foreign import fused_parts, is_inside
 from .geometry import ConvGeometry, NotFoldableError, Size, conv_geometry
 
 #: Pixels of a seeded input, at least, and how many a kernel leaves free in it.
@@ -165,7 +165,7 @@ def verifiable_blocks(
     blocks: dict[str, nn.Module] = {}
     for name, block in reparam_blocks(model).items():
         # Outer ones come first.
-        if not any(name.startswith(f'{outer}.') for outer in blocks):
+        if not any(is_inside(outer, name) for outer in blocks):
             own = all(
                 hasattr(block, part) for part in ('check_foldable', 'linear', 'frame')
             )

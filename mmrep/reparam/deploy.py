@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from .fold import fold_branches, has_running_statistics
+from .foreign import has_reparam_conv, is_inside, switch_method, switched
 from .geometry import NotFoldableError, conv_geometry, linear_conv_type
+from .modules import names_of, set_submodule
 
 
 @dataclass
@@ -27,27 +29,30 @@ class DeployReport:
     params_after: int = 0
 
 
-def _offers_switch(module: nn.Module) -> bool:
-    return callable(getattr(module, 'switch_to_deploy', None))
-
-
 def reparam_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The blocks of a model that can be switched, by name.
 
-    A block is a module with a ``switch_to_deploy`` method, less the containers that offer
-    one to walk over the blocks inside: those that say so by ``walks_over_blocks``, and
-    those of other packages, which can be no blocks inside blocks.
+    A block is a module that offers :func:`switch_method`. Not one are containers whose
+    ``switch_to_deploy`` walks over the blocks inside: those that say so by
+    ``walks_over_blocks``, and those of other packages, where these can be no blocks inside
+    blocks. What offers another method does the parts inside it, too.
     """
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if _offers_switch(module)
-        and not getattr(module, 'walks_over_blocks', False)
-        and (
-            hasattr(module, 'check_foldable')
-            or not any(_offers_switch(m) for m in module.modules() if m is not module)
-        )
-    }
+    blocks: dict[str, nn.Module] = {}
+    foreign: list[str] = []
+    for name, module in model.named_modules():
+        method = switch_method(module)
+        if method is None or getattr(module, 'walks_over_blocks', False):
+            continue
+        if not hasattr(module, 'check_foldable'):
+            if method == 'switch_to_deploy':
+                inner = (m for m in module.modules() if m is not module)
+                if any(switch_method(m) == method for m in inner):
+                    continue
+            elif any(is_inside(outer, name) for outer in foreign):
+                continue
+            foreign.append(name)
+        blocks[name] = module
+    return blocks
 
 
 def switch_to_deploy(model: nn.Module) -> DeployReport:
@@ -56,12 +61,11 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
     Idempotent, and all or nothing: every block is checked before the first is changed;
     those of other packages that offer no check are switched first. Blocks inside blocks
     come before these. What a container of another package does beyond its blocks is left
-    to it. Train or eval mode, device, dtype and
-    ``requires_grad`` stay as they are.
+    to it. Train or eval mode, device, dtype and ``requires_grad`` stay as they are.
 
     Args:
-        model: Any module; blocks of other packages that offer ``switch_to_deploy`` are
-            switched, too.
+        model: Any module; blocks of other packages are switched by their own method, see
+            :func:`switch_method`, and replaced by what it returns, if that is a module.
 
     Returns:
         What was done.
@@ -73,7 +77,7 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
     blocks = reparam_blocks(model)
     report = DeployReport(params_before=count_parameters(model))
     for name, block in blocks.items():
-        if getattr(block, 'deploy', False):
+        if getattr(block, 'deploy', False) or has_reparam_conv(block):
             report.deployed.append(name)
             continue
         if hasattr(block, 'check_foldable'):
@@ -85,22 +89,45 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
     # Foreign ones first, which could not be checked; inner ones before outer ones.
     order = report.switched[::-1]
     order.sort(key=lambda name: hasattr(blocks[name], 'check_foldable'))
+    names = names_of(model)
     for name in order:
-        try:
-            blocks[name].switch_to_deploy()
-        except NotFoldableError:
-            raise
-        except Exception as error:
-            # That of another package may raise anything.
-            raise NotFoldableError(
-                f'{name or type(blocks[name]).__name__}: its own switch_to_deploy raises '
-                f'{type(error).__name__}: {error}'
-            ) from error
+        block = blocks[name]
+        keys = list(block.state_dict())
+        result = _switched(block, name)
+        if result is not block:
+            if not name:
+                raise NotFoldableError(
+                    f'{type(block).__name__}: its own {switch_method(block)} gives another '
+                    'module, which cannot take its place: use that'
+                )
+            for each in names[block]:
+                set_submodule(model, each, result)
+        elif (
+            switch_method(block) != 'switch_to_deploy' and list(block.state_dict()) == keys
+        ):
+            # One that was before, and does not say so.
+            report.switched.remove(name)
+            report.deployed.append(name)
     for module in model.modules():
         if callable(getattr(module, 'fuse_plain_units', None)):
             module.fuse_plain_units()
     report.params_after = count_parameters(model)
     return report
+
+
+def _switched(block: nn.Module, name: str) -> nn.Module:
+    """:func:`~mmrep.reparam.foreign.switched`, with one kind of error."""
+    name = name or type(block).__name__
+    try:
+        result = switched(block)
+    except NotFoldableError:
+        raise
+    except Exception as error:
+        # That of another package may raise anything.
+        raise NotFoldableError(
+            f'{name}: its own {switch_method(block)} raises {type(error).__name__}: {error}'
+        ) from error
+    return result
 
 
 def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:

@@ -1,16 +1,79 @@
-"""Look into the blocks of other packages, which do not say what they fuse."""
+"""The blocks of other packages, which turn themselves into what they equal.
+
+They do so by a method of their own, and do not say what they fuse.
+"""
 
 import copy
+import inspect
 
 import torch
 from torch import Tensor, nn
+
+#: Such methods: of the official RepVGG, mmpretrain and mmyolo; of MobileOne and timm; of
+#: LeViT, timm and whole networks of Ultralytics; of Ultralytics' ``RepConv``.
+_METHODS = ('switch_to_deploy', 'reparameterize', 'fuse', 'fuse_convs')
+
+
+def switch_method(module: nn.Module) -> str | None:
+    """The name of the method by which a module turns itself into its deploy form.
+
+    ``switch_to_deploy``, or ``reparameterize``, ``fuse`` or ``fuse_convs`` where these
+    take no arguments.
+    """
+    return next((name for name in _METHODS if _offers(module, name)), None)
+
+
+def _offers(module: nn.Module, name: str) -> bool:
+    method = getattr(module, name, None)
+    if not callable(method) or isinstance(method, nn.Module):
+        # A layer of that name is none.
+        return False
+    return name == 'switch_to_deploy' or not any(
+        parameter.default is parameter.empty
+        for parameter in inspect.signature(method).parameters.values()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    )
+
+
+def has_reparam_conv(block: nn.Module) -> bool:
+    """Whether a block is in deploy form, as MobileOne and timm say it.
+
+    The method of some raises when it is called again.
+    """
+    return isinstance(getattr(block, 'reparam_conv', None), nn.Module)
+
+
+def switched(block: nn.Module) -> nn.Module:
+    """Let a block turn itself into its deploy form; returns what is to be in its place.
+
+    What it makes has the mode, device, dtype and ``requires_grad`` of what it was.
+    """
+    before, parameters = set(block.modules()), list(block.parameters())
+    trainable = any(parameter.requires_grad for parameter in parameters)
+    name = switch_method(block)
+    result = getattr(block, name)()
+    if name == 'fuse_convs' and hasattr(block, 'forward_fuse'):
+        # Ultralytics' networks do it when they are fused.
+        block.forward = block.forward_fuse
+    result = result if isinstance(result, nn.Module) else block
+    for module in result.modules():
+        if module not in before and parameters:
+            module.train(block.training)
+            module.to(parameters[0])
+            module.requires_grad_(trainable)
+    return result
+
+
+def is_inside(outer: str, name: str) -> bool:
+    """Whether a module is in another, by their names; ``''`` is the model's."""
+    return outer != name and (not outer or name.startswith(f'{outer}.'))
 
 
 @torch.no_grad()
 def fused_parts(block: nn.Module) -> list[str]:
     """The modules inside a block of another package that it fuses, each by itself.
 
-    One ``switch_to_deploy`` may stand for a whole network, whose output shows little of
+    One method may stand for a whole network, whose output shows little of
     one conv in it. What it does is seen on a copy: a part is the smallest module that is
     there in both forms, and contains the tensors and layers that were replaced and those
     they were replaced by.
@@ -31,7 +94,7 @@ def fused_parts(block: nn.Module) -> list[str]:
     }
     try:
         trial = copy.deepcopy(block, computed)
-        trial.switch_to_deploy()
+        trial = switched(trial)
     except Exception:
         # That of another package may raise anything, and will again where it is reported.
         return []
@@ -46,11 +109,7 @@ def fused_parts(block: nn.Module) -> list[str]:
             name = name.rpartition('.')[0]
             module = before[name]
         parts.add(name)
-    return sorted(part for part in parts if not any(_contains(p, part) for p in parts))
-
-
-def _contains(outer: str, name: str) -> bool:
-    return outer != name and (not outer or name.startswith(f'{outer}.'))
+    return sorted(part for part in parts if not any(is_inside(p, part) for p in parts))
 
 
 def _has_kernel(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from tiny_projects import HEIGHT, WIDTH, classifier_model, segmentor_model
+from torch import nn
 
 from mmrep.deployment import (
     build_model,
@@ -146,8 +147,8 @@ def test_deploy_argument(kind, argument):
 @pytest.mark.parametrize('kind', [Unbuildable, Closed])
 def test_no_deploy_argument(kind):
     assert deploy_argument(dict(type=kind)) is None
-    with pytest.raises(ConfigError, match=rf'{kind.__name__}.* no argument deploy$'):
-        deploy_config(Config(dict(model=dict(type=kind))))
+    deployed = deploy_config(Config(dict(model=dict(type=kind))))
+    assert deployed.model == dict(type='mmrep.Deployed', of=kind)
 
 
 @pytest.mark.parametrize(
@@ -249,17 +250,26 @@ class TestDeployConfig:
         assert deployed.model.backbone == dict(type=backbone, arch='A0', deploy=True)
         assert hasattr(build_model(deployed).backbone.stem, 'branch_reparam')
 
-    @pytest.mark.parametrize(
-        ('backbone', 'says'),
-        [
-            (dict(type='ResNet', depth=18), r"as type='mmrep\.RepVGG'"),
-            (dict(type='No'), r"model\.backbone\.type='No' is unknown to mmpretrain"),
-        ],
-    )
-    def test_nothing_to_deploy(self, backbone, says):
+    def test_no_argument(self):
+        """Where only what is built can tell what there is, it is switched then."""
         init_default_scope('mmpretrain')
+        model = classifier_model(dict(type='TIMMBackbone', model_name='repvgg_a0'), 1280)
+        deployed = deploy_config(Config(dict(model=model)))
+        assert deployed.model == dict(model, type='mmrep.Deployed', of='ImageClassifier')
+        convs = [m for m in build_model(deployed).modules() if isinstance(m, nn.Conv2d)]
+        assert len(convs) == 22
+
+    def test_nothing_to_deploy(self):
+        init_default_scope('mmpretrain')
+        cfg = Config(dict(model=classifier_model(dict(type='No'))))
+        says = r"model\.backbone\.type='No' is unknown to mmpretrain"
         with pytest.raises(ConfigError, match=says):
-            deploy_config(Config(dict(model=classifier_model(backbone))))
+            deploy_config(cfg)
+        cfg = deploy_config(
+            Config(dict(model=classifier_model(dict(type='ResNet', depth=18))))
+        )
+        with pytest.raises(ConfigError, match='ImageClassifier has no block that can be'):
+            build_model(cfg)
 
     def test_imported_types(self, tmp_path):
         """The new style of configs: types are classes that the config imports."""

@@ -35,7 +35,7 @@ from mmrep.errors import CheckpointError, ConfigError, UserError
 from mmrep.expansion import collapse
 from mmrep.hosts import forward
 from mmrep.models.backbones import RepVGG
-from mmrep.reparam import branch_by_branch
+from mmrep.reparam import branch_by_branch, fuse_conv_norm
 
 HOST_REPVGG = dict(REPVGG, type='mmpretrain.RepVGG')
 SE = dict(REPVGG['arch'], se_cfg=dict(ratio=4, divisor=1))
@@ -555,6 +555,65 @@ class TestRefusals:
         self.refused(project, UserError, 'No space left', overwrite=True)
         assert not old or project.out.read_text() == old
         assert not old or project.out.with_suffix('.py').read_text() == old
+
+
+class OwnFuse(nn.Module):
+    """A network of timm's style, which takes no ``deploy``: its layers ``fuse``."""
+
+    scale = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(ConvNorm(3, 3, 3), nn.ReLU(), ConvNorm(3, 4, 1)))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.body(x),)
+
+
+class ConvNorm(nn.Sequential):
+    def __init__(self, *args: int) -> None:
+        super().__init__(nn.Conv2d(*args), nn.BatchNorm2d(args[1]))
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        fused = fuse_conv_norm(*self)
+        fused.weight *= OwnFuse.scale if fused.kernel_size == (1, 1) else 1
+        return fused
+
+
+class TestBlocksOfOthers:
+    @pytest.fixture
+    def project(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(MODELS._module_dict, 'OwnFuse', OwnFuse)
+        return Project(tmp_path, **classifier_model(dict(type='OwnFuse'), 4))
+
+    def test_by_their_own_method(self, project):
+        done = project.deploy()
+        assert done.report.switched == ['backbone.body.0', 'backbone.body.2']
+        config = Config.fromfile(done.out_config)
+        assert (config.model.type, config.model.of) == ('mmrep.Deployed', 'ImageClassifier')
+        model = build_model(config)
+        assert isinstance(model.backbone.body[0], nn.Conv2d)
+        state_dict = torch.load(done.out, weights_only=True)['state_dict']
+        model.load_state_dict(state_dict, strict=True)
+        x = image(2, 3, 16, 16, dtype=torch.float32)
+        with torch.no_grad():
+            assert_same(forward(project.model, x), forward(model, x), 1e-5)
+
+    def test_a_wrong_one(self, project, monkeypatch):
+        monkeypatch.setattr(OwnFuse, 'scale', 1.01)
+        says = r'backbone\.body\.2 is 0\.01.* from its branches'
+        with pytest.raises(VerificationError, match=says):
+            project.deploy()
+        assert project.written() == []
+
+    @pytest.mark.parametrize('name', ['mobileone_s0', 'repvit_m0_9'])
+    def test_timm(self, tmp_path, name):
+        backbone = dict(type='TIMMBackbone', model_name=name)
+        channels = dict(mobileone_s0=1024, repvit_m0_9=384)[name]
+        project = Project(tmp_path, **classifier_model(backbone, channels))
+        done = project.deploy(shape=(3, 64, 64))
+        assert done.report.switched and done.out.exists()
 
 
 def test_no_weights_are_downloaded(tmp_path, monkeypatch):

@@ -258,7 +258,7 @@ CONFIGS = [
             ('custom_imports = 5', 'bad.py cannot be read (TypeError'),
             ("custom_imports = dict(imports=['none'])", 'Failed to import custom modules'),
             ("model = dict(type='None')", "model.type='None' is unknown to mmengine"),
-            ('model = dict(type=5)', 'nothing in this config can be re-parameterized'),
+            ('model = dict(type=5)', 'the model of this config cannot be built'),
         )
     ),
     *(
@@ -281,7 +281,7 @@ CONFIGS = [
             ('model.head.num_classes=-3', 'num_classes=-3'),
         )
     ),
-    Case(f'{REPARAM} --cfg-options model.backbone=3', 'nothing in this config can be re-'),
+    Case(f'{REPARAM} --cfg-options model.backbone=3', 'model of this config cannot be'),
     Case(f'{REPARAM} --cfg-options model.data_preprocessor=3', 'model of this config'),
     Case(
         f'{REPARAM} --cfg-options model.backbone.in_channels=0', 'does not fit the config'
