@@ -50,6 +50,8 @@ def test_wide_texts_are_paid_for(tmp_path, monkeypatch):
         read_checkpoint(path)
 
 
+# Tracing lines takes several times as long as what it traces.
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ('make', 'says'),
     [pytest.param(make, says, id=name) for name, make, says in HOSTILE],

@@ -162,6 +162,61 @@ class TestExpanded:
         assert type(model) is EncoderDecoder and blocks_of(model)
 
 
+FRESH = {
+    'model': expanded(classifier_model(RESNET, 32)),
+    'backbone': classifier_model(expanded(RESNET), 32),
+    'conv layers': classifier_model(
+        dict(RESNET, conv_cfg=dict(type='mmrep.DBBConv2d')), 32
+    ),
+    'MobileNetV2': expanded(
+        classifier_model(dict(type='MobileNetV2', widen_factor=0.25), 1280)
+    ),
+}
+
+
+class TestFreshWeights:
+    """The host's initializers mean its own convs and norms."""
+
+    @pytest.mark.parametrize('name', FRESH)
+    def test_start_as_the_plain_network(self, name):
+        model = build(FRESH[name])
+        model.init_weights()
+        blocks = [m for m in model.modules() if isinstance(m, ReparamBlock)]
+        assert len(blocks) >= 16
+        for block in blocks:
+            _, *others = block.branch_kernels().values()
+            assert others and not any(kernel.any() for kernel in others)
+        main = [block.main_conv.weight.std() for block in blocks]
+        assert len(set(main)) == len(blocks), 'the host has initialized them'
+
+    def test_residual_blocks_start_as_their_shortcuts(self):
+        model = build(FRESH['model'])
+        model.init_weights()
+        for unit in model.backbone.layer1:
+            assert not unit.conv2.equivalent_kernel_bias()[0].any()
+            assert unit.conv1.equivalent_kernel_bias()[0].any()
+
+    def test_what_is_trained_is_initialized_as_any_other(self):
+        block = randomise(build(FRESH['model'])).backbone.layer1[0].conv1
+        visited = []
+
+        def initialize(module: nn.Module) -> None:
+            visited.append(module)
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.constant_(module.weight, 2)
+
+        assert block.apply(initialize) is block
+        assert set(visited) == set(block.modules())
+        norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert len(norms) == 6 and all((norm.weight == 2).all() for norm in norms)
+
+    def test_a_block_of_a_body_is_initialized_as_any_other(self):
+        block = DiverseBranchBlock(4, 4, 3)
+        block.apply(lambda m: isinstance(m, nn.Conv2d) and nn.init.constant_(m.weight, 0))
+        block.apply(lambda m: isinstance(m, nn.Conv2d) and nn.init.constant_(m.weight, 1))
+        assert all(kernel.any() for kernel in block.branch_kernels().values())
+
+
 class TestWrongInput:
     @pytest.mark.parametrize(
         'expand, error, message',

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import chain, pairwise
 
@@ -139,6 +139,8 @@ class ReparamBlock(BaseModule):
         #: Size of the last input; what the tap of a 1x1 depends on under 'SAME' padding.
         self.input_size: Size | None = None
 
+        #: Whether it stands for a conv, and starts as that alone; see :meth:`from_conv`.
+        self.starts_as_conv = False
         #: Names of the branches; none in deploy form.
         self.branch_names: tuple[str, ...] = ()
         self.post_norm: nn.Module | None = None
@@ -198,6 +200,7 @@ class ReparamBlock(BaseModule):
         if not (known and isinstance(main, nn.Sequential)):
             raise ValueError(f'{first} of {kind} is no sequence of a conv and a norm')
         self.load_state_dict(self.start_of_others(), strict=False)
+        self.starts_as_conv = True
         main.conv = conv
         if self.post_norm is not None:
             if norm is None:
@@ -214,7 +217,18 @@ class ReparamBlock(BaseModule):
         Raises:
             ValueError: If a branch has nothing that could start at zero.
         """
-        state = {}
+        zeros = self._start_at_zero()
+        return {
+            key: torch.zeros_like(tensor) if key in zeros else tensor
+            for branch in self.branch_names[1:]
+            for key, tensor in self.get_submodule(branch)
+            .state_dict(prefix=f'{branch}.')
+            .items()
+        }
+
+    def _start_at_zero(self) -> dict[str, nn.Parameter]:
+        """The last scale and shift, or kernel, of each branch but the main one."""
+        zeros = {}
         for branch in self.branch_names[1:]:
             *_, (name, last) = self.get_submodule(branch).named_modules(prefix=branch)
             if not isinstance(last, _MAY_START_AT_ZERO) or last.weight is None:
@@ -222,11 +236,23 @@ class ReparamBlock(BaseModule):
                     f'{branch} of {type(self).__name__} has no last scale or kernel that '
                     'could start at 0'
                 )
-            zeros = {f'{name}.weight', f'{name}.bias'}
-            for key, tensor in self.get_submodule(branch).state_dict().items():
-                key = f'{branch}.{key}'
-                state[key] = torch.zeros_like(tensor) if key in zeros else tensor
-        return state
+            zeros.update(last.named_parameters(name, recurse=False))
+        return zeros
+
+    @torch.no_grad()
+    def apply(self, fn: Callable[[nn.Module], None]) -> 'ReparamBlock':
+        """Apply a function to every module inside, as a network's initializers do.
+
+        Branches that start with a contribution of zero, beside a conv, keep it: the
+        initializers of a network mean its convs and norms.
+        """
+        zeros = self._start_at_zero() if self.starts_as_conv else {}
+        at_start = [name for name, tensor in zeros.items() if not tensor.any()]
+        super().apply(fn)
+        if len(at_start) == len(zeros):
+            for name in zeros:
+                self.get_parameter(name).zero_()
+        return self
 
     def build_branches(self) -> Mapping[str, nn.Module]:
         """The branches by name, the main one first.
