@@ -55,7 +55,14 @@ ROOMS = {
     'mmrep.reparam.transforms': (),
     'mmrep.reparam.geometry': (),
     'mmrep.reparam.fold': ('mmrep.reparam.geometry', 'mmrep.reparam.transforms'),
-    'mmrep.reparam.deploy': ('mmrep.reparam.geometry', 'mmrep.reparam.fold'),
+    'mmrep.reparam.foreign': (),
+    'mmrep.reparam.modules': (),
+    'mmrep.reparam.deploy': (
+        'mmrep.reparam.geometry',
+        'mmrep.reparam.fold',
+        'mmrep.reparam.foreign',
+        'mmrep.reparam.modules',
+    ),
     'mmrep.reparam.pairs': ('mmrep.reparam.geometry', 'mmrep.reparam.fold'),
     'mmrep.reparam.equivalence': ('mmrep.reparam.deploy',),
     'mmrep.reparam': (),
@@ -64,6 +71,7 @@ ROOMS = {
     # A body does not know its blocks: it builds what a config says.
     'mmrep.models.backbones': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
     'mmrep.models.heads': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
+    'mmrep.models.deployed': ('mmrep.registry', 'mmrep.reparam'),
     'mmrep.models': (),
     'mmrep.expansion': (
         'mmrep.hosts',
@@ -93,6 +101,7 @@ ROOMS = {
         'mmrep.hosts',
         'mmrep.registry',
         'mmrep.expansion',
+        'mmrep.models',
         'mmrep.reparam',
         'mmrep.checkpoints',
         'mmrep.version',
