@@ -31,7 +31,9 @@ from mmrep.reparam import NotFoldableError
 
 
 def parse_args() -> argparse.Namespace:
-    parser = ToolParser(description='Test a checkpoint with an mmpretrain or mmseg config.')
+    parser = ToolParser(
+        description='Test a checkpoint with a config of mmpretrain, mmseg or mmdet.'
+    )
     parser.add_argument('config', type=name_argument, help='config file')
     parser.add_argument('checkpoint', type=name_argument, help='checkpoint file')
     parser.add_argument(

@@ -38,7 +38,9 @@ HOOKS = dict(
 
 
 def parse_args() -> argparse.Namespace:
-    parser = ToolParser(description='Train the model of an mmpretrain or mmseg config.')
+    parser = ToolParser(
+        description='Train the model of a config of mmpretrain, mmseg or mmdet.'
+    )
     parser.add_argument('config', type=name_argument, help='config file')
     parser.add_argument(
         '--resume',

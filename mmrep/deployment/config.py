@@ -295,7 +295,7 @@ def _is_ours(node: dict) -> bool:
 
 def _without_ours(cfg: Config) -> None:
     """Leave out of a config what concerns blocks and is not of its model; in place."""
-    registered = {*HOOKS.module_dict, *OPTIM_WRAPPER_CONSTRUCTORS.module_dict}
+    names = {*HOOKS.module_dict, *OPTIM_WRAPPER_CONSTRUCTORS.module_dict}
 
     def ours(value: Any) -> bool:
         kind = value.get('type') if isinstance(value, dict) else value
@@ -303,7 +303,7 @@ def _without_ours(cfg: Config) -> None:
             kind = kind.__module__
         if not isinstance(kind, str):
             return False
-        return kind in registered or kind.partition('.')[0] == SCOPE
+        return kind in names or kind.partition('.')[0] == SCOPE
 
     def others(values: Any) -> Any:
         if isinstance(values, dict):
