@@ -77,7 +77,7 @@ def host_config(cfg: Config) -> HostConfig:
     names: dict[str, str] = {}
     for place, node in list(named_nodes(config.model)):
         kind = registered(node)
-        if kind in _BODIES:
+        if inspect.isclass(kind) and kind in _BODIES:
             host = _to_host(node, kind)
             prefix = f'{place}.' if place else ''
             names |= {
