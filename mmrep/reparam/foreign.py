@@ -5,6 +5,7 @@ They do so by a method of their own, and do not say what they fuse.
 
 import copy
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,16 @@ def switch_method(module: nn.Module) -> str | None:
 
 def _offers(module: nn.Module, name: str) -> bool:
     method = getattr(module, name, None)
-    if not callable(method) or isinstance(method, nn.Module):
-        # A layer of that name is none.
-        return False
-    return name == 'switch_to_deploy' or not any(
+    # A layer of that name is none.
+    return (
+        callable(method)
+        and not isinstance(method, nn.Module)
+        and (name == 'switch_to_deploy' or _takes_nothing(method))
+    )
+
+
+def _takes_nothing(method: Callable) -> bool:
+    return not any(
         parameter.default is parameter.empty
         for parameter in inspect.signature(method).parameters.values()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
