@@ -123,6 +123,10 @@ def _to_host(node: ConfigDict, kind: type) -> type:
         if name in node
         or (name != 'init_cfg' and value not in (None, theirs[name].default))
     }
+    norm_cfg = given.get('norm_cfg')
+    if kind is RepVGG and norm_cfg and norm_cfg['type'] == 'SyncBN':
+        # Of the same keys; mmpretrain's blocks fuse no other, and have none afterwards.
+        given['norm_cfg'] = dict(norm_cfg, type='BN')
     node.clear()
     if kind is RepVGG or block_cfg is None:
         node.update(given, type=of)

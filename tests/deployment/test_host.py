@@ -26,6 +26,11 @@ RESNET50 = dict(DBB_RESNET, depth=50)
 #: Models of mmrep's bodies: the scope, the config, and the type of the host's body.
 BODIES = {
     'RepVGG': ('mmpretrain', classifier_model(), 'RepVGG'),
+    'RepVGG of SyncBN': (
+        'mmseg',
+        segmentor_model(dict(REPVGG, norm_cfg=dict(type='SyncBN', requires_grad=True))),
+        'mmpretrain.RepVGG',
+    ),
     'RepVGG segmentor': ('mmseg', segmentor_model(), 'mmpretrain.RepVGG'),
     'DBB-ResNet-18': ('mmpretrain', classifier_model(DBB_RESNET, 32), 'ResNet'),
     'DBB-ResNet-50 of one output': (
