@@ -237,3 +237,15 @@ def test_one_that_raises():
     says = "0: its own reparameterize raises KeyError: 'gamma'"
     with pytest.raises(NotFoldableError, match=says):
         switch_to_deploy(network(Raises()))
+
+
+def test_a_switch_that_needs_arguments():
+    """It is not passed over: nothing else has this name."""
+
+    class Needs(nn.Module):
+        def switch_to_deploy(self, how: str) -> None: ...
+
+    assert switch_method(Needs()) == 'switch_to_deploy'
+    says = '0: its own switch_to_deploy raises TypeError'
+    with pytest.raises(NotFoldableError, match=says):
+        switch_to_deploy(network(Needs()))
