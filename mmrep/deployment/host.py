@@ -172,7 +172,7 @@ def _vgg_names(depth: int) -> dict[str, str]:
 def _resnet_names(node: ConfigDict, kind: type) -> dict[str, str]:
     """mmpretrain's ``ResNet`` has a stem of ``ConvModule``, and no pooling of stride 1."""
     names: dict[str, str] = {}
-    if node.get('deep_stem', kind is not DBBResNet and kind is not ReparamResNet):
+    if node.get('deep_stem', kind in (DBBResNetV1c, DBBResNetV1d)):
         for unit in range(3):
             names[f'stem.{3 * unit}'] = f'stem.{unit}.conv'
     if node.get('avg_down', kind is DBBResNetV1d):

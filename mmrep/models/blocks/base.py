@@ -239,19 +239,20 @@ class ReparamBlock(BaseModule):
             zeros.update(last.named_parameters(name, recurse=False))
         return zeros
 
-    @torch.no_grad()
     def apply(self, fn: Callable[[nn.Module], None]) -> 'ReparamBlock':
         """Apply a function to every module inside, as a network's initializers do.
 
         Branches that start with a contribution of zero, beside a conv, keep it: the
-        initializers of a network mean its convs and norms.
+        initializers of a network mean its convs and norms. What is trained is no more zero,
+        and is not touched.
         """
         zeros = self._start_at_zero() if self.starts_as_conv else {}
-        at_start = [name for name, tensor in zeros.items() if not tensor.any()]
+        at_start = not any(tensor.any() for tensor in zeros.values())
         super().apply(fn)
-        if len(at_start) == len(zeros):
-            for name in zeros:
-                self.get_parameter(name).zero_()
+        if at_start:
+            with torch.no_grad():
+                for name in zeros:
+                    self.get_parameter(name).zero_()
         return self
 
     def build_branches(self) -> Mapping[str, nn.Module]:
