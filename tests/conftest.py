@@ -25,6 +25,7 @@ os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 
 # The tensors are small: more threads only get into each other's way.
 torch.set_num_threads(1)
+os.environ['OMP_NUM_THREADS'] = '1'
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,11 @@
 """What the tools share, around their work."""
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+from processes import run_python
 
 from mmrep.cli import (
     ToolParser,
@@ -34,13 +34,8 @@ print('ended, in a group:', distributed.is_initialized())
 """
 
 
-def run(**parts: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, '-c', TOOL.format(**parts)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def run(**parts: object) -> CompletedProcess:
+    return run_python('-c', TOOL.format(**parts))
 
 
 @pytest.mark.parametrize('grouped', [True, False])

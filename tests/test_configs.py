@@ -142,7 +142,9 @@ def skeleton(name: str, deploy: bool = False) -> nn.Module:
     cfg = load(name)
     if deploy:
         # From text, as tools/reparam.py writes it.
-        cfg = Config.fromstring(deploy_config(cfg).pretty_text, '.py')
+        deployed = deploy_config(cfg).to_dict()
+        text = Config(deployed, format_python_code=False).pretty_text
+        cfg = Config.fromstring(text, '.py')
     with torch.device('meta'):
         return MODELS.build(without_pretrained(cfg.model))
 

@@ -1,11 +1,10 @@
 """How a config of an OpenMMLab package finds what is registered here."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from mmengine.registry import MODELS as ROOT
+from processes import run_python
 from torch import nn
 
 from mmrep.models.backbones import DBBResNet, RepVGG
@@ -63,12 +62,7 @@ OURS = {
 
 def look_up(host: str, *order: str) -> dict[str, dict[str, str | None]]:
     """Modules that names resolve to from a host's scope, after the steps in order."""
-    process = subprocess.run(
-        [sys.executable, '-c', SCRIPT, host, json.dumps(order)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = run_python('-c', SCRIPT, host, json.dumps(order))
     assert process.returncode == 0, process.stderr
     (line,) = (s for s in process.stdout.splitlines() if s.startswith('RESULT '))
     return json.loads(line.removeprefix('RESULT '))

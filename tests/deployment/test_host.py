@@ -1,11 +1,9 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 from laws import assert_same
 from mmengine.config import Config
 from mmpretrain.models import ResNet
+from processes import run_python
 from test_deploying import DBB, Project
 from tiny_projects import (
     DBB_RESNET,
@@ -107,7 +105,10 @@ def project_of(folder, name: str) -> Project:
     return Project(folder, of_scope[scope], **model)
 
 
-@pytest.mark.parametrize('name', BODIES)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(n, marks=pytest.mark.long) if n == 'DBB-VGG-16' else n for n in BODIES],
+)
 def test_becomes_the_host_s(tmp_path, name):
     project = project_of(tmp_path, name)
     done = project.deploy(host=True, shape=(3, 64, 64))
@@ -130,9 +131,7 @@ def test_where_mmrep_is_not_installed(tmp_path, name):
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     torch.save(x, tmp_path / 'x.pth')
     files = (done.out_config, done.out, tmp_path / 'x.pth', tmp_path / 'out.pth')
-    ran = subprocess.run(
-        [sys.executable, '-c', STOCK, *files], cwd=tmp_path, capture_output=True, text=True
-    )
+    ran = run_python('-c', STOCK, *files, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     with torch.no_grad():
         expected = forward(project.model.double(), x)

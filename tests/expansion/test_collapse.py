@@ -1,6 +1,4 @@
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -8,6 +6,7 @@ from detectors import faster_rcnn, retinanet
 from laws import assert_same, image, randomise
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
+from processes import run_python
 from test_expand import DBB, REPVGG, Net, X, outputs, step
 from torch import Tensor, nn
 
@@ -253,11 +252,6 @@ def test_where_mmrep_is_not_installed(tmp_path, name):
         *_, expected = run(model, x)
     saved = scope_of(config), config, dict(model.state_dict()), x, expected
     torch.save(saved, tmp_path / 'a.pth')
-    done = subprocess.run(
-        [sys.executable, '-c', STOCK, tmp_path / 'a.pth'],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = run_python('-c', STOCK, tmp_path / 'a.pth', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.splitlines()[-1]) < 1e-12

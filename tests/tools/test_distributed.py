@@ -2,6 +2,7 @@ import json
 import os
 import socket
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from mmengine.utils import digit_version
 from tiny_projects import DBB_RESNET, REPVGG, classifier_model
-from tool_runs import TOOLS, run, scores, succeed, variant
+from tool_runs import TOOLS, scores, succeed, variant
 
 #: mmengine starts processes on GPUs alone: this lets them be on the CPU.
 ON_CPU = """
@@ -32,6 +33,17 @@ TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2']
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 
 
+def run(*command: Any, **env: str) -> subprocess.CompletedProcess:
+    """Run a command; its output is text."""
+    return subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 @pytest.fixture
 def launch(tmp_path):
     """Run one of the scripts, on CPUs."""
@@ -43,7 +55,12 @@ def launch(tmp_path):
 
     def launch(script: str, *arguments) -> str:
         modules = os.pathsep.join(
-            [str(tmp_path), str(HERE), os.environ.get('PYTHONPATH', str(tmp_path))]
+            [
+                str(tmp_path),
+                str(HERE),
+                str(HERE.parent),
+                os.environ.get('PYTHONPATH', str(tmp_path)),
+            ]
         )
         env = dict(PATH=f'{python}:/usr/bin:/bin', PYTHONPATH=modules, PORT=port)
         if script.endswith('.sh'):
@@ -68,6 +85,7 @@ def test_train(classifier, tmp_path, launch):
 
 
 @no_gpu
+@pytest.mark.long
 def test_test(classifier, tmp_path, launch, predict):
     """The same predictions, though the model is wrapped, and wrapped again."""
     out = tmp_path / 'distributed.pkl'

@@ -1,14 +1,14 @@
 """From a trained plain network to an expanded one, and back to the host's own."""
 
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from mmengine.config import Config
+from processes import run_python
 from tiny_projects import classifier_model, write_classification
-from tool_runs import Project, run, scores, succeed, tool, variant
+from tool_runs import Project, scores, succeed, tool, variant
 
 mmpretrain = pytest.importorskip('mmpretrain')
 
@@ -94,7 +94,7 @@ def test_by_the_host_s_own_tool(flow, tmp_path):
     weights = flow.deployed.with_suffix('.pth')
     options = ('--work-dir', tmp_path, '--out', out, '--out-item', 'pred')
     command = ('-c', WITHOUT_MMREP, test, flow.deployed, weights, *options)
-    succeed(run(sys.executable, *command))
+    succeed(run_python(*command))
     torch.testing.assert_close(scores(out), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -2,17 +2,16 @@
 
 import importlib.util
 import itertools
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import ModuleType
 from typing import Any
 
 import mmengine
 import torch
 from mmengine.config import Config
+from processes import run_python
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 _names = itertools.count()
@@ -37,24 +36,12 @@ class Project:
     log: str
 
 
-def run(*command: Any, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess:
-    """Run a command in a process of its own; its output is text."""
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', **env},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def tool(name: str, *arguments: Any, **options: Any) -> subprocess.CompletedProcess:
+def tool(name: str, *arguments: Any, **options: Any) -> CompletedProcess:
     """Run one of the tools as a user does."""
-    return run(sys.executable, TOOLS / f'{name}.py', *arguments, **options)
+    return run_python(TOOLS / f'{name}.py', *arguments, **options)
 
 
-def succeed(done: subprocess.CompletedProcess) -> str:
+def succeed(done: CompletedProcess) -> str:
     """What a command printed, if it ended well."""
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
