@@ -1,13 +1,15 @@
 """Settings of all tests."""
 
+import gc
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import Phase, settings
 from mmengine.registry import DefaultScope
+from yapf.yapflib import yapf_api
 
 settings.register_profile(
     'mmrep',
@@ -26,6 +28,34 @@ os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 # The tensors are small: more threads only get into each other's way.
 torch.set_num_threads(1)
 os.environ['OMP_NUM_THREADS'] = '1'
+
+
+def pytest_collection_finish() -> None:
+    """Leave the hosts out of garbage collections, each of which takes half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope='session')
+def unformatted() -> Iterator[None]:
+    """mmengine does not format the configs that it writes, nor those that it compares.
+
+    It takes half of what a tool needs for a tiny network. In new processes, which ``make
+    check`` has, tools format them.
+    """
+
+    def ended(text: str, **_) -> tuple[str, bool]:
+        return f'{text}\n', True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.config.config.FormatCode', ended)
+        yield
+
+
+@pytest.fixture
+def formatted(monkeypatch) -> None:
+    """mmengine formats configs, as it does in the processes of tools."""
+    monkeypatch.setattr('mmengine.config.config.FormatCode', yapf_api.FormatCode)
 
 
 @pytest.fixture(autouse=True)

@@ -367,7 +367,14 @@ def test_dilations_of_repvgg(name):
     assert dilations == expected
 
 
-@pytest.mark.parametrize('name', [n for n in PUBLISHED if re.search('city|ade20k', n)])
+@pytest.mark.parametrize(
+    'name',
+    [
+        name if name in KINDS else pytest.param(name, marks=pytest.mark.long)
+        for name in PUBLISHED
+        if re.search('city|ade20k', name)
+    ],
+)
 def test_stages_of_segmentors(name):
     """A backbone's strides are 4, 8, 8, 8, or without dilation 4, 8, 16, 32."""
     x = torch.zeros(2, 3, 64, 64, device='meta')

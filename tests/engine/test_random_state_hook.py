@@ -144,8 +144,9 @@ def test_epochs(tmp_path):
 
 @pytest.fixture
 def no_sleep(monkeypatch):
-    """mmengine waits before it starts a round of the data."""
+    """mmengine waits before it starts a round of the data, and torch for its workers."""
     monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda seconds: None)
+    monkeypatch.setattr('torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.1)
 
 
 def test_iterations(tmp_path, no_sleep):
@@ -168,7 +169,7 @@ def test_workers(tmp_path, no_sleep, name, persistent, options):
     assert 'draws other random numbers' not in log_of(tmp_path / 'resumed')
 
 
-def test_workers_that_persist_over_epochs(tmp_path):
+def test_workers_that_persist_over_epochs(tmp_path, no_sleep):
     options = dict(train_dataloader=loader(1, persistent_workers=True))
     run(tmp_path, **options)
     resume(tmp_path / 'epoch_2.pth', tmp_path / 'resumed', **options)
@@ -177,7 +178,7 @@ def test_workers_that_persist_over_epochs(tmp_path):
     assert 'persistent_workers start anew' in log
 
 
-def test_validation_changes_nothing(tmp_path):
+def test_validation_changes_nothing(tmp_path, no_sleep):
     validation = dict(
         val_dataloader=dict(loader(), dataset=Noise()),
         val_cfg=dict(),

@@ -49,6 +49,7 @@ def suite(args: argparse.Namespace) -> tuple[bool, list[str]]:
             *('-m', 'pytest', 'tests', '-n', 'auto', '--maxprocesses', '8'),
             *('--cov', f'--cov-report=json:{report}', *shlex.split(args.pytest)),
             COVERAGE_FILE=str(Path(folder, 'coverage')),
+            MMREP_NEW_PROCESSES='1',
         )
         missing = uncovered(report) if report.exists() else {}
     enough = bool(missing) and max(missing.values()) <= UNCOVERED

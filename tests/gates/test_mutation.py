@@ -1,6 +1,5 @@
 """A run tells passing tests from failing ones."""
 
-import gc
 import os
 
 import mutation
@@ -16,4 +15,3 @@ def test_tests_that_fail_without_a_mutant_are_noticed(passed, monkeypatch) -> No
 
     monkeypatch.setattr(mutation, 'run_tests', run_tests)
     assert (mutation.warm_up() is not None) is passed
-    gc.unfreeze()

@@ -1,8 +1,9 @@
 """torch.export and TorchScript: both forms of every backbone, in eval mode."""
 
 import copy
+import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -66,10 +67,10 @@ FORMS = {
 }
 
 
-@pytest.fixture(scope='module', params=BACKBONES)
-def backbone(request) -> nn.Module:
+@functools.cache
+def backbone(name: str) -> nn.Module:
     """A backbone in train form."""
-    return randomise(BACKBONES[request.param]()).eval().requires_grad_(False)
+    return randomise(BACKBONES[name]()).eval().requires_grad_(False)
 
 
 def trace(model: nn.Module, x: Tensor) -> Callable:
@@ -86,14 +87,23 @@ old_torch = tuple(map(int, torch.__version__.split('.')[:2])) < (2, 5)
 young = pytest.mark.skipif(old_torch, reason='torch.export is young there')
 
 
-@pytest.mark.parametrize('to_program', [trace, pytest.param(export, marks=young)])
+def cases() -> Iterator:
+    """Networks and how they become a program; torch.export takes seconds for each form."""
+    for name in BACKBONES:
+        yield pytest.param(name, trace, id=f'{name}-trace')
+        often = [] if name in ('RepVGG with SE', 'DBBResNet-50') else [pytest.mark.long]
+        yield pytest.param(name, export, id=f'{name}-export', marks=[young, *often])
+
+
+@pytest.mark.parametrize('name, to_program', cases())
 @pytest.mark.parametrize('form', FORMS)
-def test_same_outputs(backbone, form, to_program):
+def test_same_outputs(name, form, to_program):
+    network = backbone(name)
     x, y = (image(1, 3, 96, 96, dtype=torch.float32, seed=seed) for seed in (1, 2))
-    with branch_by_branch(backbone):
-        expected = backbone(y)
-        convs = count_convs(backbone, y)
-    model = copy.deepcopy(backbone)
+    with branch_by_branch(network):
+        expected = network(y)
+        convs = count_convs(network, y)
+    model = copy.deepcopy(network)
     if form == 'deploy form':
         switch_to_deploy(model)
     with FORMS[form](model):

@@ -133,7 +133,7 @@ def test_bad_name(sources, tool, tmp_path, monkeypatch, refused, tally, name, sa
 def test_limit_of_the_file_size(sources, tool, tmp_path, refused, tally):
     out = tmp_path / f'new/out{SUFFIXES[tool]}'
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
     try:
         refused(tool, *sources(tool), out, says='cannot be written (File too large)')
     finally:

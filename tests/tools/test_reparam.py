@@ -54,7 +54,7 @@ class TestDeployFiles:
         assert list(meta['dataset_meta']['classes']) == ['dark', 'light']
         assert 'cfg' not in meta
 
-    def test_same_bytes(self, pair, tmp_path, call):
+    def test_same_bytes(self, pair, tmp_path, call, formatted):
         """In another process, with other hashes of strings, and another folder and time."""
         project, deployed = pair
         out = tmp_path / 'new' / 'deploy.pth'
