@@ -205,8 +205,8 @@ class _Watch(ExitStack):
                 continue
             if made := self._find(tensor):
                 made.readers.append(reader)
-            owner = self.owners.get(id(tensor))
-            if owner not in (None, call.name):
+            owner = self.owners.get(id(tensor), call.name)
+            if owner != call.name:
                 reason = f'a parameter of {owner} is read by {reader}'
                 self.barred.setdefault(owner, reason)
 

@@ -16,8 +16,10 @@ from mmrep.reparam import (
     fuse_conv_norm,
     fused_parts,
     seen_inputs,
+    switch_method,
     switch_to_deploy,
 )
+from mmrep.reparam.foreign import switched
 
 #: Some of what each network fuses, and the layer that it becomes.
 PARTS: dict[str, dict[str, str]] = {
@@ -66,6 +68,57 @@ class Network(nn.Module):
         for module in self.modules():
             if isinstance(module, Convs):
                 module.fuse()
+
+
+class Switches(nn.Module):
+    """Its switch puts a conv of float32, in training mode, beside what is there."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def switch_to_deploy(self) -> None:
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class TestSwitched:
+    @pytest.mark.parametrize('arguments', ['*args', '**kwargs', 'one=1', '*, one=1', ''])
+    def test_method_that_needs_no_argument(self, arguments):
+        kind = type('Kind', (nn.Module,), {'fuse': eval(f'lambda self, {arguments}: None')})
+        assert switch_method(kind()) == 'fuse'
+
+    def test_what_is_new_is_like_the_block(self):
+        frozen = nn.Conv2d(4, 4, 1, bias=False).requires_grad_(False)
+        for parts, trainable in (((frozen, nn.Conv2d(4, 4, 1)), True), ((frozen,), False)):
+            block = Switches(*copy.deepcopy(parts)).bfloat16().eval()
+            assert switched(block) is block
+            assert {p.dtype for p in block.conv.parameters()} == {torch.bfloat16}
+            assert {p.requires_grad for p in block.conv.parameters()} == {trainable}
+            assert not block.conv.training
+
+    def test_what_was_there_stays(self):
+        norm = nn.BatchNorm2d(4).eval().requires_grad_(False)
+        block = Switches(nn.Conv2d(4, 4, 1).bfloat16(), norm)
+        switched(block)
+        assert norm.weight.dtype == torch.float32
+        assert not norm.weight.requires_grad
+        assert not norm.training
+
+    def test_block_without_parameters(self):
+        block = Switches(nn.Identity())
+        assert switched(block).conv.training
+
+    @pytest.mark.parametrize('fuses', [True, False])
+    def test_forward_of_the_fused_form_is_of_one_method(self, fuses):
+        """Ultralytics' networks have it beside ``fuse_convs``."""
+        block = Switches()
+        if fuses:
+            block = type('Fuses', (nn.Module,), {'fuse_convs': lambda self: None})()
+        before = block.forward
+        assert switched(block).forward == before
 
 
 class TestParts:
