@@ -117,13 +117,15 @@ def merge_convs(
         weight = weight2.reshape(groups2, out // groups2, -1, *weight2.shape[2:]) * scales
         return weight.flatten(0, 1), bias
     groups = math.gcd(groups1, groups2)
-    first = widen_groups(weight1, groups1, groups)
     second = widen_groups(weight2, groups2, groups)
-    width, taps = first.size(1), weight1.shape[2:]
     if weight2.shape[2:] == one_by_one:
-        mixed = second.reshape(groups, -1, mid // groups)
-        weight = mixed @ first.reshape(groups, mid // groups, -1)
-        return weight.reshape(out, width, *taps), bias
+        taps, fine, part = weight1.shape[2:], groups1 // groups, mid // groups1
+        # Group by group of the first: no products with the zeros between them.
+        mixer = second.reshape(groups, out // groups, fine, part).transpose(1, 2)
+        weight = mixer @ weight1.reshape(groups, fine, part, -1)
+        return weight.transpose(1, 2).reshape(out, fine * width, *taps), bias
+    first = widen_groups(weight1, groups1, groups)
+    width = first.size(1)
     # Every output's kernel is an image that a 1x1 conv takes from mid to in channels:
     # unlike a matrix product, that takes no copies in another order.
     images = second.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
