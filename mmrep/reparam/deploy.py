@@ -35,15 +35,23 @@ def reparam_blocks(model: nn.Module) -> dict[str, nn.Module]:
     A block is a module that offers :func:`switch_method`. Not one are containers whose
     ``switch_to_deploy`` walks over the blocks inside: those that say so by
     ``walks_over_blocks``, and those of other packages, where these can be no blocks inside
-    blocks. What offers another method does the parts inside it, too.
+    blocks. What offers another method does the parts inside it, too, and a block of this
+    package folds those inside it.
     """
     blocks: dict[str, nn.Module] = {}
+    own: list[str] = []
     foreign: list[str] = []
     for name, module in model.named_modules():
         method = switch_method(module)
-        if method is None or getattr(module, 'walks_over_blocks', False):
+        if (
+            method is None
+            or getattr(module, 'walks_over_blocks', False)
+            or any(is_inside(outer, name) for outer in own)
+        ):
             continue
-        if not hasattr(module, 'check_foldable'):
+        if hasattr(module, 'check_foldable'):
+            own.append(name)
+        else:
             if method == 'switch_to_deploy':
                 inner = (m for m in module.modules() if m is not module)
                 if any(switch_method(m) == method for m in inner):
@@ -59,8 +67,8 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
     """Turn every block of a model into the one conv that it equals, in place.
 
     Idempotent, and all or nothing: every block is checked before the first is changed;
-    those of other packages that offer no check are switched first. Blocks inside blocks
-    come before these. What a container of another package does beyond its blocks is left
+    those of other packages that offer no check are switched first, inner ones before outer
+    ones. What a container of another package does beyond its blocks is left
     to it. Train or eval mode, device, dtype and ``requires_grad`` stay as they are.
 
     Args:
