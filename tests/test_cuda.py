@@ -19,7 +19,6 @@ from laws import (
     randomise,
     step,
 )
-from sketches import QARepVGGBlock
 from tiny_runner import TinyModel, tiny_runner
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -41,15 +40,15 @@ DEVICE = 'cuda'
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
+LARGE = ('DilatedReparamBlock', 'LargeKernelBlock')
 #: Every registered block between 8 and 8 channels, and what none of them has.
 BLOCKS = {
-    name: functools.partial(kind, 8, 8, kernel_size=3)
+    name: functools.partial(kind, 8, 8, kernel_size=7 if name in LARGE else 3)
     for name, kind in MODELS.module_dict.items()
     if isinstance(kind, type) and issubclass(kind, ReparamBlock)
 } | {
     'with SE': functools.partial(RepVGGBlock, 8, 8, se_cfg=dict(ratio=2, divisor=1)),
     'depthwise': functools.partial(DiverseBranchBlock, 8, 8, 3, groups=8),
-    'norm after the sum': functools.partial(QARepVGGBlock, 8, 8, 3),
 }
 NETWORKS = {
     'RepVGG': functools.partial(

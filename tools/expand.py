@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--block',
         default='DBB',
-        help=f'{" or ".join(BLOCKS)}, or the type of another block (default: DBB)',
+        help=f'{", ".join(BLOCKS)}, or the type of another block (default: DBB)',
     )
     parser.add_argument('--checkpoint', type=name_argument, help='weights of the model')
     parser.add_argument(

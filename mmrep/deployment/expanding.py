@@ -30,7 +30,17 @@ from .config_text import read_text, written_config
 from .running import check_differences, run_form, seeded_input
 
 #: Short names of blocks, for the command line.
-BLOCKS = {'DBB': 'mmrep.DiverseBranchBlock', 'RepVGG': 'mmrep.RepVGGBlock'}
+BLOCKS = {
+    'ACB': 'mmrep.AsymmetricConvBlock',
+    'DBB': 'mmrep.DiverseBranchBlock',
+    'DilatedReparam': 'mmrep.DilatedReparamBlock',
+    'LargeKernel': 'mmrep.LargeKernelBlock',
+    'MobileOne': 'mmrep.MobileOneBlock',
+    'OREPA': 'mmrep.OREPABlock',
+    'OREPARepVGG': 'mmrep.OREPARepVGGBlock',
+    'QARepVGG': 'mmrep.QARepVGGBlock',
+    'RepVGG': 'mmrep.RepVGGBlock',
+}
 
 #: The largest relative L2 error of an output: the convs are computed as they were.
 _RTOL = 1e-6

@@ -6,13 +6,25 @@ plain network's weights load, strictly, and :func:`~mmrep.expansion.collapse` gi
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmcv.cnn import build_conv_layer
 from torch import nn
 
-from mmrep.models.blocks import DiverseBranchBlock, ReparamBlock, RepVGGBlock
+from mmrep.models.blocks import (
+    AsymmetricConvBlock,
+    BranchBlock,
+    DilatedReparamBlock,
+    DiverseBranchBlock,
+    LargeKernelBlock,
+    MobileOneBlock,
+    OREPABlock,
+    OREPARepVGGBlock,
+    QARepVGGBlock,
+    ReparamBlock,
+    RepVGGBlock,
+)
 from mmrep.models.blocks.base import Size, pair
 from mmrep.registry import MODELS
 
@@ -22,51 +34,72 @@ from .place import add_plain_keys
 _CONV_ARGUMENTS = inspect.signature(nn.Conv2d).parameters.keys()
 
 
-@MODELS.register_module(name='DBBConv2d')
-def build_dbb_conv(
-    *args: Any, kernel_sizes: Sequence[int | Size] = (3, 5), **kwargs: Any
-) -> nn.Module:
-    """``y = conv(x) + 1x1(x) + 1x1-kxk(x) + 1x1-avg(x)``; norms in all but the first.
+def _layer(
+    name: str,
+    function: str,
+    kind: type[ReparamBlock],
+    kernel_sizes: Sequence[int | Size] = (3, 5),
+) -> Callable[..., nn.Module]:
+    """Register a conv layer; returns the function that builds it."""
 
-    See :class:`~mmrep.models.blocks.DiverseBranchBlock`.
+    def build(
+        *args: Any, kernel_sizes: Sequence[int | Size] = kernel_sizes, **kwargs: Any
+    ) -> nn.Module:
+        conv_args = {key: kwargs.pop(key) for key in list(kwargs) if key in _CONV_ARGUMENTS}
+        conv = build_conv_layer(kwargs.pop('conv_cfg', None), *args, **conv_args)
+        if conv.kernel_size not in {pair(size) for size in kernel_sizes}:
+            return conv
+        block = block_of(kind, kwargs, conv)
+        add_plain_keys(block, '')
+        return block
+
+    build.__name__ = build.__qualname__ = function
+    build.__doc__ = f"""A conv, the main branch of a {kind.__name__} without an activation.
+
+    A norm at the block's end is left to the host.
 
     Args:
-        *args, **kwargs: What ``nn.Conv2d`` takes, which is the first branch, and options of
-            the block by name, as ``norm_cfg``; ``conv_cfg`` is the type of its convs.
-        kernel_sizes: Other kernels are plain convs. Default: 3 and 5.
+        *args, **kwargs: What ``nn.Conv2d`` takes, and options of the block by name, as
+            ``norm_cfg``; ``conv_cfg`` is the type of its convs.
+        kernel_sizes: Other kernels are plain convs. Default: {kernel_sizes}.
 
     Raises:
         ValueError: If no block can stand for such a conv.
         TypeError: If the block does not take an option.
     """
-    return _conv_layer(DiverseBranchBlock, kernel_sizes, args, kwargs)
+    return MODELS.register_module(name=name, module=build)
 
 
-@MODELS.register_module(name='RepVGGConv2d')
-def build_repvgg_conv(*args: Any, **kwargs: Any) -> nn.Module:
-    """``y = conv3x3(x) + norm(conv1x1(x)) + norm(x)``; other kernels are plain convs.
+_LARGE = (5, 7, 9, 11, 13, 15, 17)
 
-    See :class:`~mmrep.models.blocks.RepVGGBlock`; the arguments are those of
-    :func:`build_dbb_conv`.
-    """
-    return _conv_layer(RepVGGBlock, (3,), args, kwargs)
-
+# By these names a lazy config imports them.
+build_acb_conv = _layer('ACBConv2d', 'build_acb_conv', AsymmetricConvBlock)
+build_branch_conv = _layer('BranchConv2d', 'build_branch_conv', BranchBlock)
+build_dbb_conv = _layer('DBBConv2d', 'build_dbb_conv', DiverseBranchBlock)
+build_dilated_conv = _layer(
+    'DilatedReparamConv2d', 'build_dilated_conv', DilatedReparamBlock, _LARGE
+)
+build_large_kernel_conv = _layer(
+    'LargeKernelConv2d', 'build_large_kernel_conv', LargeKernelBlock, (*_LARGE, 31)
+)
+build_mobileone_conv = _layer('MobileOneConv2d', 'build_mobileone_conv', MobileOneBlock)
+build_orepa_conv = _layer('OREPAConv2d', 'build_orepa_conv', OREPABlock)
+build_orepa_repvgg_conv = _layer(
+    'OREPARepVGGConv2d', 'build_orepa_repvgg_conv', OREPARepVGGBlock
+)
+build_qarepvgg_conv = _layer('QARepVGGConv2d', 'build_qarepvgg_conv', QARepVGGBlock)
+build_repvgg_conv = _layer('RepVGGConv2d', 'build_repvgg_conv', RepVGGBlock, (3,))
 
 #: What a ``conv_cfg`` can name.
-CONV_LAYERS = (build_dbb_conv, build_repvgg_conv)
-
-
-def _conv_layer(
-    kind: type[ReparamBlock],
-    kernel_sizes: Sequence[int | Size],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> nn.Module:
-    of_conv = {name: kwargs[name] for name in kwargs if name in _CONV_ARGUMENTS}
-    options = {name: kwargs[name] for name in kwargs if name not in _CONV_ARGUMENTS}
-    conv = build_conv_layer(options.pop('conv_cfg', None), *args, **of_conv)
-    if conv.kernel_size not in {pair(size) for size in kernel_sizes}:
-        return conv
-    block = block_of(kind, options, conv)
-    add_plain_keys(block, '')
-    return block
+CONV_LAYERS = (
+    build_acb_conv,
+    build_branch_conv,
+    build_dbb_conv,
+    build_dilated_conv,
+    build_large_kernel_conv,
+    build_mobileone_conv,
+    build_orepa_conv,
+    build_orepa_repvgg_conv,
+    build_qarepvgg_conv,
+    build_repvgg_conv,
+)

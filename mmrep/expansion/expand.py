@@ -186,7 +186,7 @@ def block_of(
         TypeError: If the block does not take the options.
     """
     block = kind.from_conv(conv, norm, **options)
-    if block.act is not None or block.se_layer is not None:
+    if block.act is not None or block.se_cfg is not None:
         raise TypeError('what follows a conv stays as it is: leave act_cfg and se_cfg out')
     own = {id(p) for module in (conv, norm) if module for p in module.parameters()}
     for parameter in block.parameters():

@@ -66,25 +66,23 @@ class PlainKeys:
         conv = f'{prefix}{self.conv}.' if self.conv else prefix
         if f'{conv}weight' not in state_dict or block.deploy:
             return
-        main = f'{conv}{block.branch_names[0]}.'
+        main = f'{conv}{block.main_conv_name()}.'
         for name in list(state_dict):
             if name in (f'{conv}weight', f'{conv}bias'):
-                state_dict[f'{main}conv.{name.removeprefix(conv)}'] = state_dict.pop(name)
+                state_dict[f'{main}{name.removeprefix(conv)}'] = state_dict.pop(name)
             elif self.norm and name.startswith(norm := f'{prefix}{self.norm}.'):
-                moved = f'{conv}{main_norm_name(block)}.{name.removeprefix(norm)}'
+                moved = f'{conv}{block.main_norm_name()}.{name.removeprefix(norm)}'
                 state_dict[moved] = state_dict.pop(name)
+        if (fixed := block.fixed_kernel()) is not None:
+            weight = state_dict[f'{main}weight']
+            state_dict[f'{main}weight'] = weight - fixed.to(weight)
         for name, tensor in block.start_of_others().items():
             state_dict.setdefault(f'{conv}{name}', tensor)
 
 
-def main_norm_name(block: ReparamBlock) -> str:
-    """The name of the norm in a block that was after the conv."""
-    return 'post_norm' if block.post_norm is not None else f'{block.branch_names[0]}.norm'
-
-
 def main_norm(block: ReparamBlock) -> nn.Module:
     """The norm in a block that was after the conv."""
-    return block.get_submodule(main_norm_name(block))
+    return block.get_submodule(block.main_norm_name())
 
 
 def add_plain_keys(model: nn.Module, conv: str, norm: str | None = None) -> RemovableHandle:

@@ -5,7 +5,6 @@ import pytest
 import torch
 from laws import randomise
 from PIL import Image
-from sketches import MobileOneBlock
 from torch import nn
 
 from mmrep.analysis import (
@@ -15,7 +14,7 @@ from mmrep.analysis import (
     draw_shares,
     write_table,
 )
-from mmrep.models.blocks import DiverseBranchBlock, RepVGGBlock
+from mmrep.models.blocks import DiverseBranchBlock, MobileOneBlock, RepVGGBlock
 from mmrep.reparam import NotFoldableError
 
 
@@ -61,7 +60,7 @@ class TestAnalyzeBranches:
         model = nn.Sequential(
             randomise(DiverseBranchBlock(4, 4, 3, groups=4)),
             nn.ReLU(),
-            randomise(MobileOneBlock(4, 6, (1, 3))),
+            randomise(MobileOneBlock(4, 6, (1, 3), 2)),
         )
         first, second = analyze_branches(model)
         assert (first.name, first.geometry) == ('0', '4 -> 4, 3x3, 4 groups')

@@ -255,3 +255,44 @@ def test_where_mmrep_is_not_installed(tmp_path, name):
     done = run_python('-c', STOCK, tmp_path / 'a.pth', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.splitlines()[-1]) < 1e-12
+
+
+#: Every block, and the kernels of :class:`Net` that it is for.
+BLOCKS = {
+    'AsymmetricConvBlock': {},
+    'BranchBlock': dict(branches=('kxk', '1x3', 'avg', dict(kernel_size=3, dilation=1))),
+    'DilatedReparamBlock': dict(kernels=((3, 1), (1, 1))),
+    'LargeKernelBlock': dict(small_kernel=3),
+    'MobileOneBlock': dict(num_convs=2),
+    'OREPABlock': {},
+    'OREPARepVGGBlock': {},
+    'QARepVGGBlock': dict(average=True),
+}
+
+
+@pytest.mark.parametrize('name', BLOCKS)
+def test_every_block(name):
+    """Expanded, the same function; trained and collapsed, the plain network's."""
+    model = randomise(Net())
+    plain = copy.deepcopy(model.state_dict())
+    before = outputs(model)
+    expand(model, dict(type=f'mmrep.{name}', **BLOCKS[name]), X)
+    assert {type(b).__name__ for b in model.modules() if isinstance(b, ReparamBlock)} >= {
+        name
+    }
+    assert_same(before, outputs(model), 1e-6)
+    fresh = copy.deepcopy(model)
+    step(model)
+    expected = outputs(model)
+    assert (expected - before).norm() > 1e-3 * before.norm()
+    own = copy.deepcopy(model.state_dict())
+    collapse(model)
+    assert_same(expected, outputs(model), 2e-6)
+    stock = Net()
+    stock.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(outputs(stock), outputs(model))
+    # Both kinds of checkpoints load into the expanded network.
+    fresh.load_state_dict(own, strict=True)
+    assert_same(expected, outputs(fresh), 1e-6)
+    fresh.load_state_dict(plain, strict=True)
+    assert_same(before, outputs(fresh), 1e-6)

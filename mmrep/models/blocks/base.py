@@ -1,13 +1,15 @@
 """A re-parameterizable block: the sum of its branches, then SE, then an activation."""
 
+import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from itertools import chain, pairwise
 
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmcv.cnn.bricks.scale import LayerScale
 from mmengine.model import BaseModule, ModuleDict, ModuleList, Sequential
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,7 +32,7 @@ from ..layers import PadOrCrop, SELayer, build_activation, run_block
 Size = tuple[int, int]
 
 #: Layers that make zeros of zero weights and biases.
-_MAY_START_AT_ZERO = (nn.Conv2d, nn.GroupNorm, _BatchNorm)
+_MAY_START_AT_ZERO = (nn.Conv2d, nn.GroupNorm, _BatchNorm, LayerScale)
 
 
 def pair(value: int | Size) -> Size:
@@ -79,6 +81,8 @@ class ReparamBlock(BaseModule):
 
     #: As of ``nn.Conv2d``, for what a block stands in the place of.
     transposed, output_padding = False, (0, 0)
+    #: What the SE layer is called in keys.
+    se_name = 'se_layer'
 
     def __new__(cls, *args, **kwargs) -> 'ReparamBlock':
         if 'bias' in kwargs and 'bias' not in inspect.signature(cls.__init__).parameters:
@@ -150,7 +154,8 @@ class ReparamBlock(BaseModule):
         else:
             self._add_branches(self.build_branches())
             self.post_norm = self.build_post_norm()
-        self.se_layer = None if se_cfg is None else SELayer(out_channels, **se_cfg)
+        se = None if se_cfg is None else SELayer(out_channels, **se_cfg)
+        self.register_module(self.se_name, se)
         self.act = None if act_cfg is None else build_activation(act_cfg)
 
     @classmethod
@@ -166,7 +171,8 @@ class ReparamBlock(BaseModule):
 
         Args:
             conv (nn.Module): A conv of a type whose kernel is known.
-            norm (nn.Module, optional): The norm after it. Default: None.
+            norm (nn.Module, optional): The norm after it. Default: None: the block has
+                none in its main branch, and no ``post_norm``.
             **options: Other arguments of the block. Default: ``act_cfg=None``, convs of
                 this type, and batch norms of this type, eps and momentum.
 
@@ -196,48 +202,102 @@ class ReparamBlock(BaseModule):
         kind = type(self).__name__
         first, main = next(iter(self.branches().items()))
         layers = [name for name, _ in main.named_children()]
-        known = layers in (['conv'], ['conv', 'norm'])
-        if not (known and isinstance(main, nn.Sequential)):
+        nested = isinstance(main, ReparamBlock)
+        known = layers in (['conv'], ['conv', 'norm'], ['conv', 'scale'])
+        if not (nested or (known and isinstance(main, nn.Sequential))):
             raise ValueError(f'{first} of {kind} is no sequence of a conv and a norm')
         self.load_state_dict(self.start_of_others(), strict=False)
         self.starts_as_conv = True
-        main.conv = conv
         if self.post_norm is not None:
-            if norm is None:
-                raise ValueError(f'{kind} ends with a norm: give one')
             self.post_norm, norm = norm, None
+        if (fixed := self.fixed_kernel()) is not None:
+            if norm is not None:
+                raise ValueError(
+                    f'{kind} adds what cannot start at 0 to a norm: give the conv alone'
+                )
+            # What the conv is part of may stay as it is.
+            conv = copy.deepcopy(conv)
+            conv.weight.sub_(fixed)
+        if nested:
+            main._start_as(conv, norm)
+            return
+        main.conv = conv
         if 'norm' in layers:
             main.norm = nn.Identity().train(self.training) if norm is None else norm
         elif norm is not None:
             raise ValueError(f'{kind} has no place for a norm: give the conv alone')
 
     def start_of_others(self) -> dict[str, Tensor]:
-        """The state of the branches but the main one, with a contribution of zero.
+        """The state of all but the main conv and its norm, with a contribution of zero.
 
         Raises:
             ValueError: If a branch has nothing that could start at zero.
         """
         zeros = self._start_at_zero()
-        return {
+        states = {
             key: torch.zeros_like(tensor) if key in zeros else tensor
             for branch in self.branch_names[1:]
             for key, tensor in self.get_submodule(branch)
             .state_dict(prefix=f'{branch}.')
             .items()
         }
+        first = self.branch_names[0]
+        main = self.get_submodule(first)
+        if isinstance(main, ReparamBlock):
+            inside = main.start_of_others()
+            states.update((f'{first}.{key}', inside[key]) for key in inside)
+        elif hasattr(main, 'scale'):
+            states[f'{first}.scale.weight'] = torch.ones_like(main.scale.weight)
+        return states
 
     def _start_at_zero(self) -> dict[str, nn.Parameter]:
         """The last scale and shift, or kernel, of each branch but the main one."""
-        zeros = {}
+        zeros, fixed = {}, self._fixed_branches()
         for branch in self.branch_names[1:]:
-            *_, (name, last) = self.get_submodule(branch).named_modules(prefix=branch)
-            if not isinstance(last, _MAY_START_AT_ZERO) or last.weight is None:
-                raise ValueError(
-                    f'{branch} of {type(self).__name__} has no last scale or kernel that '
-                    'could start at 0'
-                )
-            zeros.update(last.named_parameters(name, recurse=False))
+            if branch in fixed:
+                continue
+            for name in self._last_layers(branch):
+                last = self.get_submodule(name)
+                if not isinstance(last, _MAY_START_AT_ZERO) or last.weight is None:
+                    raise ValueError(
+                        f'{branch} of {type(self).__name__} has no last scale or kernel '
+                        'that could start at 0'
+                    )
+                zeros.update(last.named_parameters(name, recurse=False))
         return zeros
+
+    def _last_layers(self, branch: str) -> list[str]:
+        """The names of what makes a branch's output; several in a block without a norm."""
+        block = self.get_submodule(branch)
+        if not isinstance(block, ReparamBlock):
+            *_, (name, _) = block.named_modules(prefix=branch)
+            return [name]
+        if block.post_norm is not None:
+            return [f'{branch}.post_norm']
+        inside = chain.from_iterable(map(block._last_layers, block.branch_names))
+        return [f'{branch}.{name}' for name in inside]
+
+    def _fixed_branches(self) -> dict[str, nn.Module]:
+        """The branches that have no tensor: an identity, an average."""
+        branches = list(self.branches().items())[1:]
+        return {
+            name: branch
+            for name, branch in branches
+            if not any(True for _ in chain(branch.parameters(), branch.buffers()))
+        }
+
+    @torch.no_grad()
+    def fixed_kernel(self) -> Tensor | None:
+        """What branches without a tensor add to the sum of the branches; None if nothing.
+
+        Where the block starts as a conv, it is taken out of the main branch's kernel.
+        """
+        if not (fixed := self._fixed_branches()):
+            return None
+        like = self.weight
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        folded = fold_branches(fixed, self.frame, self.input_size, dtype, like.device)
+        return folded.weight.to(like.dtype)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> 'ReparamBlock':
         """Apply a function to every module inside, as a network's initializers do.
@@ -248,11 +308,17 @@ class ReparamBlock(BaseModule):
         """
         zeros = self._start_at_zero() if self.starts_as_conv else {}
         at_start = not any(tensor.any() for tensor in zeros.values())
-        super().apply(fn)
-        if at_start:
+        fixed = self.fixed_kernel() if zeros and at_start else None
+        if fixed is not None:
+            # The function means the kernel of all branches.
             with torch.no_grad():
-                for name in zeros:
-                    self.get_parameter(name).zero_()
+                self.weight.add_(fixed)
+        super().apply(fn)
+        with torch.no_grad():
+            for name in zeros if at_start else ():
+                self.get_parameter(name).zero_()
+            if fixed is not None:
+                self.weight.sub_(fixed)
         return self
 
     def build_branches(self) -> Mapping[str, nn.Module]:
@@ -270,7 +336,7 @@ class ReparamBlock(BaseModule):
     def _add_branches(self, branches: Mapping[str, nn.Module]) -> None:
         self.branch_names = tuple(branches)
         for name in {name.partition('.')[0] for name in branches}:
-            if hasattr(self, name) or name in ('act', 'se_layer', 'branch_reparam'):
+            if hasattr(self, name) or name in ('act', self.se_name, 'branch_reparam'):
                 raise ValueError(f'{name!r} is no name for a branch: the block has one so')
         for name, branch in branches.items():
             owner: nn.Module = self
@@ -307,6 +373,20 @@ class ReparamBlock(BaseModule):
         """``conv`` with a norm after it and, by name, other layers before it."""
         norm = self.build_norm(self.out_channels)
         return Sequential(OrderedDict(**before, conv=conv, norm=norm))
+
+    def nested(self, kind: type['ReparamBlock'], **options) -> 'ReparamBlock':
+        """A block of this one's geometry, convs and norms, for a branch."""
+        own = ('kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
+        names = (*own, 'conv_cfg', 'norm_cfg', 'one_conv')
+        given = {name: getattr(self, name) for name in names}
+        channels = self.in_channels, self.out_channels
+        return kind(*channels, **{**given, 'act_cfg': None, **options})
+
+    def pointwise_conv(self, out_channels: int) -> nn.Module:
+        """A leading 1x1 conv: stride and padding belong to the layer after it."""
+        return self.build_conv(
+            1, out_channels=out_channels, stride=1, padding=0, dilation=1
+        )
 
     def aligned_conv(
         self, kernel_size: int | Size, dilation: int | Size | None = None
@@ -381,9 +461,23 @@ class ReparamBlock(BaseModule):
     @property
     def main_conv(self) -> nn.Module:
         """The conv of the main branch, or the one conv in deploy form."""
+        return self.get_submodule(self.main_conv_name())
+
+    def main_conv_name(self) -> str:
+        """The name of :attr:`main_conv`, which may be in a block that is the branch."""
         if self.deploy:
-            return self.branch_reparam
-        return self.get_submodule(self.branch_names[0]).conv
+            return 'branch_reparam'
+        main = self.get_submodule(first := self.branch_names[0])
+        inside = main.main_conv_name() if isinstance(main, ReparamBlock) else 'conv'
+        return f'{first}.{inside}'
+
+    def main_norm_name(self) -> str:
+        """The name of the norm after the main branch's conv, or after all branches."""
+        if self.post_norm is not None:
+            return 'post_norm'
+        main = self.get_submodule(first := self.branch_names[0])
+        inside = main.main_norm_name() if isinstance(main, ReparamBlock) else 'norm'
+        return f'{first}.{inside}'
 
     def linear_parts(self) -> list[nn.Module]:
         """The branches and the norm after them: what becomes one conv."""
@@ -394,7 +488,8 @@ class ReparamBlock(BaseModule):
         """The layers whose weights multiply all of ``linear``'s output."""
         if self.post_norm is not None:
             return [self.post_norm]
-        last = map(_last_layer, self.branches().values())
+        names = chain.from_iterable(map(self._last_layers, self.branch_names))
+        last = map(self.get_submodule, names)
         return [layer for layer in last if hasattr(layer, 'weight')]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -402,14 +497,18 @@ class ReparamBlock(BaseModule):
         out = run_block(self, self._linear_and_se, x, self.with_cp)
         if self.act is not None:
             out = self.act(out)
-        if self.se_layer is not None and self.se_position == 'after_act':
-            out = self.se_layer(out)
+        if self._se is not None and self.se_position == 'after_act':
+            out = self._se(out)
         return out
+
+    @property
+    def _se(self) -> nn.Module | None:
+        return getattr(self, self.se_name)
 
     def _linear_and_se(self, x: Tensor) -> Tensor:
         out = self.linear(x)
-        if self.se_layer is not None and self.se_position == 'before_act':
-            out = self.se_layer(out)
+        if self._se is not None and self.se_position == 'before_act':
+            out = self._se(out)
         return out
 
     def linear(self, x: Tensor) -> Tensor:
@@ -418,16 +517,35 @@ class ReparamBlock(BaseModule):
             self._see_size(tuple(x.shape[2:]))
         if self.deploy:
             return self.branch_reparam(x)
-        kernel = one_conv_kernel(
-            self.linear_parts(), self.equivalent_kernel_bias, x, self.stride, self.one_conv
-        )
-        if kernel is not None:
-            return self.frame.convolve(x, *(tensor.to(x.dtype) for tensor in kernel))
-        first, *others = self.branches().values()
-        out = first(x)
-        for branch in others:
-            out = out + branch(x)
+        out = self._one_conv(self.linear_parts(), self.equivalent_kernel_bias, x)
+        if out is not None:
+            return out
+        branches = self.branches()
+        if self.post_norm is not None:
+            # It may be the only one that uses the batch.
+            out = self._one_conv(branches.values(), self._kernel_of_sum, x)
+        if out is None:
+            first, *others = branches.values()
+            out = first(x)
+            for branch in others:
+                out = out + branch(x)
         return out if self.post_norm is None else self.post_norm(out)
+
+    def _one_conv(
+        self,
+        parts: Iterable[nn.Module],
+        derive: Callable[[Size], tuple[Tensor, Tensor]],
+        x: Tensor,
+    ) -> Tensor | None:
+        """What parts of the block make of ``x`` by one conv, where they are one now."""
+        kernel = one_conv_kernel(parts, derive, x, self.stride, self.one_conv)
+        if kernel is None:
+            return None
+        return self.frame.convolve(x, *(tensor.to(x.dtype) for tensor in kernel))
+
+    def _kernel_of_sum(self, input_size: Size) -> tuple[Tensor, Tensor]:
+        folded = self._fold(self.branches(), input_size)
+        return folded.weight, folded.bias
 
     def equivalent_kernel_bias(
         self,
@@ -458,7 +576,8 @@ class ReparamBlock(BaseModule):
         if self.deploy:
             conv = self.branch_reparam
             return conv.weight.to(device, dtype), conv.bias.to(device, dtype)
-        folded = self._fold(self.branches(), input_size or self.input_size, dtype, device)
+        size = input_size or self.input_size
+        folded = self._fold(self.branches(), size, dtype, device, self.post_norm)
         return folded.weight, folded.bias
 
     def branch_kernels(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -475,7 +594,9 @@ class ReparamBlock(BaseModule):
             NotFoldableError: If a branch is not linear; names it and the reason.
         """
         return {
-            name: self._fold({name: branch}, self.input_size, dtype).weight
+            name: self._fold(
+                {name: branch}, self.input_size, dtype, then=self.post_norm
+            ).weight
             for name, branch in self.branches().items()
         }
 
@@ -483,10 +604,11 @@ class ReparamBlock(BaseModule):
         self,
         branches: Mapping[str, nn.Module],
         input_size: Size | None,
-        dtype: torch.dtype | None,
+        dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        then: nn.Module | None = None,
     ) -> LinearConv:
-        """The conv of some branches, and of the norm after them."""
+        """The conv of some branches, and of a norm after them."""
         tensor = next(chain(self.parameters(), self.buffers()), torch.empty(0))
         # There is no autocast on the meta device, and nothing to compute.
         kind = 'cpu' if tensor.is_meta else tensor.device.type
@@ -495,9 +617,12 @@ class ReparamBlock(BaseModule):
         device = tensor.device if device is None else device
         with torch.autocast(kind, enabled=False):
             folded = fold_branches(branches, self.frame, input_size, dtype, device)
-            if self.post_norm is not None:
-                folded = fold_layer(self.post_norm, folded)
-        return folded
+            if then is None:
+                return folded
+            try:
+                return fold_layer(then, folded)
+            except NotFoldableError as error:
+                raise NotFoldableError(f'post_norm: {error}') from None
 
     @property
     def lacks_size(self) -> bool:
@@ -591,13 +716,9 @@ class ReparamBlock(BaseModule):
             )
 
 
-def _last_layer(branch: nn.Module) -> nn.Module:
-    return [*branch.modules()][-1]
-
-
 @register_fold(ReparamBlock)
 def _(block: ReparamBlock, done: LinearConv) -> LinearConv:
-    if block.act is not None or block.se_layer is not None:
+    if block.act is not None or block._se is not None:
         raise NotFoldableError(f'{type(block).__name__} has an activation or SE')
     if block.deploy and block.frame.moves_with_size:
         raise NotFoldableError(f'{type(block).__name__} was fused for one size of inputs')

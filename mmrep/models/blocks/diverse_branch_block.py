@@ -100,7 +100,7 @@ class DiverseBranchBlock(ReparamBlock):
         if internal == self.in_channels:
             conv1 = IdentityConv1x1(internal, self.groups)
         else:
-            conv1 = self._pointwise(internal)
+            conv1 = self.pointwise_conv(internal)
         return PointwiseSpatial(
             conv1,
             self.build_norm(internal),
@@ -115,17 +115,11 @@ class DiverseBranchBlock(ReparamBlock):
         if self.depthwise:
             return Sequential(OrderedDict(pool=pool, norm2=norm))
         return PointwiseSpatial(
-            self._pointwise(self.out_channels),
+            self.pointwise_conv(self.out_channels),
             self.build_norm(self.out_channels),
             pool,
             norm,
             pool.geometry,
-        )
-
-    def _pointwise(self, out_channels: int) -> nn.Module:
-        """A leading 1x1 conv: stride and padding belong to the layer after it."""
-        return self.build_conv(
-            1, out_channels=out_channels, stride=1, padding=0, dilation=1
         )
 
     def init_weights(self) -> None:

@@ -2,6 +2,7 @@
 
 from . import mmcv_layers
 from .activation import build_activation
+from .cosine_filters import CosineFilters
 from .identity_conv import IdentityConv1x1
 from .mtsppf import MTSPPF
 from .pad_or_crop import PadOrCrop
@@ -12,6 +13,7 @@ from .se_layer import SELayer
 
 __all__ = [
     'MTSPPF',
+    'CosineFilters',
     'DilatedAvgPool2d',
     'IdentityConv1x1',
     'PadOrCrop',

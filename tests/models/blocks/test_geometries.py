@@ -6,14 +6,20 @@ import pytest
 import torch
 from geometries import CHANNELS, PADDING_MODES, padding_and_size, span
 from laws import assert_deploy_equivalent, assert_same, image
-from sketches import (
-    AsymmetricBlock,
-    DilatedReparamBlock,
-    MobileOneBlock,
-    QARepVGGBlock,
-)
 
-from mmrep.models.blocks import ConvNormBlock, DiverseBranchBlock, RepVGGBlock
+from mmrep.models.blocks import (
+    AsymmetricConvBlock,
+    BranchBlock,
+    ConvNormBlock,
+    DilatedReparamBlock,
+    DiverseBranchBlock,
+    LargeKernelBlock,
+    MobileOneBlock,
+    OREPABlock,
+    OREPARepVGGBlock,
+    QARepVGGBlock,
+    RepVGGBlock,
+)
 from mmrep.reparam import branch_by_branch
 
 #: The blocks in turn, with the kernel sizes that they have; None: any.
@@ -21,10 +27,14 @@ BLOCKS = (
     (RepVGGBlock, (3,)),
     (DiverseBranchBlock, None),
     (ConvNormBlock, None),
-    (AsymmetricBlock, None),
+    (AsymmetricConvBlock, None),
     (MobileOneBlock, None),
     (QARepVGGBlock, None),
-    (DilatedReparamBlock, (5, 7)),
+    (DilatedReparamBlock, (5, 7, 9, 11, 13, 15, 17)),
+    (LargeKernelBlock, (5, 7, 31)),
+    (OREPABlock, None),
+    (OREPARepVGGBlock, None),
+    (BranchBlock, None),
 )
 NORMS = (
     dict(type='BN'),

@@ -1,0 +1,70 @@
+"""MobileOne's block."""
+
+from torch import nn
+
+from mmrep.registry import MODELS
+
+from .base import ReparamBlock, Size
+
+
+@MODELS.register_module()
+class MobileOneBlock(ReparamBlock):
+    """``y = act(se(sum_n norm(conv_kxk_n(x)) + norm(conv1x1(x)) + norm(x)))``.
+
+    The 1x1 branch ("scale") stands beside larger kernels, the identity where input and
+    output have one shape. The arguments, their defaults and the keys are mmpretrain's; the
+    others are :class:`~mmrep.models.blocks.ReparamBlock`'s.
+
+    Source: `MobileOne: An Improved One millisecond Mobile Backbone
+    <https://arxiv.org/abs/2206.04040>`_, section 3.2 and figure 3.
+
+    Args:
+        in_channels, out_channels, stride, dilation, groups: See the base.
+        kernel_size (int | tuple[int, int]): Rows and columns of the kernel. Default: 3.
+        num_convs (int): Number N of kxk branches. Default: 1.
+        padding (int | tuple[int, int], optional): Padding, in pixels. Default: None, which
+            means as much as keeps the size at stride 1.
+        **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
+
+    Raises:
+        ValueError: If ``num_convs`` is less than 1.
+    """
+
+    se_name = 'se'
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Size = 3,
+        num_convs: int = 1,
+        stride: int | Size = 1,
+        padding: int | Size | None = None,
+        dilation: int | Size = 1,
+        groups: int = 1,
+        **kwargs,
+    ) -> None:
+        if num_convs < 1:
+            raise ValueError(f'num_convs must be at least 1, not {num_convs}')
+        self.num_convs = num_convs
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            **kwargs,
+        )
+
+    def build_branches(self) -> dict[str, nn.Module]:
+        branches = {
+            f'branch_conv_list.{n}': self.conv_norm(self.build_conv(self.kernel_size))
+            for n in range(self.num_convs)
+        }
+        if self.kernel_size != (1, 1):
+            branches['branch_scale'] = self.conv_norm(**self.aligned_conv(1))
+        if self.keeps_shape:
+            branches['branch_norm'] = self.build_norm(self.in_channels)
+        return branches

@@ -1,0 +1,57 @@
+"""The fixed filters of OREPA's frequency prior."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from mmrep.reparam import ConvGeometry, LinearConv, register_fold
+
+
+class CosineFilters(nn.Module):
+    """A depthwise conv of fixed kernels: cosines over the rows, or over the columns.
+
+    ``P[i, r, c] = cos(pi (r + 1/2) (i + 1) / kh)`` for the first half of the channels;
+    for the i-th of the others ``P[i, r, c] = cos(pi (c + 1/2) (i + 1) / kw)``.
+
+    Source: `Online Convolutional Re-parameterization <https://arxiv.org/abs/2204.00826>`_,
+    section 3.2 ("frequency prior"), and its code, where ``kh = kw = 3``.
+
+    Args:
+        geometry (ConvGeometry): Channels, kernel size, stride, padding, dilation and
+            padding mode of a conv. Its groups matter only where the filters are folded.
+    """
+
+    def __init__(self, geometry: ConvGeometry) -> None:
+        super().__init__()
+        channels = geometry.in_channels
+        self.geometry = replace(geometry, out_channels=channels, groups=channels)
+
+    def kernel(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """``(channels, 1, kh, kw)``."""
+        channels, taps = self.geometry.in_channels, self.geometry.kernel_size
+        half = channels // 2
+        filters = []
+        for count, size in zip((half, channels - half), taps, strict=True):
+            # Half precision has no cosine on every device, and few digits.
+            frequency = torch.arange(1, count + 1, dtype=torch.float64, device=device)
+            place = torch.arange(size, dtype=torch.float64, device=device) + 0.5
+            filters.append(torch.cos(torch.pi / size * frequency[:, None] * place))
+        rows, columns = filters
+        kernels = (
+            rows[:, None, :, None].expand(-1, 1, *taps),
+            columns[:, None, None, :].expand(-1, 1, *taps),
+        )
+        return torch.cat(kernels).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, C, H', W')``."""
+        return self.geometry.convolve(x, self.kernel(x.dtype, x.device), None)
+
+    def extra_repr(self) -> str:
+        return str(self.geometry)
+
+
+@register_fold(CosineFilters)
+def _(layer: CosineFilters, done: LinearConv) -> LinearConv:
+    return done.then_conv(layer.kernel(done.dtype, done.device), None, layer.geometry)
