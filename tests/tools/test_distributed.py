@@ -73,6 +73,7 @@ def launch(tmp_path):
 
 
 @no_gpu
+@pytest.mark.long
 def test_train(classifier, tmp_path, launch):
     config = variant(classifier.config, tmp_path, train_dataloader=dict(batch_size=2))
     log = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work')
