@@ -13,7 +13,6 @@ geometry of the conv that they are to become.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -446,10 +445,12 @@ def fold_branches(
         NotFoldableError: If a branch is not linear or does not fit into the frame; says
             which one and why.
     """
-    tensors = chain.from_iterable(
-        chain(branch.parameters(), branch.buffers()) for branch in branches.values()
-    )
-    tensor = next(tensors, torch.tensor(()))
+    tensors = [
+        tensor
+        for branch in branches.values()
+        for tensor in (*branch.parameters(), *branch.buffers())
+    ]
+    tensor = tensors[0] if tensors else torch.tensor(())
     start = LinearConv(
         frame.in_channels,
         frame.in_channels,

@@ -609,7 +609,8 @@ class ReparamBlock(BaseModule):
         then: nn.Module | None = None,
     ) -> LinearConv:
         """The conv of some branches, and of a norm after them."""
-        tensor = next(chain(self.parameters(), self.buffers()), torch.empty(0))
+        tensors = [*self.parameters(), *self.buffers()]
+        tensor = tensors[0] if tensors else torch.empty(0)
         # There is no autocast on the meta device, and nothing to compute.
         kind = 'cpu' if tensor.is_meta else tensor.device.type
         # A branch may have no tensor that tells, as an identity.
