@@ -96,6 +96,28 @@ def network(*layers: nn.Module) -> nn.Sequential:
     return randomise(nn.Sequential(*layers)).double().eval()
 
 
+def test_inner_ones_first():
+    """A network may fuse what its blocks have become."""
+
+    class Block(ConvNorm):
+        fuse = None
+
+        def switch_to_deploy(self) -> None:
+            self[0], self[1] = fuse_conv_norm(*self), nn.Identity()
+
+    class Network(nn.Sequential):
+        def fuse(self) -> nn.Module:
+            (block,) = self
+            assert isinstance(block[1], nn.Identity)
+            return block[0]
+
+    model, x = network(Network(Block())), image(1, 4, 6, 6)
+    expected = model(x)
+    assert sorted(switch_to_deploy(model).switched) == ['0', '0.0']
+    assert isinstance(model[0], nn.Conv2d)
+    assert_same(expected, model(x))
+
+
 @pytest.mark.parametrize('name', NETWORKS)
 def test_networks_of_timm(name):
     model = network(timm.create_model(name))
