@@ -12,8 +12,8 @@ class MobileOneBlock(ReparamBlock):
     """``y = act(se(sum_n norm(conv_kxk_n(x)) + norm(conv1x1(x)) + norm(x)))``.
 
     The 1x1 branch ("scale") stands beside larger kernels, the identity where input and
-    output have one shape. The arguments, their defaults and the keys are mmpretrain's; the
-    others are :class:`~mmrep.models.blocks.ReparamBlock`'s.
+    output have one shape. The arguments and the keys are mmpretrain's; the others are
+    :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Source: `MobileOne: An Improved One millisecond Mobile Backbone
     <https://arxiv.org/abs/2206.04040>`_, section 3.2 and figure 3.
