@@ -57,13 +57,19 @@ class Network(NamedTuple):
 CLS = dict(task='classify', label='top-1', metric='accuracy/top1', goal=97, tolerance=0)
 SEG = dict(task='segment', label='mIoU', metric='mIoU', goal=70, tolerance=0.02)
 REPVGG, DBB = 'configs/repvgg/repvgg-tiny', 'configs/dbb/dbb-resnet18-tiny'
-EXPANDED, TINY = 'configs/expanded', 'resnet18-tiny_1xb64_digits.py'
+EXPANDED, BLOCKS = 'configs/expanded', 'configs/blocks'
+TINY, VGG = 'resnet18-tiny_1xb64_digits.py', 'tiny_1xb64_digits.py'
 NETWORKS = {
     'repvgg-cls': Network(config=f'{REPVGG}_1xb64_digits.py', **CLS),
     'dbb-cls': Network(config=f'{DBB}_1xb64_digits.py', **CLS),
     'repvgg-seg': Network(config=f'{REPVGG}_fcn_1xb16-1k_digits-64x64.py', **SEG),
     'expanded-cls': Network(config=f'{EXPANDED}/expanded-{TINY}', **CLS),
     'conv-cls': Network(config=f'{EXPANDED}/dbbconv-{TINY}', **CLS),
+    'acb-cls': Network(config=f'{BLOCKS}/acb-{TINY}', **CLS),
+    'orepa-cls': Network(config=f'{BLOCKS}/orepa-{TINY}', **CLS),
+    'mobileone-cls': Network(config=f'{BLOCKS}/mobileone-{VGG}', **CLS),
+    'qarepvgg-cls': Network(config=f'{BLOCKS}/qarepvgg-{VGG}', **CLS),
+    'orepa-repvgg-cls': Network(config=f'{BLOCKS}/orepa-repvgg-{VGG}', **CLS),
     'dbb-seg': Network(config=f'{DBB}_fcn_1xb16-1k_digits-64x64.py', **SEG),
 }
 
