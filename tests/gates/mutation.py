@@ -206,8 +206,7 @@ def warm_up() -> Mapping[str, float] | None:
     # A collection in a child would touch, and so copy, all of the memory.
     gc.freeze()
     # Where the imports break a test, it would seem to kill every mutant.
-    Trial.start('', None, seconds)
-    _, status = os.wait()
+    _, status = os.waitpid(Trial.start('', None, seconds).child, 0)
     return None if status else seconds
 
 
