@@ -205,8 +205,9 @@ class _Watch(ExitStack):
                 continue
             if made := self._find(tensor):
                 made.readers.append(reader)
-            owner = self.owners.get(id(tensor), call.name)
-            if owner != call.name:
+            if id(tensor) not in self.owners:
+                continue
+            if (owner := self.owners[id(tensor)]) != call.name:
                 reason = f'a parameter of {owner} is read by {reader}'
                 self.barred.setdefault(owner, reason)
 
