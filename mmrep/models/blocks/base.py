@@ -308,16 +308,14 @@ class ReparamBlock(BaseModule):
         """
         zeros = self._start_at_zero() if self.starts_as_conv else {}
         at_start = not any(tensor.any() for tensor in zeros.values())
-        fixed = self.fixed_kernel() if zeros and at_start else None
-        if fixed is not None:
-            # The function means the kernel of all branches.
-            with torch.no_grad():
-                self.weight.add_(fixed)
+        fixed = self.fixed_kernel() if self.starts_as_conv and at_start else None
+        before = None if fixed is None else self.weight.detach().clone()
         super().apply(fn)
         with torch.no_grad():
             for name in zeros if at_start else ():
                 self.get_parameter(name).zero_()
-            if fixed is not None:
+            if before is not None and not torch.equal(self.weight, before):
+                # What was written is meant for the kernel of all branches.
                 self.weight.sub_(fixed)
         return self
 

@@ -144,9 +144,18 @@ class TestQARepVGGBlock:
         assert torch.equal(conv.weight, before)
         assert_same(norm(conv(X)), block(X))
 
-    def test_initializers_mean_all_of_the_kernel(self):
-        conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
-        block = QARepVGGBlock.from_conv(conv, nn.BatchNorm2d(4))
+    @pytest.mark.parametrize('point', [True, False])
+    def test_initializers_mean_all_of_the_kernel(self, point):
+        """With a branch that starts at zero, or none but the fixed one."""
+        bare = dict(norm=False)
+        branches = ['kxk', dict(type='identity', **bare)]
+        branches += [dict(kernel_size=1, **bare)] * point
+        block = BranchBlock.from_conv(
+            nn.Conv2d(4, 4, 3, padding=1, bias=False),
+            nn.BatchNorm2d(4),
+            branches=branches,
+            post_norm=True,
+        )
 
         def init(module: nn.Module) -> None:
             if isinstance(module, nn.Conv2d):
@@ -155,6 +164,16 @@ class TestQARepVGGBlock:
         block.apply(init)
         kernel, _ = block._kernel_of_sum((9, 9))
         assert_same(torch.full_like(kernel, 0.5), kernel, 1e-6)
+
+    def test_what_initializes_nothing_leaves_all_to_the_bit(self):
+        conv = drawn(nn.Conv2d(4, 4, 3, padding=1, bias=False)).float()
+        block = QARepVGGBlock.from_conv(conv, nn.BatchNorm2d(4))
+        with torch.no_grad():
+            # Adding the identity and taking it out would round it.
+            block.weight.fill_(1e-4)
+        before = {key: tensor.clone() for key, tensor in block.state_dict().items()}
+        block.apply(lambda module: None)
+        assert all(torch.equal(before[k], t) for k, t in block.state_dict().items())
 
     def test_beside_a_norm_there_is_no_place_for_what_is_fixed(self):
         conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
