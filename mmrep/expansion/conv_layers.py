@@ -35,12 +35,9 @@ _CONV_ARGUMENTS = inspect.signature(nn.Conv2d).parameters.keys()
 
 
 def _layer(
-    name: str,
-    function: str,
-    kind: type[ReparamBlock],
-    kernel_sizes: Sequence[int | Size] = (3, 5),
+    name: str, kind: type[ReparamBlock], kernel_sizes: Sequence[int | Size] = (3, 5)
 ) -> Callable[..., nn.Module]:
-    """Register a conv layer; returns the function that builds it."""
+    """Register a conv layer by the short name of its block; returns what builds it."""
 
     def build(
         *args: Any, kernel_sizes: Sequence[int | Size] = kernel_sizes, **kwargs: Any
@@ -53,7 +50,8 @@ def _layer(
         add_plain_keys(block, '')
         return block
 
-    build.__name__ = build.__qualname__ = function
+    # As which a lazy config imports it.
+    build.__name__ = build.__qualname__ = f'build_{name.lower()}_conv'
     build.__doc__ = f"""A conv, the main branch of a {kind.__name__} without an activation.
 
     A norm at the block's end is left to the host.
@@ -67,39 +65,32 @@ def _layer(
         ValueError: If no block can stand for such a conv.
         TypeError: If the block does not take an option.
     """
-    return MODELS.register_module(name=name, module=build)
+    return MODELS.register_module(name=f'{name}Conv2d', module=build)
 
 
 _LARGE = (5, 7, 9, 11, 13, 15, 17)
 
-# By these names a lazy config imports them.
-build_acb_conv = _layer('ACBConv2d', 'build_acb_conv', AsymmetricConvBlock)
-build_branch_conv = _layer('BranchConv2d', 'build_branch_conv', BranchBlock)
-build_dbb_conv = _layer('DBBConv2d', 'build_dbb_conv', DiverseBranchBlock)
-build_dilated_conv = _layer(
-    'DilatedReparamConv2d', 'build_dilated_conv', DilatedReparamBlock, _LARGE
-)
-build_large_kernel_conv = _layer(
-    'LargeKernelConv2d', 'build_large_kernel_conv', LargeKernelBlock, (*_LARGE, 31)
-)
-build_mobileone_conv = _layer('MobileOneConv2d', 'build_mobileone_conv', MobileOneBlock)
-build_orepa_conv = _layer('OREPAConv2d', 'build_orepa_conv', OREPABlock)
-build_orepa_repvgg_conv = _layer(
-    'OREPARepVGGConv2d', 'build_orepa_repvgg_conv', OREPARepVGGBlock
-)
-build_qarepvgg_conv = _layer('QARepVGGConv2d', 'build_qarepvgg_conv', QARepVGGBlock)
-build_repvgg_conv = _layer('RepVGGConv2d', 'build_repvgg_conv', RepVGGBlock, (3,))
+build_acb_conv = _layer('ACB', AsymmetricConvBlock)
+build_branch_conv = _layer('Branch', BranchBlock)
+build_dbb_conv = _layer('DBB', DiverseBranchBlock)
+build_dilatedreparam_conv = _layer('DilatedReparam', DilatedReparamBlock, _LARGE)
+build_largekernel_conv = _layer('LargeKernel', LargeKernelBlock, (*_LARGE, 31))
+build_mobileone_conv = _layer('MobileOne', MobileOneBlock)
+build_orepa_conv = _layer('OREPA', OREPABlock)
+build_oreparepvgg_conv = _layer('OREPARepVGG', OREPARepVGGBlock)
+build_qarepvgg_conv = _layer('QARepVGG', QARepVGGBlock)
+build_repvgg_conv = _layer('RepVGG', RepVGGBlock, (3,))
 
 #: What a ``conv_cfg`` can name.
 CONV_LAYERS = (
     build_acb_conv,
     build_branch_conv,
     build_dbb_conv,
-    build_dilated_conv,
-    build_large_kernel_conv,
+    build_dilatedreparam_conv,
+    build_largekernel_conv,
     build_mobileone_conv,
     build_orepa_conv,
-    build_orepa_repvgg_conv,
+    build_oreparepvgg_conv,
     build_qarepvgg_conv,
     build_repvgg_conv,
 )

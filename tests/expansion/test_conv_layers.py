@@ -1,5 +1,7 @@
 """``conv_cfg=dict(type='mmrep.DBBConv2d')`` in the networks of hosts."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from laws import assert_same, image, randomise
@@ -9,11 +11,13 @@ from mmengine.runner import load_state_dict as load_by_mmengine
 from tiny_projects import segmentor_model
 from torch import nn
 
-from mmrep.expansion import collapse, norms_after
+from mmrep.expansion import CONV_LAYERS, collapse, norms_after
 from mmrep.models.blocks import (
     AsymmetricConvBlock,
     BranchBlock,
+    DilatedReparamBlock,
     DiverseBranchBlock,
+    LargeKernelBlock,
     MobileOneBlock,
     OREPABlock,
     OREPARepVGGBlock,
@@ -186,3 +190,28 @@ def test_a_block_is_no_conv_layer(name):
     message = rf"{name} .* conv_cfg a conv layer .* dict\(type='mmrep.DBBConv2d'\)"
     with pytest.raises(TypeError, match=message):
         build_conv_layer(dict(type=f'mmrep.{name}'), 4, 4, 3, stride=1, bias=False)
+
+
+@pytest.mark.parametrize('layer', CONV_LAYERS, ids=lambda layer: layer.__name__)
+def test_a_lazy_config_finds_it(layer):
+    """By its module and name, as mmengine writes it."""
+    assert getattr(import_module(layer.__module__), layer.__name__) is layer
+
+
+@pytest.mark.parametrize('kernel_size', [5, 7, 17])
+@pytest.mark.parametrize(
+    ('name', 'kind'),
+    [
+        ('mmrep.DilatedReparamConv2d', DilatedReparamBlock),
+        ('mmrep.LargeKernelConv2d', LargeKernelBlock),
+    ],
+)
+def test_large_kernels(name, kind, kernel_size):
+    cfg = dict(type=name)
+    assert type(build_conv_layer(cfg, 4, 4, 3)) is nn.Conv2d
+    block = build_conv_layer(cfg, 4, 4, kernel_size, padding=kernel_size // 2, groups=4)
+    assert type(block) is kind
+    conv = nn.Conv2d(4, 4, kernel_size, padding=kernel_size // 2, groups=4)
+    block.load_state_dict(conv.state_dict(), strict=True)
+    x = image(2, 4, 9, 8, dtype=torch.float32)
+    assert_same(conv(x), block.eval()(x), 1e-6)
