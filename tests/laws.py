@@ -105,6 +105,27 @@ def image(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Ten
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+def on_meta(network: type, *args, **kwargs) -> nn.Module:
+    """A network of any size, in no memory."""
+    with torch.device('meta'):
+        return network(*args, **kwargs)
+
+
+def frozen(model: nn.Module) -> set[str]:
+    """The children that neither train nor move their statistics, all of them."""
+    names = set()
+    for name, child in model.named_children():
+        grads = {p.requires_grad for p in child.parameters()}
+        modes = {m.training for m in child.modules()}
+        if not grads:
+            continue
+        # No child is frozen by halves.
+        assert len(grads) == len(modes) == 1 and grads == modes
+        if grads == {False}:
+            names.add(name)
+    return names
+
+
 def running_statistics(module: nn.Module) -> Tensors:
     """Copies of the running means and variances."""
     return {

@@ -2,6 +2,7 @@
 
 from .base import ArchitectureError, ReparamBackbone
 from .chain import DBBVGG, ChainBackbone, DBBAlexNet, DBBMobileNetV1
+from .mobileone import MobileOne
 from .repvgg import RepVGG
 from .resnet import DBBResNet, DBBResNetV1c, DBBResNetV1d, ReparamResNet
 
@@ -14,6 +15,7 @@ __all__ = [
     'DBBResNet',
     'DBBResNetV1c',
     'DBBResNetV1d',
+    'MobileOne',
     'RepVGG',
     'ReparamBackbone',
     'ReparamResNet',

@@ -1,6 +1,6 @@
 """What every backbone of mmrep does: freezing, norm_eval and the switch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmengine.model import BaseModule
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
@@ -29,6 +29,54 @@ def require_stages(out_indices: Sequence[int], num_stages: int) -> None:
         f'out_indices={tuple(out_indices)} of {num_stages} stages: name one or more of 0 '
         f'to {num_stages - 1}',
     )
+
+
+def find_arch(arch: str | dict, settings: Mapping[str, dict]) -> dict:
+    """An architecture by its name, or as it is given.
+
+    Raises:
+        TypeError: If it is neither a name nor a dict.
+        ArchitectureError: If no architecture has the name.
+    """
+    if isinstance(arch, dict):
+        return arch
+    if not isinstance(arch, str):
+        raise TypeError(f'arch must be a name or a dict, not {arch!r}')
+    require(
+        arch in settings, f'arch {arch!r} is unknown; choose from {", ".join(settings)}'
+    )
+    return settings[arch]
+
+
+def require_one_per_stage(**values: Sequence) -> None:
+    """Raise :class:`ArchitectureError` unless all values have the same length."""
+    *names, last = values
+    lengths = [len(value) for value in values.values()]
+    require(
+        len(set(lengths)) == 1,
+        f'{", ".join(names)} and {last} must have one entry for each stage, not {lengths}',
+    )
+
+
+def block_dilations(
+    dilations: Sequence[int | Sequence[int]], num_blocks: Sequence[int]
+) -> list[Sequence[int]]:
+    """The dilation of every block of every stage.
+
+    Args:
+        dilations: That of each stage, or of each of its blocks.
+        num_blocks: Number of blocks of each stage.
+
+    Raises:
+        ArchitectureError: If a stage has another number of them than of blocks.
+    """
+    every = []
+    for count, dilation in zip(num_blocks, dilations, strict=True):
+        every.append([dilation] * count if isinstance(dilation, int) else dilation)
+        require(
+            len(every[-1]) == count, f'dilations {dilation!r} of a stage of {count} blocks'
+        )
+    return every
 
 
 #: How bodies start: Kaiming for convs, 1 for the weights of norms.

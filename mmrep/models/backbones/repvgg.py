@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from mmrep.registry import MODELS
 
 from ..layers import MTSPPF
-from .base import INIT_CFG, ReparamBackbone, require, require_stages
+from .base import (
+    INIT_CFG,
+    ReparamBackbone,
+    block_dilations,
+    find_arch,
+    require,
+    require_one_per_stage,
+    require_stages,
+)
 from .units import UnitConfig
 
 _G2 = dict.fromkeys(range(2, 27, 2), 2)
@@ -122,11 +130,21 @@ class RepVGG(ReparamBackbone):
         init_cfg: dict | Sequence[dict] | None = INIT_CFG,
     ) -> None:
         super().__init__(frozen_stages, norm_eval, init_cfg)
-        self.arch = arch = self._find_arch(arch)
+        self.arch = arch = find_arch(arch, self.arch_settings)
         num_stages = len(arch['num_blocks'])
         strides = strides or arch.get('strides') or (2,) * num_stages
         dilations = dilations or (1,) * num_stages
-        self._check_stages(strides, dilations, out_indices)
+        require_one_per_stage(
+            num_blocks=arch['num_blocks'],
+            width_factor=arch['width_factor'],
+            strides=strides,
+            dilations=dilations,
+        )
+        require_stages(out_indices, num_stages)
+        last = max(arch.get('group_layer_map') or {}, default=0)
+        count = sum(arch['num_blocks'])
+        require(last <= count, f'group_layer_map names block {last} of {count}')
+        every_dilation = block_dilations(dilations, arch['num_blocks'])
         self.in_channels = in_channels
         self.base_channels = base_channels
         self.out_indices = out_indices
@@ -152,7 +170,7 @@ class RepVGG(ReparamBackbone):
         index = 1
         for i, num_blocks in enumerate(arch['num_blocks']):
             stage = self._make_stage(
-                channels, widths[i], num_blocks, strides[i], dilations[i], index
+                channels, widths[i], strides[i], every_dilation[i], index
             )
             name = f'stage_{i + 1}'
             self.add_module(name, stage)
@@ -162,43 +180,6 @@ class RepVGG(ReparamBackbone):
         ppf_cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.ppf = MTSPPF(channels, channels, **ppf_cfg) if add_ppf else nn.Identity()
         self.train()
-
-    def _find_arch(self, arch: str | dict) -> dict:
-        if isinstance(arch, dict):
-            return arch
-        if not isinstance(arch, str):
-            raise TypeError(f'arch must be a name or a dict, not {arch!r}')
-        require(
-            arch in self.arch_settings,
-            f'arch {arch!r} is unknown; choose from {", ".join(self.arch_settings)}',
-        )
-        return self.arch_settings[arch]
-
-    def _check_stages(
-        self,
-        strides: Sequence[int],
-        dilations: Sequence[int | Sequence[int]],
-        out_indices: Sequence[int],
-    ) -> None:
-        arch = self.arch
-        num_blocks, widths = arch['num_blocks'], arch['width_factor']
-        lengths = [len(values) for values in (num_blocks, widths, strides, dilations)]
-        require(
-            len(set(lengths)) == 1,
-            'num_blocks, width_factor, strides and dilations must have one entry for each '
-            f'stage, not {lengths}',
-        )
-        require_stages(out_indices, len(num_blocks))
-        layer_map = arch.get('group_layer_map') or {}
-        require(
-            max(layer_map, default=0) <= sum(num_blocks),
-            f'group_layer_map names block {max(layer_map, default=0)} of {sum(num_blocks)}',
-        )
-        for count, dilation in zip(num_blocks, dilations, strict=True):
-            require(
-                isinstance(dilation, int) or len(dilation) == count,
-                f'dilations {dilation!r} of a stage of {count} blocks',
-            )
 
     def _build_block(self, in_channels: int, out_channels: int, **geometry) -> nn.Module:
         return self.units.block(
@@ -214,24 +195,22 @@ class RepVGG(ReparamBackbone):
         self,
         in_channels: int,
         out_channels: int,
-        num_blocks: int,
         stride: int,
-        dilation: int | Sequence[int],
+        dilations: Sequence[int],
         index: int,
     ) -> Sequential:
         layer_map = self.arch.get('group_layer_map') or {}
-        dilations = [dilation] * num_blocks if isinstance(dilation, int) else dilation
         return Sequential(
             *(
                 self._build_block(
                     in_channels if j == 0 else out_channels,
                     out_channels,
                     stride=stride if j == 0 else 1,
-                    padding=dilations[j],
-                    dilation=dilations[j],
+                    padding=dilation,
+                    dilation=dilation,
                     groups=layer_map.get(index + j, 1),
                 )
-                for j in range(num_blocks)
+                for j, dilation in enumerate(dilations)
             )
         )
 

@@ -6,7 +6,9 @@ from laws import (
     assert_one_conv_exact,
     assert_same,
     assert_same_step,
+    frozen,
     image,
+    on_meta,
     randomise,
     step,
 )
@@ -41,12 +43,6 @@ KEYS = {'A': (351, 46), 'B': (453, 58), 'D': (985, 290)}
 
 TINY = dict(num_blocks=(1, 2), width_factor=(1, 1.5))
 SMALL = dict(arch=TINY, base_channels=4, out_indices=(0, 1))
-
-
-def on_meta(network: type, *args, **kwargs) -> nn.Module:
-    """A network of any size, in no memory."""
-    with torch.device('meta'):
-        return network(*args, **kwargs)
 
 
 def small(**options) -> RepVGG:
@@ -301,21 +297,6 @@ class TestArguments:
         weight = model.stage_2[1].branch_3x3.conv.weight
         # Kaiming, fan out: variance 2 / (9 * 12).
         assert 0.5 < weight.std().item() / (2 / (9 * 12)) ** 0.5 < 1.5
-
-
-def frozen(model: nn.Module) -> set[str]:
-    """The children that neither train nor move their statistics, all of them."""
-    names = set()
-    for name, child in model.named_children():
-        grads = {p.requires_grad for p in child.parameters()}
-        modes = {m.training for m in child.modules()}
-        if not grads:
-            continue
-        # No child is frozen by halves.
-        assert len(grads) == len(modes) == 1 and grads == modes
-        if grads == {False}:
-            names.add(name)
-    return names
 
 
 class TestTraining:
