@@ -14,17 +14,19 @@ from mmrep.models.backbones import (
     DBBResNet,
     DBBResNetV1c,
     DBBResNetV1d,
+    MobileOne,
     ReparamResNet,
     RepVGG,
 )
 from mmrep.models.backbones.base import ReparamBackbone
-from mmrep.models.blocks import RepVGGBlock
+from mmrep.models.blocks import MobileOneBlock, RepVGGBlock
 from mmrep.registry import SCOPE
 
 from .config import arguments, current_scope, model_nodes, named_nodes, registered
 
 #: What the hosts call the same body.
 _BODIES = {
+    MobileOne: 'MobileOne',
     RepVGG: 'RepVGG',
     ReparamResNet: 'ResNet',
     DBBResNet: 'ResNet',
@@ -32,6 +34,9 @@ _BODIES = {
     DBBResNetV1d: 'ResNetV1d',
     DBBVGG: 'VGG',
 }
+
+#: The blocks that the host's body has itself, by the same keys.
+_BLOCKS = {MobileOne: MobileOneBlock, RepVGG: RepVGGBlock}
 
 #: Which blocks, and how they start: nothing that a host's body is told.
 _OF_BLOCKS = ('block_cfg', 'reparam_kernels', 'deploy')
@@ -67,8 +72,8 @@ class HostConfig(NamedTuple):
 def host_config(cfg: Config) -> HostConfig:
     """A config whose bodies are a host's in the place of mmrep's, the same networks.
 
-    ``RepVGG`` is mmpretrain's; a ``DBBResNet`` is the ``ResNet`` of the config's host,
-    expanded with the same blocks, and a ``DBBVGG`` is mmpretrain's ``VGG``.
+    ``RepVGG`` and ``MobileOne`` are mmpretrain's; a ``DBBResNet`` is the ``ResNet`` of the
+    config's host, expanded with the same blocks, and a ``DBBVGG`` is mmpretrain's ``VGG``.
 
     Raises:
         ConfigError: If the host has no such body, or if an argument has no counterpart.
@@ -107,9 +112,13 @@ def _to_host(node: ConfigDict, kind: type) -> type:
         and name not in (*_OF_BLOCKS, *_OF_TRAINING)
         and value != mine[name].default
     ]
-    block_cfg = values['block_cfg']
-    if kind is RepVGG and block_cfg != dict(type=f'{SCOPE}.{RepVGGBlock.__name__}'):
-        unknown.append(f'block_cfg={block_cfg!r}')
+    own_block, block_cfg = _BLOCKS.get(kind), values['block_cfg']
+    if own_block is not None:
+        if block_cfg != dict(type=f'{SCOPE}.{own_block.__name__}'):
+            unknown.append(f'block_cfg={block_cfg!r}')
+        sizes = values.get('reparam_kernels', ())
+        if sizes and set(sizes) != set(mine['reparam_kernels'].default):
+            unknown.append(f'reparam_kernels={sizes!r}')
     if unknown:
         raise ConfigError(
             f'{", ".join(unknown)} of {node["type"]} is nothing that {of} can be: leave '
@@ -124,11 +133,14 @@ def _to_host(node: ConfigDict, kind: type) -> type:
         or (name != 'init_cfg' and value not in (None, theirs[name].default))
     }
     norm_cfg = given.get('norm_cfg')
-    if kind is RepVGG and norm_cfg and norm_cfg['type'] == 'SyncBN':
+    if own_block is not None and norm_cfg and norm_cfg['type'] == 'SyncBN':
         # Of the same keys; mmpretrain's blocks fuse no other, and have none afterwards.
         given['norm_cfg'] = dict(norm_cfg, type='BN')
+    if kind is MobileOne and isinstance(given['arch'], dict):
+        # mmpretrain takes no other sequences there.
+        given['arch'] = {name: list(value) for name, value in given['arch'].items()}
     node.clear()
-    if kind is RepVGG or block_cfg is None:
+    if own_block is not None or block_cfg is None:
         node.update(given, type=of)
     else:
         sizes = values['reparam_kernels']

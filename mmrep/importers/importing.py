@@ -1,7 +1,7 @@
 """From another project's checkpoint to one of mmrep's models."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os.path import expanduser
 from pathlib import Path
@@ -30,13 +30,18 @@ from .heads import count_auxiliary, describe_head, feature_channels
 from .keras import KERAS, is_hdf5, read_keras
 from .layout import Layout, Renamed
 from .mmpretrain import MMPRETRAIN
+from .mobileone import MMPRETRAIN_MOBILEONE, MOBILEONE, TIMM_MOBILEONE
 from .repvgg import REPVGG
 from .repvggplus import REPVGGPLUS
 from .timm import TIMM
 
 #: The layouts, by name.
 LAYOUTS = {
-    layout.name: layout for layout in (REPVGG, REPVGGPLUS, DBB, TIMM, MMPRETRAIN, KERAS)
+    layout.name: layout
+    for layout in (
+        *(REPVGG, REPVGGPLUS, DBB, TIMM, MMPRETRAIN, KERAS),
+        *(MOBILEONE, TIMM_MOBILEONE, MMPRETRAIN_MOBILEONE),
+    )
 }
 
 
@@ -142,11 +147,11 @@ def _is_finite(value: Tensor) -> bool:
     return bool(value.isfinite().all())
 
 
-def _find_layout(keys: Iterable[str], name: str, source: str) -> Layout:
-    """The layout of a name, or the only one that keys are of."""
+def _find_layout(weights: Mapping[str, Tensor], name: str, source: str) -> Layout:
+    """The layout of a name, or the only one that weights are of."""
     if name != 'auto':
         return LAYOUTS[name]
-    found = [layout for layout in LAYOUTS.values() if layout.knows(keys)]
+    found = [layout for layout in LAYOUTS.values() if layout.knows(weights)]
     if len(found) == 1:
         return found[0]
     names = ', '.join(layout.name for layout in found or LAYOUTS.values())
@@ -155,8 +160,8 @@ def _find_layout(keys: Iterable[str], name: str, source: str) -> Layout:
             f'{source} has keys of several layouts: name one of {names} with --from'
         )
     raise CheckpointError(
-        f'{source} is of none of the layouts {names} (its keys are {listed(keys)}): give a '
-        'checkpoint of one of them'
+        f'{source} is of none of the layouts {names} (its keys are {listed(weights)}): '
+        'give a checkpoint of one of them'
     )
 
 

@@ -60,7 +60,7 @@ for _i, _layer in enumerate(('sequential', *(f'sequential_{n}' for n in (1, 2, 3
 
 KERAS = Layout(
     name='keras',
-    mark=r'/rbr_\w+/(\w+/)?vars/\d$',
+    mark=r'/rbr_\w+/(\w+/)?vars/\d ',
     rules={
         **under(_PLACES, _PARTS, '/'),
         **_variables({'(?:layers/)?dense': ('head.fc', _LINEAR)}),

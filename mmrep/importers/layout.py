@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -42,10 +42,12 @@ class Layout:
 
     Args:
         name: What ``--from`` calls it.
-        mark: Regular expression that some key of every such file matches, and no key of
-            another layout's.
+        mark: Regular expression that some key of every such file matches, followed by the
+            numbers of its shape: ``'stem.conv.weight 64 3 3 3'``.
         rules: New names of all keys, with ``backbone.`` and ``head.`` before them.
         family: What reads the architecture.
+        foreign_mark: As ``mark``, of files that are of another layout in spite of it.
+            Default: none.
         deploy_rules: Rules in the place of some of these in deploy form. Default: none.
         options: Arguments of every backbone of this layout. Default: none.
         arch_options: What every architecture of this layout has that its weights do not
@@ -59,15 +61,19 @@ class Layout:
     mark: str
     rules: Rules
     family: Family
+    foreign_mark: str | None = None
     deploy_rules: Rules = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     arch_options: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     deploy_note: str = ''
 
-    def knows(self, keys: Iterable[str]) -> bool:
-        """Whether keys are of this layout."""
-        return any(re.search(self.mark, key) for key in keys)
+    def knows(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether weights are of this layout."""
+        lines = [' '.join(map(str, (key, *w.shape))) for key, w in weights.items()]
+        marks = [self.mark] if self.foreign_mark is None else [self.mark, self.foreign_mark]
+        found = [any(re.search(mark, line) for line in lines) for mark in marks]
+        return found[0] and not any(found[1:])
 
     def rename(self, weights: Mapping[str, Tensor], source: str) -> Renamed:
         """Give every key the name that the first rule for it says.

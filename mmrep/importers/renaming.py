@@ -7,7 +7,7 @@ Rules = Mapping[str, str]
 
 
 def under(places: Rules, parts: Rules, separator: str = r'\.') -> dict[str, str]:
-    """The rules for every part in every place; parts have no groups."""
+    """The rules for every part in every place; groups of parts have names."""
     return {
         f'{place}{separator}{part}': f'{new_place}.{new_part}'
         for place, new_place in places.items()

@@ -22,7 +22,7 @@ _PLACES = {
 
 REPVGG = Layout(
     name='repvgg',
-    mark=r'^stage[1-4]\.\d+\.rbr_',
+    mark=r'^stage[1-4]\.\d+\.rbr_(dense|reparam)\.',
     rules=every_leaf({**under(_PLACES, BLOCK), r'linear': 'head.fc'}),
     family=repvgg_config,
 )

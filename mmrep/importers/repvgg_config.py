@@ -1,22 +1,18 @@
 """Read the architecture of a RepVGG from its weights."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
 from mmrep.errors import CheckpointError
 from mmrep.models.backbones import RepVGG
-from mmrep.models.layers.se_layer import make_divisible
 
 from .layout import Layout
+from .shapes import count_blocks, find_se_cfg, is_se_cfg, kernel, squeezed
 
 #: ``RepVGG``'s default ``base_channels`` and ``stem_channels``.
 _BASE = 64
-
-#: Squeeze ratios to try; several may do, and these two have names.
-_RATIOS = (16, 4, *range(1, 65))
 
 
 class _Block(NamedTuple):
@@ -76,28 +72,18 @@ def _block(
     state: Mapping[str, Tensor], name: str, in_channels: int | None = None
 ) -> _Block:
     """The shape of a block; one whose input is not known has one group."""
-    keys = (f'{name}.branch_3x3.conv.weight', f'{name}.branch_reparam.weight')
-    weight = next((state[key] for key in keys if key in state), None)
-    if weight is None or weight.dim() != 4:
-        raise CheckpointError(f"the 3x3 conv of mmrep's block {name} is missing")
+    weight = kernel(state, name, 'branch_3x3.conv', 'branch_reparam')
     outs, ins = weight.shape[:2]
-    squeeze = state.get(f'{name}.se_layer.conv1.conv.weight')
-    if squeeze is not None and squeeze.dim() != 4:
-        raise CheckpointError(f"a weight of mmrep's {name}.se_layer is that of no conv")
     groups = 1 if in_channels is None else max(in_channels // max(ins, 1), 1)
-    return _Block(ins * groups, outs, groups, 0 if squeeze is None else len(squeeze))
+    return _Block(ins * groups, outs, groups, squeezed(state, f'{name}.se_layer'))
 
 
 def _stages(state: Mapping[str, Tensor], channels: int) -> list[list[_Block]]:
     """The blocks of every stage, which get ``channels`` from the stem."""
-    # Python reads no number of thousands of digits; such a block is missed below.
-    found = map(re.compile(r'stage_(\d{1,9})\.(\d{1,9})\.').match, state)
-    last = dict(sorted((int(m[1]), int(m[2])) for m in found if m))
     stages = []
-    for i in range(1, 1 + max(last, default=0)):
+    for i, count in enumerate(count_blocks(state, 'stage_'), 1):
         stages.append([])
-        # One that is not there is missed by its first block.
-        for j in range(1 + last.get(i, 0)):
+        for j in range(count):
             stages[-1].append(_block(state, f'stage_{i}.{j}', channels))
             channels = stages[-1][-1].out_channels
     return stages
@@ -115,29 +101,24 @@ def _measure(stem: _Block, stages: list[list[_Block]]) -> dict:
     if groups:
         arch['group_layer_map'] = groups
     if stem.squeezed:
-        arch['se_cfg'] = _se_cfg([stem, *blocks])
+        arch['se_cfg'] = find_se_cfg(
+            [(b.out_channels, b.squeezed) for b in (stem, *blocks)]
+        )
     if stem.out_channels != min(_BASE, widths[0]):
         arch['stem_channels'] = stem.out_channels
     return arch
 
 
-def _fits(se_cfg: dict | None, blocks: Iterable[_Block]) -> bool:
+def _fits(se_cfg: dict | None, blocks: list[_Block]) -> bool:
     """Whether a config is that of the SE layers of blocks, or says that there are none."""
     if not se_cfg:
         return not any(block.squeezed for block in blocks)
-    ratio, divisor = se_cfg['ratio'], se_cfg['divisor']
-    return all(
-        make_divisible(b.out_channels // ratio, divisor) == b.squeezed for b in blocks
-    )
+    return is_se_cfg(se_cfg, _se_layers(blocks))
 
 
-def _se_cfg(blocks: list[_Block]) -> dict:
-    """The SE layers' config: one ratio for all blocks, rounded to 1 or to 8."""
-    candidates = (dict(ratio=r, divisor=d) for d in (1, 8) for r in _RATIOS)
-    fitting = next((cfg for cfg in candidates if _fits(cfg, blocks)), None)
-    if fitting is None:
-        raise CheckpointError('its SE layers have no common squeeze ratio')
-    return fitting
+def _se_layers(blocks: list[_Block]) -> list[tuple[int, int]]:
+    """The widths of blocks' SE layers, outer and inner."""
+    return [(block.out_channels, block.squeezed) for block in blocks]
 
 
 def _is_named(arch: dict, named: dict, blocks: list[_Block]) -> bool:

@@ -19,6 +19,16 @@ from mmrep.hosts import forward
 from mmrep.reparam import branch_by_branch
 
 SE = dict(REPVGG['arch'], se_cfg=dict(ratio=4, divisor=1))
+MOBILEONE = dict(
+    type='mmrep.MobileOne',
+    arch=dict(
+        num_blocks=(1, 2, 1, 1),
+        width_factor=(0.125, 0.0625, 0.0625, 0.03125),
+        num_conv_branches=(1, 2, 1, 1),
+        num_se_blocks=(0, 1, 0, 1),
+    ),
+    se_cfg=dict(ratio=4, divisor=1),
+)
 RESNET50 = dict(DBB_RESNET, depth=50)
 
 #: Models of mmrep's bodies: the scope, the config, and the type of the host's body.
@@ -28,6 +38,12 @@ BODIES = {
         'mmseg',
         segmentor_model(dict(REPVGG, norm_cfg=dict(type='SyncBN', requires_grad=True))),
         'mmpretrain.RepVGG',
+    ),
+    'MobileOne with SE': ('mmpretrain', classifier_model(MOBILEONE), 'MobileOne'),
+    'MobileOne of SyncBN': (
+        'mmseg',
+        segmentor_model(dict(MOBILEONE, norm_cfg=dict(type='SyncBN'))),
+        'mmpretrain.MobileOne',
     ),
     'RepVGG segmentor': ('mmseg', segmentor_model(), 'mmpretrain.RepVGG'),
     'DBB-ResNet-18': ('mmpretrain', classifier_model(DBB_RESNET, 32), 'ResNet'),
@@ -160,6 +176,10 @@ def test_a_host_s_model_stays(tmp_path):
         ),
         (dict(REPVGG, block_cfg=DBB), r'block_cfg=.* of mmrep\.RepVGG is nothing that'),
         (dict(REPVGG, block_cfg=None), 'block_cfg=None of mmrep'),
+        (
+            dict(MOBILEONE, reparam_kernels=[1], strides=(2, 2, 1, 2)),
+            r'strides=\(2, 2, 1, 2\), reparam_kernels=\[1\] of mmrep\.MobileOne is',
+        ),
         (dict(DBB_RESNET, depth=50, plugins=[]), r'plugins=\[\] of .* that ResNet can be'),
     ],
 )

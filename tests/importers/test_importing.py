@@ -113,7 +113,7 @@ def test_half_a_head_is_refused(key, weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'key', ['rbr_scale.weight', 'stage2.0.rbr_conv.0.bn.bias', 'stage5.0.rbr_identity.bias']
+    'key', ['rbr_scale.weight', 'stage2.0.rbr_avg.bn.bias', 'stage5.0.rbr_identity.bias']
 )
 def test_a_key_without_a_rule_is_named(key, weights, tmp_path):
     weights[key] = torch.zeros(1)

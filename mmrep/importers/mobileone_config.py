@@ -1,0 +1,86 @@
+"""Read the architecture of a MobileOne from its weights."""
+
+from collections.abc import Mapping
+from itertools import chain, count, takewhile
+
+from torch import Tensor
+
+from mmrep.checkpoints import is_deploy_form
+from mmrep.errors import CheckpointError
+from mmrep.models.backbones import MobileOne
+
+from .layout import Layout
+from .shapes import count_blocks, find_se_cfg, is_se_cfg, kernel, squeezed
+
+#: ``MobileOne``'s default ``base_channels``, and its ``se_cfg``.
+_BASE, _SE_CFG = 64, dict(ratio=16)
+
+
+def mobileone_config(
+    state: Mapping[str, Tensor], layout: Layout, arch: str | None = None
+) -> dict:
+    """The config of the MobileOne that has these weights.
+
+    Strides and dilations are not in the weights: they are the default. A deploy form does
+    not tell how many branches there were, either: as many as in the named architecture of
+    its shapes, or one.
+
+    Args:
+        state: The weights, under the backbone's keys.
+        layout: Where they come from.
+        arch: Name of the architecture. Default: None, which means the named one of these
+            shapes or, where there is none, a dict.
+
+    Raises:
+        CheckpointError: If a block is missing, or ``arch`` is unknown; says only that.
+    """
+    named = MobileOne.arch_settings
+    if arch is not None and arch not in named:
+        raise CheckpointError(f'arch {arch!r} is unknown; choose from {", ".join(named)}')
+    counts = count_blocks(state, 'stage')
+    if not counts:
+        raise CheckpointError('it has no stages')
+    stem, deploy = _kernel(state, 'stage0'), is_deploy_form(state)
+    stages = [[f'stage{i}.{j}' for j in range(n)] for i, n in enumerate(counts, 1)]
+    widths = [len(_kernel(state, blocks[-1])) for blocks in stages]
+    base = _BASE if len(stem) == min(_BASE, widths[0]) else len(stem)
+    se = [[squeezed(state, f'{name}.se') for name in blocks] for blocks in stages]
+    layers = [
+        (len(_kernel(state, name)), inner)
+        for name, inner in zip(chain(*stages), chain(*se), strict=True)
+        if inner
+    ]
+    measured = dict(
+        num_blocks=tuple(n // 2 for n in counts),
+        width_factor=tuple(width / (base * 2**i) for i, width in enumerate(widths)),
+        num_conv_branches=tuple(
+            1 if deploy else _branches(state, blocks[0]) for blocks in stages
+        ),
+        num_se_blocks=tuple(sum(map(bool, inner[::2])) for inner in se),
+    )
+    told = [key for key in measured if not (deploy and key == 'num_conv_branches')]
+    if arch is None:
+        same = (
+            name
+            for name, settings in named.items()
+            if all(measured[key] == settings[key] for key in told) and base == _BASE
+        )
+        arch = next(same, measured)
+    config = dict(type='mmrep.MobileOne', arch=arch, out_indices=(len(counts) - 1,))
+    if base != _BASE:
+        config['base_channels'] = base
+    if not is_se_cfg(_SE_CFG, layers):
+        config['se_cfg'] = find_se_cfg(layers)
+    if stem.shape[1] != 3:
+        config['in_channels'] = stem.shape[1]
+    return config
+
+
+def _kernel(state: Mapping[str, Tensor], block: str) -> Tensor:
+    return kernel(state, block, 'branch_conv_list.0.conv', 'branch_reparam')
+
+
+def _branches(state: Mapping[str, Tensor], block: str) -> int:
+    """The number of a block's main branches, which count from 0."""
+    keys = (f'{block}.branch_conv_list.{n}.conv.weight' for n in count())
+    return sum(1 for _ in takewhile(state.__contains__, keys))

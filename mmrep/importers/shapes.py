@@ -1,0 +1,74 @@
+"""What the shapes of renamed weights tell of blocks of any kind."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from mmrep.errors import CheckpointError
+from mmrep.models.layers.se_layer import make_divisible
+
+#: Squeeze ratios to try; several may do, and these two have names.
+_RATIOS = (16, 4, *range(1, 65))
+
+
+def count_blocks(state: Iterable[str], prefix: str) -> list[int]:
+    """Numbers of blocks of the stages, whose names begin with a prefix and count from 1.
+
+    Those that are missing between two others count.
+    """
+    # Python reads no number of thousands of digits; such a block is missed by its name.
+    found = map(re.compile(rf'{prefix}([1-9]\d{{0,8}})\.(\d{{1,9}})\.').match, state)
+    last = dict(sorted((int(m[1]), int(m[2])) for m in found if m))
+    return [1 + last.get(i, 0) for i in range(1, 1 + max(last, default=0))]
+
+
+def kernel(state: Mapping[str, Tensor], block: str, *names: str) -> Tensor:
+    """The kernel of a block's main conv, in any form.
+
+    Args:
+        state: The weights.
+        block: The block's name.
+        *names: What its conv may be called.
+
+    Raises:
+        CheckpointError: If there is none; says only that.
+    """
+    keys = (f'{block}.{name}.weight' for name in names)
+    weight = next((state[key] for key in keys if key in state), None)
+    if weight is None or weight.dim() != 4:
+        raise CheckpointError(f"the main conv of mmrep's block {block} is missing")
+    return weight
+
+
+def squeezed(state: Mapping[str, Tensor], layer: str) -> int:
+    """The inner channels of an SE layer; 0 where there is none.
+
+    Raises:
+        CheckpointError: If its weight is that of no conv; says only that.
+    """
+    weight = state.get(f'{layer}.conv1.conv.weight')
+    if weight is None:
+        return 0
+    if weight.dim() != 4:
+        raise CheckpointError(f"a weight of mmrep's {layer} is that of no conv")
+    return len(weight)
+
+
+def is_se_cfg(cfg: Mapping[str, int], layers: Iterable[tuple[int, int]]) -> bool:
+    """Whether SE layers of these widths, outer and inner, have a config."""
+    ratio, divisor = cfg['ratio'], cfg.get('divisor', 8)
+    return all(make_divisible(outer // ratio, divisor) == inner for outer, inner in layers)
+
+
+def find_se_cfg(layers: list[tuple[int, int]]) -> dict[str, int]:
+    """The config of SE layers of these widths: one ratio for all, rounded to 1 or to 8.
+
+    Raises:
+        CheckpointError: If there is none; says only that.
+    """
+    candidates = (dict(ratio=r, divisor=d) for d in (1, 8) for r in _RATIOS)
+    fitting = next((cfg for cfg in candidates if is_se_cfg(cfg, layers)), None)
+    if fitting is None:
+        raise CheckpointError('its SE layers have no common squeeze ratio')
+    return fitting
