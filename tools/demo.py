@@ -57,6 +57,7 @@ class Network(NamedTuple):
 CLS = dict(task='classify', label='top-1', metric='accuracy/top1', goal=97, tolerance=0)
 SEG = dict(task='segment', label='mIoU', metric='mIoU', goal=70, tolerance=0.02)
 REPVGG, DBB = 'configs/repvgg/repvgg-tiny', 'configs/dbb/dbb-resnet18-tiny'
+MOBILEONE = 'configs/mobileone/mobileone'
 EXPANDED, BLOCKS = 'configs/expanded', 'configs/blocks'
 TINY, VGG = 'resnet18-tiny_1xb64_digits.py', 'tiny_1xb64_digits.py'
 NETWORKS = {
@@ -68,6 +69,7 @@ NETWORKS = {
     'acb-cls': Network(config=f'{BLOCKS}/acb-{TINY}', **CLS),
     'orepa-cls': Network(config=f'{BLOCKS}/orepa-{TINY}', **CLS),
     'mobileone-cls': Network(config=f'{BLOCKS}/mobileone-{VGG}', **CLS),
+    'mobileone-s0-cls': Network(config=f'{MOBILEONE}-s0-{VGG}', **CLS),
     'qarepvgg-cls': Network(config=f'{BLOCKS}/qarepvgg-{VGG}', **CLS),
     'orepa-repvgg-cls': Network(config=f'{BLOCKS}/orepa-repvgg-{VGG}', **CLS),
     'dbb-seg': Network(config=f'{DBB}_fcn_1xb16-1k_digits-64x64.py', **SEG),
