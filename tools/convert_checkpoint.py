@@ -12,9 +12,9 @@ from mmrep.importers import LAYOUTS, Imported, import_checkpoint
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
-        description='Rename the weights of a RepVGG, RepVGGplus, DBB network or MobileOne '
-        'from another project, prove that they fit the backbone that their shapes tell, '
-        'write them in the shape of mmpretrain, and print the config that goes with them.'
+        description='Rename the weights of a RepVGG, RepVGGplus, DBB network, MobileOne or '
+        'UniRepLKNet from another project, prove that they fit the backbone that their '
+        'shapes tell, write them in the shape of mmpretrain, and print the config of both.'
     )
     parser.add_argument(
         'source', type=name_argument, help='checkpoint of the other project, in either form'
@@ -29,9 +29,9 @@ def parse_args() -> argparse.Namespace:
         dest='layout',
         choices=['auto', *LAYOUTS],
         default='auto',
-        help='project of the source: the official repvgg, repvggplus, dbb or mobileone, '
-        'timm, mmpretrain (or mmcls), keras (.weights.h5), or a MobileOne of timm or '
-        'mmpretrain (default: auto, by the keys)',
+        help='project of the source: the official repvgg, repvggplus, dbb, mobileone or '
+        'unireplknet, timm, mmpretrain (or mmcls), keras (.weights.h5), or a MobileOne of '
+        'timm or mmpretrain (default: auto, by the keys)',
     )
     parser.add_argument(
         '--arch',

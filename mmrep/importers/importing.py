@@ -34,13 +34,14 @@ from .mobileone import MMPRETRAIN_MOBILEONE, MOBILEONE, TIMM_MOBILEONE
 from .repvgg import REPVGG
 from .repvggplus import REPVGGPLUS
 from .timm import TIMM
+from .unireplknet import UNIREPLKNET
 
 #: The layouts, by name.
 LAYOUTS = {
     layout.name: layout
     for layout in (
         *(REPVGG, REPVGGPLUS, DBB, TIMM, MMPRETRAIN, KERAS),
-        *(MOBILEONE, TIMM_MOBILEONE, MMPRETRAIN_MOBILEONE),
+        *(MOBILEONE, TIMM_MOBILEONE, MMPRETRAIN_MOBILEONE, UNIREPLKNET),
     )
 }
 

@@ -48,6 +48,9 @@ class Layout:
         family: What reads the architecture.
         foreign_mark: As ``mark``, of files that are of another layout in spite of it.
             Default: none.
+        prepare: What makes weights of other names or shapes of all weights, before they are
+            renamed, where a key alone does not tell. Default: nothing.
+        deploy_mark: As ``mark``, of files in deploy form. Default: ``'reparam'``.
         deploy_rules: Rules in the place of some of these in deploy form. Default: none.
         options: Arguments of every backbone of this layout. Default: none.
         arch_options: What every architecture of this layout has that its weights do not
@@ -62,6 +65,8 @@ class Layout:
     rules: Rules
     family: Family
     foreign_mark: str | None = None
+    prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+    deploy_mark: str = 'reparam'
     deploy_rules: Rules = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     arch_options: Mapping[str, Any] = field(default_factory=dict)
@@ -70,10 +75,8 @@ class Layout:
 
     def knows(self, weights: Mapping[str, Tensor]) -> bool:
         """Whether weights are of this layout."""
-        lines = [' '.join(map(str, (key, *w.shape))) for key, w in weights.items()]
-        marks = [self.mark] if self.foreign_mark is None else [self.mark, self.foreign_mark]
-        found = [any(re.search(mark, line) for line in lines) for mark in marks]
-        return found[0] and not any(found[1:])
+        is_foreign = self.foreign_mark is not None and _has(weights, self.foreign_mark)
+        return _has(weights, self.mark) and not is_foreign
 
     def rename(self, weights: Mapping[str, Tensor], source: str) -> Renamed:
         """Give every key the name that the first rule for it says.
@@ -92,11 +95,11 @@ class Layout:
                 f'{source} holds {len(weights)} weights, and no network of that layout has '
                 f'more than {_MOST_KEYS}: give the checkpoint of a model'
             )
-        is_deploy = any('reparam' in key for key in weights)
+        is_deploy = _has(weights, self.deploy_mark)
         rules = {**self.rules, **(self.deploy_rules if is_deploy else {})}
         state, origin, left_out = renamed = Renamed({}, {}, Counter())
         unknown = []
-        for key, value in weights.items():
+        for key, value in self.prepare(weights).items():
             kind = _first(self.left_out, key)
             target = _first(rules, key)
             if kind is not None:
@@ -116,6 +119,12 @@ class Layout:
                 'take them out, or name another layout with --from'
             )
         return renamed
+
+
+def _has(weights: Mapping[str, Tensor], mark: str) -> bool:
+    """Whether a key with the numbers of its shape after it matches an expression."""
+    lines = (' '.join(map(str, (key, *w.shape))) for key, w in weights.items())
+    return any(re.search(mark, line) for line in lines)
 
 
 def _first(rules: Rules, key: str) -> str | None:

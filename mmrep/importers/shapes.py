@@ -12,13 +12,21 @@ from mmrep.models.layers.se_layer import make_divisible
 _RATIOS = (16, 4, *range(1, 65))
 
 
-def count_blocks(state: Iterable[str], prefix: str) -> list[int]:
+def count_blocks(state: Iterable[str], prefix: str, inside: str = '') -> list[int]:
     """Numbers of blocks of the stages, whose names begin with a prefix and count from 1.
 
     Those that are missing between two others count.
+
+    Args:
+        state: The keys.
+        prefix: What stands before a stage's number.
+        inside: Regular expression of what stands before a block's number in its stage.
+            Default: nothing.
     """
     # Python reads no number of thousands of digits; such a block is missed by its name.
-    found = map(re.compile(rf'{prefix}([1-9]\d{{0,8}})\.(\d{{1,9}})\.').match, state)
+    found = map(
+        re.compile(rf'{prefix}([1-9]\d{{0,8}})\.{inside}(\d{{1,9}})\.').match, state
+    )
     last = dict(sorted((int(m[1]), int(m[2])) for m in found if m))
     return [1 + last.get(i, 0) for i in range(1, 1 + max(last, default=0))]
 

@@ -41,7 +41,9 @@ def features_of(path: Path, x: Tensor) -> tuple[Tensor, ...]:
 def logits_of(path: Path, x: Tensor) -> Tensor:
     """What an imported checkpoint says of images: mean over the map, linear layer."""
     state = torch.load(path, weights_only=True)['state_dict']
-    mean = features_of(path, x)[-1].mean((2, 3))
+    last = features_of(path, x)[-1]
+    # Some are means themselves.
+    mean = last.mean((2, 3)) if last.dim() == 4 else last
     return nn.functional.linear(mean, state['head.fc.weight'], state['head.fc.bias'])
 
 

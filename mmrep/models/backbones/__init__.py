@@ -5,6 +5,7 @@ from .chain import DBBVGG, ChainBackbone, DBBAlexNet, DBBMobileNetV1
 from .mobileone import MobileOne
 from .repvgg import RepVGG
 from .resnet import DBBResNet, DBBResNetV1c, DBBResNetV1d, ReparamResNet
+from .unireplknet import UniRepLKNet
 
 __all__ = [
     'DBBVGG',
@@ -19,4 +20,5 @@ __all__ = [
     'RepVGG',
     'ReparamBackbone',
     'ReparamResNet',
+    'UniRepLKNet',
 ]

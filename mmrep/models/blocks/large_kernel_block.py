@@ -61,7 +61,7 @@ class LargeKernelBlock(ReparamBlock):
 
 @MODELS.register_module()
 class DilatedReparamBlock(ReparamBlock):
-    """``y = act(se(norm(conv_KxK(x)) + sum norm(conv_kxk(x, dilation=r))))``.
+    """``y = act(se(post_norm(norm(conv_KxK(x)) + sum norm(conv_kxk(x, dilation=r)))))``.
 
     A large kernel and small dilated ones on its taps; depthwise in the paper, and of any
     groups and stride here. A block that is dilated itself multiplies their dilations. The
@@ -75,6 +75,8 @@ class DilatedReparamBlock(ReparamBlock):
             13, 15 or 17, or any with ``kernels``.
         kernels (Sequence[tuple[int, int]], optional): Kernel size and dilation of each
             other conv. Default: None, the paper's.
+        post_norm (bool): Whether a norm is after the sum, as in UniRepLKNet.
+            Default: False.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
 
     Raises:
@@ -88,6 +90,7 @@ class DilatedReparamBlock(ReparamBlock):
         kernel_size: int | Size,
         *,
         kernels: Sequence[tuple[int, int]] | None = None,
+        post_norm: bool = False,
         **kwargs,
     ) -> None:
         if kernels is None:
@@ -99,6 +102,7 @@ class DilatedReparamBlock(ReparamBlock):
                 )
             kernels = DILATED_KERNELS[size]
         self.kernels = tuple(kernels)
+        self.ends_with_norm = post_norm
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
 
     def build_branches(self) -> dict[str, nn.Module]:
@@ -108,3 +112,6 @@ class DilatedReparamBlock(ReparamBlock):
             conv = self.aligned_conv(size, dilation)
             branches[f'branch_k{size}_d{spread}'] = self.conv_norm(**conv)
         return branches
+
+    def build_post_norm(self) -> nn.Module | None:
+        return self.build_norm(self.out_channels) if self.ends_with_norm else None

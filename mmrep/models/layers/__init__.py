@@ -2,8 +2,11 @@
 
 from . import mmcv_layers
 from .activation import build_activation
+from .channel_bias import ChannelBias
 from .cosine_filters import CosineFilters
+from .grn import GRN
 from .identity_conv import IdentityConv1x1
+from .layer_norm_2d import LayerNorm2d
 from .mtsppf import MTSPPF
 from .pad_or_crop import PadOrCrop
 from .pointwise_spatial import PointwiseSpatial
@@ -12,10 +15,13 @@ from .recompute import run_block
 from .se_layer import SELayer
 
 __all__ = [
+    'GRN',
     'MTSPPF',
+    'ChannelBias',
     'CosineFilters',
     'DilatedAvgPool2d',
     'IdentityConv1x1',
+    'LayerNorm2d',
     'PadOrCrop',
     'PointwiseSpatial',
     'SELayer',

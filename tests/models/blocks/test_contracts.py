@@ -80,7 +80,7 @@ BLOCKS = {
     'large kernel': lambda **options: LargeKernelBlock(4, 4, 3, **SMALL | options),
     'branches': lambda **options: BranchBlock(4, 4, 3, **BRANCHES | options),
     'dilated depthwise': lambda **options: DilatedReparamBlock(
-        4, 4, 5, groups=4, **options
+        4, 4, 5, groups=4, post_norm=True, **options
     ),
 }
 FORMS = ('train', 'eval', 'deploy')

@@ -8,18 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import assert_same, image, randomise
 from mmpretrain.models.backbones.repvgg import MTSPPF as MMPretrainMTSPPF
+from mmpretrain.models.utils import GRN as MMPretrainGRN
+from mmpretrain.models.utils import LayerNorm2d as MMPretrainLayerNorm2d
 from mmpretrain.models.utils import SELayer as MMPretrainSELayer
 from torch import nn
 
 from mmrep.models.layers import (
+    GRN,
     MTSPPF,
+    ChannelBias,
     DilatedAvgPool2d,
     IdentityConv1x1,
+    LayerNorm2d,
     PadOrCrop,
     SELayer,
     build_activation,
 )
-from mmrep.reparam import ConvGeometry
+from mmrep.reparam import ConvGeometry, LinearConv, NotFoldableError, fold_layer
 
 sides = st.tuples(st.integers(-2, 3), st.integers(-2, 3))
 MODES = {'zeros': 'constant', 'reflect': 'reflect', 'replicate': 'replicate'}
@@ -111,3 +116,39 @@ def test_activation_is_in_place_where_it_can_be(cfg, in_place):
     before = dict(cfg)
     assert getattr(build_activation(cfg), 'inplace', None) is in_place
     assert cfg == before
+
+
+def test_grn_and_a_bias_are_mmpretrains():
+    theirs = randomise(MMPretrainGRN(6).double())
+    own = nn.Sequential(GRN(6), ChannelBias(6)).double()
+    own[0].gamma, own[1].bias = theirs.gamma, theirs.beta
+    x = image(2, 6, 5, 7)
+    assert_same(theirs(x), own(x))
+
+
+def test_layer_norm_is_mmpretrains():
+    theirs = randomise(MMPretrainLayerNorm2d(6, eps=1e-3).double())
+    own = LayerNorm2d(6, eps=1e-3).double()
+    own.load_state_dict(theirs.state_dict())
+    x = image(2, 6, 5, 7)
+    assert_same(theirs(x), own(x))
+
+
+def start(channels: int) -> LinearConv:
+    return LinearConv(channels, channels, torch.float64, torch.device('cpu'))
+
+
+def test_bias_folds_before_and_after_a_conv():
+    layers = nn.Sequential(
+        ChannelBias(4), nn.Conv2d(4, 6, 1, bias=False), ChannelBias(6)
+    ).double()
+    randomise(layers)
+    folded = fold_layer(layers, start(4))
+    x = image(2, 4, 5, 7)
+    assert_same(layers(x), F.conv2d(x, folded.weight, folded.bias))
+
+
+def test_bias_before_a_conv_that_pads_zeros_is_no_conv():
+    layers = nn.Sequential(ChannelBias(4), nn.Conv2d(4, 4, 3, padding=1)).double()
+    with pytest.raises(NotFoldableError):
+        fold_layer(randomise(layers), start(4))

@@ -1,0 +1,54 @@
+"""Read the architecture of a UniRepLKNet from its weights."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from mmrep.errors import CheckpointError
+from mmrep.models.backbones import UniRepLKNet
+
+from .layout import Layout
+from .shapes import count_blocks, kernel
+
+_CONVS = ('branch_large.conv', 'branch_kxk.conv', 'branch_reparam')
+
+
+def unireplknet_config(
+    state: Mapping[str, Tensor], layout: Layout, arch: str | None = None
+) -> dict:
+    """The config of the UniRepLKNet that has these weights.
+
+    Args:
+        state: The weights, under the backbone's keys.
+        layout: Where they come from.
+        arch: Name of the architecture. Default: None, which means the named one of these
+            shapes or, where there is none, a dict.
+
+    Raises:
+        CheckpointError: If a block is missing, or ``arch`` is unknown; says only that.
+    """
+    named = UniRepLKNet.arch_settings
+    if arch is not None and arch not in named:
+        raise CheckpointError(f'arch {arch!r} is unknown; choose from {", ".join(named)}')
+    stages = [
+        [kernel(state, f'stage_{i}.blocks.{j}.spatial', *_CONVS) for j in range(number)]
+        for i, number in enumerate(count_blocks(state, 'stage_', r'blocks\.'), 1)
+    ]
+    if not stages:
+        raise CheckpointError('it has no stages')
+    measured = dict(
+        channels=tuple(len(blocks[0]) for blocks in stages),
+        kernel_sizes=tuple(tuple(weight.shape[-1] for weight in b) for b in stages),
+    )
+    if arch is None:
+        same = (name for name, settings in named.items() if settings == measured)
+        arch = next(same, measured)
+    # Each output has a norm; one of the last alone is that of a classifier.
+    outputs = [i for i in range(len(stages)) if f'norm_{i + 1}.weight' in state]
+    config = dict(type='mmrep.UniRepLKNet', arch=arch, out_indices=tuple(outputs))
+    if outputs != [len(stages) - 1]:
+        config['gap_before_final_norm'] = False
+    stem = kernel(state, 'stem', '0.conv')
+    if stem.shape[1] != 3:
+        config['in_channels'] = stem.shape[1]
+    return config

@@ -1,0 +1,234 @@
+"""UniRepLKNet."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from mmcv.cnn import build_activation_layer, build_conv_layer
+from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.scale import LayerScale
+from mmengine.model import BaseModule, Sequential
+from torch import Tensor, nn
+
+from mmrep.registry import MODELS
+
+from ..blocks import ReparamBlock
+from ..blocks.large_kernel_block import DILATED_KERNELS
+from ..layers import GRN, ChannelBias, LayerNorm2d, run_block
+from .base import (
+    ReparamBackbone,
+    find_arch,
+    require_one_per_stage,
+    require_stages,
+)
+from .units import UnitConfig
+
+#: Between the channels of a block's two 1x1 convs and its own; of its own and the SE
+#: layer's; and where the factors of its output start.
+_EXPANSION, _SE_RATIO, _LAYER_SCALE = 4, 4, 1e-6
+
+
+def _arch(base_channels, depths, pattern=(13,)) -> dict:
+    """An architecture whose third stage repeats a pattern of kernel sizes."""
+    third = (pattern * depths[2])[: depths[2]]
+    sizes = (3,) * depths[0], (13,) * depths[1], third, (13,) * depths[3]
+    channels = tuple(base_channels * 2**i for i in range(4))
+    return dict(channels=channels, kernel_sizes=sizes)
+
+
+class PointwiseBlock(ReparamBlock):
+    """``y = scale norm(conv1x1(x + bias))``, one conv in deploy form.
+
+    The bias is that of the response normalisation before it.
+
+    Args:
+        *args, **kwargs: See :class:`~mmrep.models.blocks.ReparamBlock`.
+    """
+
+    def build_branches(self) -> dict[str, nn.Module]:
+        branch = self.conv_norm(self.build_conv(1), shift=ChannelBias(self.in_channels))
+        scale = LayerScale(self.out_channels, data_format='channels_first')
+        nn.init.constant_(scale.weight, _LAYER_SCALE)
+        branch.add_module('scale', scale)
+        return {'branch_1x1': branch}
+
+
+class UniRepLKNetBlock(BaseModule):
+    """``y = x + pointwise_out(grn(act(pointwise_in(se(spatial(x))))))``.
+
+    ``spatial`` is a block of a depthwise conv and, after it, a norm, the others are 1x1
+    convs. In deploy form these three convs are left.
+
+    Source: `UniRepLKNet <https://arxiv.org/abs/2311.15599>`_, section 3.1 and figure 2.
+
+    Args:
+        channels (int): Number of input and output channels.
+        kernel_size (int): Rows and columns of the depthwise conv.
+        units (UnitConfig): How units are built.
+        drop_path (float): Probability that an image has only ``x``. Default: 0.
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int, units: UnitConfig, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.with_cp = units.with_cp
+        inside = replace(units, act_cfg=None, with_cp=False)
+        hidden = _EXPANSION * channels
+        self.spatial = inside.block(
+            channels,
+            channels,
+            kernel_size,
+            groups=channels,
+            se_cfg=dict(ratio=_SE_RATIO, divisor=1),
+        )
+        self.pointwise_in = build_conv_layer(units.conv_cfg, channels, hidden, 1)
+        self.act = build_activation_layer(units.act_cfg)
+        self.grn = GRN(hidden)
+        self.pointwise_out = PointwiseBlock(
+            hidden,
+            channels,
+            1,
+            conv_cfg=units.conv_cfg,
+            norm_cfg=units.norm_cfg,
+            act_cfg=None,
+            deploy=units.deploy,
+        )
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, channels, H, W)`` to the same shape."""
+        return x + self.drop_path(run_block(self, self._residual, x, self.with_cp))
+
+    def _residual(self, x: Tensor) -> Tensor:
+        hidden = self.grn(self.act(self.pointwise_in(self.spatial(x))))
+        return self.pointwise_out(hidden)
+
+
+@MODELS.register_module()
+class UniRepLKNet(ReparamBackbone):
+    """UniRepLKNet: stages of depthwise 13x13 and 3x3 blocks between pointwise convs.
+
+    Source: `UniRepLKNet: A Universal Perception Large-Kernel ConvNet
+    <https://arxiv.org/abs/2311.15599>`_, section 3.2 and table 4.
+
+    Args:
+        arch (str | dict): A name in ``arch_settings``, or a dict with the keys
+
+            - **channels** (Sequence[int]): Number of channels of each stage.
+            - **kernel_sizes** (Sequence[Sequence[int]]): Kernel size of each block of each
+              stage.
+        in_channels (int): Number of channels of the image. Default: 3.
+        out_indices (Sequence[int]): Stages, from 0, whose outputs are returned, each after
+            a norm of its own. Default: ``(3, )``.
+        gap_before_final_norm (bool): Whether the outputs are the means of the maps,
+            ``(N, C)``, normed after that, which a linear head takes without a neck; as in
+            mmpretrain's ``ConvNeXt``. Default: True.
+        drop_path_rate (float): Probability that an image skips the last block; it rises
+            from 0, linearly. Default: 0.
+        frozen_stages (int): Stages to freeze; 0 is the stem alone. Default: -1, none.
+        conv_cfg (dict, optional): Config of the convs. Default: None, ``nn.Conv2d``.
+        norm_cfg (dict): Config of the norms in blocks. Default: ``dict(type='BN')``.
+        act_cfg (dict): Config of the activations. Default: ``dict(type='GELU')``.
+        with_cp (bool): Recompute blocks in the backward pass to save memory.
+            Default: False.
+        deploy (bool): Build every block as one conv. Default: False.
+        norm_eval (bool): Keep batch norms in eval mode while training. Default: False.
+        block_cfg (dict, optional): Config of the depthwise blocks: a type, and arguments
+            that all of them get; None for plain convs with norms.
+            Default: ``dict(type='mmrep.DilatedReparamBlock', post_norm=True)``.
+        reparam_kernels (Sequence[int]): Kernel sizes of the units that are this block;
+            the others are plain. Default: those of the paper's dilated kernels, from 7 on.
+        init_cfg (dict | list[dict], optional): Initialization. Default: normal with a
+            deviation of 0.02, truncated, and biases of 0, for convs.
+
+    Raises:
+        ArchitectureError: If the arguments describe no network.
+    """
+
+    arch_settings = {
+        'A': _arch(40, (2, 2, 6, 2)),
+        'F': _arch(48, (2, 2, 6, 2)),
+        'P': _arch(64, (2, 2, 6, 2)),
+        'N': _arch(80, (2, 2, 8, 2)),
+        'T': _arch(80, (3, 3, 18, 3), (13, 3)),
+        'S': _arch(96, (3, 3, 27, 3), (13, 3, 3)),
+        'B': _arch(128, (3, 3, 27, 3), (13, 3, 3)),
+        'L': _arch(192, (3, 3, 27, 3), (13, 3, 3)),
+        'XL': _arch(256, (3, 3, 27, 3), (13, 3, 3)),
+    }
+
+    def __init__(
+        self,
+        arch: str | dict,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (3,),
+        gap_before_final_norm: bool = True,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict = dict(type='BN'),
+        act_cfg: dict = dict(type='GELU'),
+        with_cp: bool = False,
+        deploy: bool = False,
+        norm_eval: bool = False,
+        block_cfg: dict | None = dict(type='mmrep.DilatedReparamBlock', post_norm=True),
+        reparam_kernels: Sequence[int] = tuple(s for s in DILATED_KERNELS if s >= 7),
+        init_cfg: dict | Sequence[dict] | None = dict(
+            type='TruncNormal', layer='Conv2d', std=0.02, bias=0.0
+        ),
+    ) -> None:
+        super().__init__(frozen_stages, norm_eval, init_cfg)
+        self.arch = arch = find_arch(arch, self.arch_settings)
+        require_one_per_stage(**arch)
+        require_stages(out_indices, len(arch['channels']))
+        self.in_channels = in_channels
+        self.out_indices = tuple(sorted(out_indices))
+        self.gap_before_final_norm = gap_before_final_norm
+        self.units = UnitConfig(
+            conv_cfg, norm_cfg, act_cfg, block_cfg, deploy, reparam_kernels, with_cp
+        )
+
+        channels = arch['channels']
+        first = channels[0]
+        self.stem = Sequential(
+            self._downsample(in_channels, first // 2),
+            build_activation_layer(act_cfg),
+            self._downsample(first // 2, first),
+        )
+        depths = [len(sizes) for sizes in arch['kernel_sizes']]
+        rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
+        self.stages = [f'stage_{i + 1}' for i in range(len(depths))]
+        for i, sizes in enumerate(arch['kernel_sizes']):
+            blocks = [
+                UniRepLKNetBlock(channels[i], size, self.units, next(rates))
+                for size in sizes
+            ]
+            stage = OrderedDict(blocks=Sequential(*blocks))
+            if i:
+                stage['downsample'] = self._downsample(channels[i - 1], channels[i])
+                stage.move_to_end('downsample', last=False)
+            self.add_module(self.stages[i], Sequential(stage))
+            if i in self.out_indices:
+                kind = nn.LayerNorm if gap_before_final_norm else LayerNorm2d
+                self.add_module(f'norm_{i + 1}', kind(channels[i], eps=1e-6))
+        self.train()
+
+    def _downsample(self, in_channels: int, out_channels: int) -> Sequential:
+        """A conv that halves the map, and a norm."""
+        conv = build_conv_layer(
+            self.units.conv_cfg, in_channels, out_channels, 3, stride=2, padding=1
+        )
+        return Sequential(OrderedDict(conv=conv, norm=LayerNorm2d(out_channels, eps=1e-6)))
+
+    def stem_modules(self) -> list[nn.Module]:
+        return [self.stem]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(N, in_channels, H, W)`` to the outputs of the stages in ``out_indices``."""
+        outs = self.run_stages(self.stem(x))
+        if self.gap_before_final_norm:
+            outs = tuple(out.mean((2, 3)) for out in outs)
+        norms = (getattr(self, f'norm_{i + 1}') for i in self.out_indices)
+        return tuple(norm(out) for norm, out in zip(norms, outs, strict=True))

@@ -1,0 +1,28 @@
+"""A bias by itself."""
+
+import torch
+from torch import Tensor, nn
+
+from mmrep.reparam import LinearConv, register_fold
+
+
+class ChannelBias(nn.Module):
+    """``y = x + bias``, a number for each channel that starts at 0.
+
+    Args:
+        channels (int): Number of channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        return x + self.bias.view(-1, 1, 1)
+
+
+@register_fold(ChannelBias)
+def _(layer: ChannelBias, done: LinearConv) -> LinearConv:
+    bias = done.cast(layer.bias)
+    return done.then_scale(torch.ones_like(bias), bias)
