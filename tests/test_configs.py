@@ -45,6 +45,7 @@ from mmrep.deployment import (
     without_pretrained,
 )
 from mmrep.hosts import forward
+from mmrep.models.backbones import UniRepLKNet
 from mmrep.reparam import branch_by_branch, reparam_blocks, switch_to_deploy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,6 +119,7 @@ KINDS = [
     'mobileone-s0_8xb32_in1k',
     'mobileone-s4_8xb32_in1k',
     'mobileone-s0-d8_deeplabv3_4xb2-80k_cityscapes-512x1024',
+    'unireplknet-t_upernet_4xb4-160k_ade20k-512x512',
 ]
 
 
@@ -241,6 +243,8 @@ def is_decayed(recipe: str, name: str, parameter: torch.Tensor) -> bool:
         return not re.search(r'norm\.\w+$', name)
     if 'custom-l2' in recipe and re.search(r'branch_(3x3|1x1)\.conv\.', name):
         return False
+    if 'unireplknet' in recipe:
+        return parameter.dim() > 1
     if 'repvgg-plus' in recipe:
         return parameter.dim() > 1 or name.endswith('branch_norm.weight')
     if re.match(r'repvgg-.*_in1k', recipe):
@@ -249,6 +253,8 @@ def is_decayed(recipe: str, name: str, parameter: torch.Tensor) -> bool:
 
 
 def weight_decay(recipe: str) -> float:
+    if 'unireplknet' in recipe:
+        return 0.05
     if 'custom-l2' in recipe or 'repvgg-plus' in recipe:
         return 4e-5
     return 5e-4 if re.match(r'dbb-r(18|50)|mobileone-.*city', recipe) else 1e-4
@@ -354,6 +360,16 @@ def test_mobileone_sees_larger_images_with_more_augmentation(name, sample_files)
             shape = dataset.pipeline(sample)['inputs'].shape
             seen.append((runner.epoch + 1, *shape[1:], level))
     assert seen == [(1, 160, 160, 2.1), (37, 192, 192, 4.9), (112, 224, 224, 7)]
+
+
+@pytest.mark.parametrize('name', [n for n in PUBLISHED if n.startswith('unireplknet')])
+def test_unireplknet_learning_rate(name):
+    """Up to 1e-4 within 1500 steps, and down along a line."""
+    rates = learning_rates(load(name), 160000)
+    assert rates[0] == pytest.approx(1e-10) and rates[1500] == max(rates)
+    assert max(rates) == pytest.approx(1e-4)
+    assert rates[80750] == pytest.approx(5e-5, rel=1e-3)
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
 
 
 def learning_rates(cfg: Config, steps: int, epoch_length: int = 1) -> list[float]:
@@ -578,6 +594,10 @@ def narrowed(model: ConfigDict) -> None:
     wide = kind != 'DBBAlexNet'
     if kind == 'DBBMobileNetV1':
         backbone.width_factor = 0.25
+    elif kind == 'UniRepLKNet':
+        settings = UniRepLKNet.arch_settings[backbone.arch]
+        widths = [width // 4 for width in settings['channels']]
+        backbone.arch = dict(settings, channels=widths)
     elif wide:
         backbone.base_channels = backbone.get('base_channels', 64) // 4
     if 'ResNet' in kind:
