@@ -25,7 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmrep.benchmark import peak_memory
 from mmrep.models.backbones import DBBResNet, RepVGG
-from mmrep.models.blocks import DiverseBranchBlock, ReparamBlock, RepVGGBlock
+from mmrep.models.blocks import (
+    DiverseBranchBlock,
+    PointwiseBlock,
+    ReparamBlock,
+    RepVGGBlock,
+)
 from mmrep.registry import MODELS
 from mmrep.reparam import (
     block_references,
@@ -47,6 +52,7 @@ BLOCKS = {
     for name, kind in MODELS.module_dict.items()
     if isinstance(kind, type) and issubclass(kind, ReparamBlock)
 } | {
+    'PointwiseBlock': functools.partial(PointwiseBlock, 8, 8),
     'with SE': functools.partial(RepVGGBlock, 8, 8, se_cfg=dict(ratio=2, divisor=1)),
     'depthwise': functools.partial(DiverseBranchBlock, 8, 8, 3, groups=8),
 }

@@ -1,5 +1,6 @@
 """MobileOne."""
 
+import inspect
 from collections.abc import Sequence
 
 from mmengine.model import Sequential
@@ -7,7 +8,6 @@ from torch import Tensor, nn
 
 from mmrep.registry import MODELS
 
-from ..blocks import MobileOneBlock
 from .base import (
     INIT_CFG,
     ReparamBackbone,
@@ -70,7 +70,7 @@ class MobileOne(ReparamBackbone):
         with_cp (bool): Recompute blocks in the backward pass to save memory.
             Default: False.
         block_cfg (dict, optional): Config of the blocks: a type, and arguments that all
-            of them get; ``num_convs`` comes from ``arch`` for a ``MobileOneBlock``. None
+            of them get; ``num_convs`` comes from ``arch`` where they take it. None
             for plain convs with norms. Default: ``dict(type='mmrep.MobileOneBlock')``.
         reparam_kernels (Sequence[int]): Kernel sizes of the units that are this block;
             the others are plain. Default: ``(1, 3)``.
@@ -151,7 +151,8 @@ class MobileOne(ReparamBackbone):
         if cfg is not None and kernel_size in self.units.reparam_kernels:
             kind = cfg['type']
             kind = MODELS.get(kind) if isinstance(kind, str) else kind
-            if issubclass(kind, MobileOneBlock):
+            # Blocks of other types have no such branches.
+            if 'num_convs' in inspect.signature(kind).parameters:
                 options['num_convs'] = num_convs
         return self.units.block(in_channels, out_channels, kernel_size, **options)
 

@@ -7,15 +7,12 @@ from dataclasses import replace
 import numpy as np
 from mmcv.cnn import build_activation_layer, build_conv_layer
 from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.scale import LayerScale
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
 from mmrep.registry import MODELS
 
-from ..blocks import ReparamBlock
-from ..blocks.large_kernel_block import DILATED_KERNELS
-from ..layers import GRN, ChannelBias, LayerNorm2d, run_block
+from ..layers import GRN, LayerNorm2d, run_block
 from .base import (
     ReparamBackbone,
     find_arch,
@@ -25,8 +22,8 @@ from .base import (
 from .units import UnitConfig
 
 #: Between the channels of a block's two 1x1 convs and its own; of its own and the SE
-#: layer's; and where the factors of its output start.
-_EXPANSION, _SE_RATIO, _LAYER_SCALE = 4, 4, 1e-6
+#: layer's.
+_EXPANSION, _SE_RATIO = 4, 4
 
 
 def _arch(base_channels, depths, pattern=(13,)) -> dict:
@@ -35,23 +32,6 @@ def _arch(base_channels, depths, pattern=(13,)) -> dict:
     sizes = (3,) * depths[0], (13,) * depths[1], third, (13,) * depths[3]
     channels = tuple(base_channels * 2**i for i in range(4))
     return dict(channels=channels, kernel_sizes=sizes)
-
-
-class PointwiseBlock(ReparamBlock):
-    """``y = scale norm(conv1x1(x + bias))``, one conv in deploy form.
-
-    The bias is that of the response normalisation before it.
-
-    Args:
-        *args, **kwargs: See :class:`~mmrep.models.blocks.ReparamBlock`.
-    """
-
-    def build_branches(self) -> dict[str, nn.Module]:
-        branch = self.conv_norm(self.build_conv(1), shift=ChannelBias(self.in_channels))
-        scale = LayerScale(self.out_channels, data_format='channels_first')
-        nn.init.constant_(scale.weight, _LAYER_SCALE)
-        branch.add_module('scale', scale)
-        return {'branch_1x1': branch}
 
 
 class UniRepLKNetBlock(BaseModule):
@@ -86,14 +66,16 @@ class UniRepLKNetBlock(BaseModule):
         self.pointwise_in = build_conv_layer(units.conv_cfg, channels, hidden, 1)
         self.act = build_activation_layer(units.act_cfg)
         self.grn = GRN(hidden)
-        self.pointwise_out = PointwiseBlock(
-            hidden,
-            channels,
-            1,
-            conv_cfg=units.conv_cfg,
-            norm_cfg=units.norm_cfg,
-            act_cfg=None,
-            deploy=units.deploy,
+        self.pointwise_out = MODELS.build(
+            dict(
+                type='mmrep.PointwiseBlock',
+                in_channels=hidden,
+                out_channels=channels,
+                conv_cfg=units.conv_cfg,
+                norm_cfg=units.norm_cfg,
+                act_cfg=None,
+                deploy=units.deploy,
+            )
         )
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -139,7 +121,8 @@ class UniRepLKNet(ReparamBackbone):
             that all of them get; None for plain convs with norms.
             Default: ``dict(type='mmrep.DilatedReparamBlock', post_norm=True)``.
         reparam_kernels (Sequence[int]): Kernel sizes of the units that are this block;
-            the others are plain. Default: those of the paper's dilated kernels, from 7 on.
+            the others are plain. Default: those from 7 on for which the paper has dilated
+            kernels.
         init_cfg (dict | list[dict], optional): Initialization. Default: normal with a
             deviation of 0.02, truncated, and biases of 0, for convs.
 
@@ -174,7 +157,7 @@ class UniRepLKNet(ReparamBackbone):
         deploy: bool = False,
         norm_eval: bool = False,
         block_cfg: dict | None = dict(type='mmrep.DilatedReparamBlock', post_norm=True),
-        reparam_kernels: Sequence[int] = tuple(s for s in DILATED_KERNELS if s >= 7),
+        reparam_kernels: Sequence[int] = (7, 9, 11, 13, 15, 17),
         init_cfg: dict | Sequence[dict] | None = dict(
             type='TruncNormal', layer='Conv2d', std=0.02, bias=0.0
         ),

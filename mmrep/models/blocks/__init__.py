@@ -8,6 +8,7 @@ from .diverse_branch_block import DiverseBranchBlock
 from .large_kernel_block import DilatedReparamBlock, LargeKernelBlock
 from .mobileone_block import MobileOneBlock
 from .orepa_block import OREPABlock, OREPARepVGGBlock
+from .pointwise_block import PointwiseBlock
 from .qarepvgg_block import QARepVGGBlock
 from .repvgg_block import RepVGGBlock
 
@@ -21,6 +22,7 @@ __all__ = [
     'MobileOneBlock',
     'OREPABlock',
     'OREPARepVGGBlock',
+    'PointwiseBlock',
     'QARepVGGBlock',
     'RepVGGBlock',
     'ReparamBlock',
