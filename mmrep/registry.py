@@ -10,6 +10,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import (
     OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
 )
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 SCOPE = 'mmrep'
@@ -30,6 +31,13 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope=SCOPE,
     locations=['mmrep.engine'],
 )
+#: What an ``init_cfg`` can name.
+WEIGHT_INITIALIZERS = Registry(
+    'weight initializer',
+    parent=MMENGINE_WEIGHT_INITIALIZERS,
+    scope=SCOPE,
+    locations=['mmrep.engine'],
+)
 
 
 def share_names() -> None:
@@ -39,7 +47,8 @@ def share_names() -> None:
     package looks after its own. A name that the root has already stays the root's, and a
     name that a package has itself, as mmpretrain its ``RepVGG``, stays the package's.
     """
-    for registry in (MODELS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS):
+    registries = (MODELS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, WEIGHT_INITIALIZERS)
+    for registry in registries:
         for name, module in registry.module_dict.items():
             if name not in registry.parent.module_dict:
                 registry.parent.register_module(name=name, module=module)

@@ -3,6 +3,7 @@
 from .base import ArchitectureError, ReparamBackbone
 from .chain import DBBVGG, ChainBackbone, DBBAlexNet, DBBMobileNetV1
 from .mobileone import MobileOne
+from .repopt_vgg import RepOptVGG
 from .repvgg import RepVGG
 from .resnet import DBBResNet, DBBResNetV1c, DBBResNetV1d, ReparamResNet
 from .unireplknet import UniRepLKNet
@@ -17,6 +18,7 @@ __all__ = [
     'DBBResNetV1c',
     'DBBResNetV1d',
     'MobileOne',
+    'RepOptVGG',
     'RepVGG',
     'ReparamBackbone',
     'ReparamResNet',

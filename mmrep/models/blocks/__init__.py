@@ -11,6 +11,7 @@ from .orepa_block import OREPABlock, OREPARepVGGBlock
 from .pointwise_block import PointwiseBlock
 from .qarepvgg_block import QARepVGGBlock
 from .repvgg_block import RepVGGBlock
+from .scale_sum_block import ScaleSumBlock
 
 __all__ = [
     'AsymmetricConvBlock',
@@ -26,4 +27,5 @@ __all__ = [
     'QARepVGGBlock',
     'RepVGGBlock',
     'ReparamBlock',
+    'ScaleSumBlock',
 ]

@@ -24,6 +24,7 @@ BLOCKS = {
     'OREPABlock': {},
     'OREPARepVGGBlock': {},
     'QARepVGGBlock': dict(average=True),
+    'ScaleSumBlock': dict(scale=0.5),
 }
 
 

@@ -48,6 +48,7 @@ from mmrep.models.blocks import (
     OREPARepVGGBlock,
     QARepVGGBlock,
     RepVGGBlock,
+    ScaleSumBlock,
 )
 from mmrep.models.blocks.base import ReparamBlock
 from mmrep.models.layers import IdentityConv1x1
@@ -79,6 +80,7 @@ BLOCKS = {
     'orepa repvgg': lambda **options: OREPARepVGGBlock(4, 4, 3, **options),
     'large kernel': lambda **options: LargeKernelBlock(4, 4, 3, **SMALL | options),
     'branches': lambda **options: BranchBlock(4, 4, 3, **BRANCHES | options),
+    'scale sum': lambda **options: ScaleSumBlock(4, 4, 3, **options),
     'dilated depthwise': lambda **options: DilatedReparamBlock(
         4, 4, 5, groups=4, post_norm=True, **options
     ),

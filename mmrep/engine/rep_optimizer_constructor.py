@@ -1,0 +1,128 @@
+"""RepOptimizer: the branches of a block in the optimizer of a plain network."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from mmrep.errors import ConfigError
+from mmrep.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+from .searched_scales import read_scales, scale_sum, scaled_convs
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class RepOptimizerConstructor(DefaultOptimWrapperConstructor):
+    """Build an optimizer by which plain convs learn as sums of scaled branches would.
+
+    The branches ``W = s_k W_k + s_1 W_1 + s_0 W_0`` of a block, with constant scales, move
+    ``W`` by as much as if its gradient were multiplied by ``s_k^2`` everywhere, and by
+    ``s_1^2`` and, on the diagonal, ``s_0^2`` more in the centre. SGD is given that
+    gradient. AdamW divides gradients by their size, so there it is the step that is
+    multiplied, by the scales themselves.
+
+    With SGD, its momentum and weight decay included, this is exact. It is not where
+    gradients are clipped, since the branches would have other norms, which is warned of;
+    and with AdamW up to its ``eps``.
+
+    Source: `Re-parameterizing Your Optimizers rather than Architectures
+    <https://arxiv.org/abs/2205.15242>`_, section 3.1 and appendix A.
+
+    Args:
+        optim_wrapper_cfg (dict): Config of the wrapper. Its ``scales`` name a checkpoint of
+            the search, a network of ``ScaleSumBlock``; its optimizer is SGD or AdamW.
+        paramwise_cfg (dict, optional): See mmengine's ``DefaultOptimWrapperConstructor``.
+
+    Raises:
+        ConfigError: If there are no scales, they are those of another network, or the
+            optimizer is another one.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        cfg = dict(optim_wrapper_cfg)
+        self.scales = cfg.pop('scales', None)
+        if self.scales is None:
+            raise ConfigError(
+                'RepOptimizerConstructor needs scales: give optim_wrapper '
+                "scales='CKPT', a checkpoint of a network of ScaleSumBlock"
+            )
+        super().__init__(cfg, paramwise_cfg)
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        wrapper = super().__call__(model)
+        optimizer = wrapper.optimizer
+        powers = {SGD: 2, AdamW: 1}
+        if type(optimizer) not in powers:
+            raise ConfigError(
+                f'RepOptimizer is an SGD or an AdamW, not {type(optimizer).__name__}'
+            )
+        multipliers = self._multipliers(model, powers[type(optimizer)])
+        if isinstance(optimizer, SGD):
+            optimizer.register_step_pre_hook(_MultiplyGradients(multipliers))
+        else:
+            steps = _MultiplySteps(multipliers)
+            optimizer.register_step_pre_hook(steps.before)
+            optimizer.register_step_post_hook(steps.after)
+        if wrapper.clip_grad_kwargs:
+            print_log(
+                'RepOptimizer with clip_grad is not what training the branches is: their '
+                'gradients have other norms',
+                logger='current',
+                level=logging.WARNING,
+            )
+        return wrapper
+
+    def _multipliers(self, model: nn.Module, power: int) -> dict[nn.Parameter, Tensor]:
+        """What multiplies the gradient, or the step, of every kernel that has scales."""
+        model = model.module if is_model_wrapper(model) else model
+        scales = read_scales(self.scales)
+        blocks = scaled_convs(model, scales, self.scales)
+        return {
+            block.weight: scale_sum(block, scales[name], power)
+            .sum_kernel()
+            .detach()
+            .to(block.weight.dtype)
+            for name, block in blocks.items()
+        }
+
+
+class _MultiplyGradients:
+    """Before a step of SGD; the gradients are those of all ranks, and unscaled, by then."""
+
+    def __init__(self, multipliers: Mapping[nn.Parameter, Tensor]) -> None:
+        self.multipliers = multipliers
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for parameter, multiplier in self.multipliers.items():
+            if parameter.grad is not None:
+                parameter.grad.mul_(multiplier.to(parameter.grad.device))
+
+
+class _MultiplySteps:
+    """Around a step of AdamW, whose weight decay stays as it is."""
+
+    def __init__(self, multipliers: Mapping[nn.Parameter, Tensor]) -> None:
+        self.multipliers = multipliers
+        self.decayed: dict[nn.Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.decayed = {
+            parameter: parameter * (1 - group['lr'] * group['weight_decay'])
+            for group in optimizer.param_groups
+            for parameter in group['params']
+            if parameter in self.multipliers and parameter.grad is not None
+        }
+
+    @torch.no_grad()
+    def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for parameter, decayed in self.decayed.items():
+            multiplier = self.multipliers[parameter].to(parameter.device)
+            parameter.copy_(decayed + multiplier * (parameter - decayed))
+        self.decayed = {}

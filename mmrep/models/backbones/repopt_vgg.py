@@ -1,0 +1,49 @@
+"""RepOpt-VGG."""
+
+import math
+
+from mmrep.registry import MODELS
+
+from .repvgg import RepVGG
+
+_LARGE = dict(RepVGG.arch_settings['B1'], num_blocks=(8, 14, 24, 1))
+
+
+@MODELS.register_module()
+class RepOptVGG(RepVGG):
+    """RepVGG as a plain network from the start: convs, norms and activations.
+
+    Trained with :class:`~mmrep.engine.RepOptimizerConstructor` its kernels learn as the sum
+    of RepVGG's scaled branches would. The scales come from a run of the same network with
+    ``block_cfg=dict(type='mmrep.ScaleSumBlock')``, whose convs' scales start with
+    ``sqrt(2 / i)`` in the i-th block.
+
+    Source: `Re-parameterizing Your Optimizers rather than Architectures
+    <https://arxiv.org/abs/2205.15242>`_, section 4.1 and table 1.
+
+    Args:
+        arch (str | dict): A name in ``arch_settings``, or a dict as for ``RepVGG``.
+        block_cfg (dict): Config of the blocks.
+            Default: ``dict(type='mmrep.ConvNormBlock')``.
+        **kwargs: The other arguments of :class:`RepVGG`.
+    """
+
+    arch_settings = {
+        'B1': RepVGG.arch_settings['B1'],
+        'B2': RepVGG.arch_settings['B2'],
+        'L1': _LARGE,
+        'L2': dict(_LARGE, width_factor=RepVGG.arch_settings['B2']['width_factor']),
+    }
+
+    def __init__(
+        self,
+        arch: str | dict,
+        *,
+        block_cfg: dict = dict(type='mmrep.ConvNormBlock'),
+        **kwargs,
+    ) -> None:
+        super().__init__(arch, block_cfg=block_cfg, **kwargs)
+        blocks = [self.stem, *(b for name in self.stages for b in getattr(self, name))]
+        for number, block in enumerate(blocks, 1):
+            if hasattr(block, 'init_scales'):
+                block.init_scales(math.sqrt(2 / number))

@@ -1,0 +1,74 @@
+"""The block by which RepOptimizer finds its scales."""
+
+from collections import OrderedDict
+
+from mmcv.cnn.bricks.scale import LayerScale
+from mmengine.model import Sequential
+from torch import Tensor, nn
+
+from mmrep.registry import MODELS
+from mmrep.reparam import fold_branches
+
+from .base import ReparamBlock, Size
+
+
+@MODELS.register_module()
+class ScaleSumBlock(ReparamBlock):
+    """``y = act(se(norm(s_k conv_kxk(x) + s_1 conv1x1(x) + s_0 x)))``.
+
+    ``s`` are factors for each channel, which are trained; the input is added where the
+    output has its shape. The other arguments are
+    :class:`~mmrep.models.blocks.ReparamBlock`'s.
+
+    Source: `Re-parameterizing Your Optimizers rather than Architectures
+    <https://arxiv.org/abs/2205.15242>`_, section 3.2 ("hyper-search").
+
+    Args:
+        in_channels, out_channels: See the base.
+        kernel_size (int | tuple[int, int]): Rows and columns of the kernel. Default: 3.
+        scale (float): What the factors of the convs start with; those of the input start
+            with 1. Default: 1.0.
+        **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Size = 3,
+        *,
+        scale: float = 1.0,
+        **kwargs,
+    ) -> None:
+        self.initial_scale = scale
+        super().__init__(in_channels, out_channels, kernel_size, **kwargs)
+
+    def build_branches(self) -> dict[str, nn.Module]:
+        scale = self.initial_scale
+        branches = {
+            'branch_kxk': self._scaled(scale, conv=self.build_conv(self.kernel_size)),
+            'branch_1x1': self._scaled(scale, **self.aligned_conv(1)),
+        }
+        if self.keeps_shape:
+            branches['branch_identity'] = self._scaled(1.0)
+        return branches
+
+    def build_post_norm(self) -> nn.Module:
+        return self.build_norm(self.out_channels)
+
+    def _scaled(self, value: float, **layers: nn.Module) -> Sequential:
+        scale = LayerScale(self.out_channels, data_format='channels_first', scale=value)
+        return Sequential(OrderedDict(**layers, scale=scale))
+
+    def init_scales(self, scale: float) -> None:
+        """Let the factors of the convs start with a number; none are left once fused."""
+        for name in self.branch_names[:2]:
+            nn.init.constant_(self.get_submodule(name).scale.weight, scale)
+
+    def sum_kernel(self) -> Tensor:
+        """The kernel of the sum, ``(out, in / groups, kh, kw)``, which has no norm."""
+        weight = self.weight
+        branches = self.branches()
+        return fold_branches(
+            branches, self.frame, self.input_size, weight.dtype, weight.device
+        ).weight
