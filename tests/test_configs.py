@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +121,10 @@ KINDS = [
     'mobileone-s4_8xb32_in1k',
     'mobileone-s0-d8_deeplabv3_4xb2-80k_cityscapes-512x1024',
     'unireplknet-t_upernet_4xb4-160k_ade20k-512x512',
+    'repopt-vgg-tiny-search_1xb64_digits',
+    'repopt-vgg-tiny_1xb64_digits',
+    'repopt-vgg-b1_8xb32_in1k',
+    'repopt-vgg-b1-search_8xb16_cifar100',
 ]
 
 
@@ -132,10 +137,32 @@ def _quiet() -> Iterator[None]:
 
 
 def load(name: str) -> Config:
-    """A copy of a config, with its host's scope entered."""
+    """A copy of a config, with its host's scope entered and the scales that it wants."""
     cfg = copy.deepcopy(from_file(name))
     enter_scope(cfg)
+    write_scales(cfg)
     return cfg
+
+
+#: Where they are.
+SEARCHES = tempfile.TemporaryDirectory()
+
+
+def write_scales(cfg: Config) -> None:
+    """Give RepOptimizer the scales of a search, all of them 0.5."""
+    if 'scales' not in cfg.optim_wrapper:
+        return
+    backbone = dict(cfg.model.backbone, block_cfg=dict(type='mmrep.ScaleSumBlock'))
+    with torch.device('meta'):
+        state = MODELS.build(without_pretrained(ConfigDict(backbone))).state_dict()
+    scales = {
+        f'backbone.{key}': torch.full(value.shape, 0.5)
+        for key, value in state.items()
+        if key.endswith('scale.weight')
+    }
+    path = str(Path(SEARCHES.name, f'{len(os.listdir(SEARCHES.name))}.pth'))
+    torch.save(scales, path)
+    cfg.optim_wrapper.scales = cfg.model.backbone.init_cfg[-1].scales = path
 
 
 @functools.cache
@@ -294,6 +321,8 @@ def epochs_and_warm_up(name: str) -> tuple[int, int]:
         return 300, 5
     if re.match(HEAVY, name):
         return 200, 5
+    if 'search' in name:
+        return 240, 0
     return (400 if 'cifar' in name else 120), 0
 
 
@@ -383,7 +412,9 @@ def after_every_step(
     cfg: Config, model: nn.Module, steps: int, epoch_length: int = 1
 ) -> Iterator[OptimWrapper]:
     """The optimizer at the start, and after every step, of the schedules as well."""
-    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    # The model may be another one than the scales of RepOptimizer are for.
+    own = {k: v for k, v in cfg.optim_wrapper.items() if k not in ('constructor', 'scales')}
+    wrapper = build_optim_wrapper(model, own)
     schedulers = [
         PARAM_SCHEDULERS.build(
             scheduler, default_args=dict(optimizer=wrapper, epoch_length=epoch_length)
@@ -411,6 +442,16 @@ def test_classifier_losses_and_mixup(name):
     assert weights == ([1, 0.1, 0.1, 0.1] if 'repvgg-plus' in name else [1])
     mixup = dict(augments=dict(type='Mixup', alpha=0.2)) if with_mixup else None
     assert cfg.model.get('train_cfg') == mixup
+
+
+def test_what_rep_optimizer_trained_is_tuned_by_a_plain_one():
+    cfg = load('repopt-vgg-tiny_1xb64_digits')
+    assert cfg.optim_wrapper.constructor == 'mmrep.RepOptimizerConstructor'
+    deployed = deploy_config(cfg)
+    model = build_model(deployed)
+    model.init_weights()
+    optimizer = build_optim_wrapper(model, deployed.optim_wrapper).optimizer
+    assert not optimizer._optimizer_step_pre_hooks and len(optimizer.param_groups) == 1
 
 
 @pytest.mark.parametrize('name', [n for n in PUBLISHED if 'repvgg-plus' in n])
@@ -678,6 +719,7 @@ def check_config(name: str, narrow: bool) -> None:
         cfg.model.data_preprocessor.size = (size, size)
     if narrow:
         narrowed(cfg.model)
+        write_scales(cfg)
     model = build_model(cfg)
     model.init_weights()
     batch = batch_of(cfg, size)

@@ -38,6 +38,9 @@ _KINDS = {
 #: How transforms of a test pipeline name the size that they make.
 _SIZE_KEYS = ('crop_size', 'scale', 'img_scale', 'size')
 
+#: Initializers that read a file, by name and as classes.
+_FROM_FILES = ('Pretrained', 'PretrainedInit', 'SearchedScales', 'SearchedScalesInit')
+
 #: The type of a model that is switched after it is built.
 DEPLOYED = f'{SCOPE}.Deployed'
 
@@ -232,15 +235,20 @@ def without_pretrained(model_cfg: ConfigDict) -> ConfigDict:
         if node.get('pretrained') is not None:
             node['pretrained'] = None
         init_cfg = node.get('init_cfg')
-        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+        if _class_name(init_cfg) in _FROM_FILES:
             node['init_cfg'] = None
         elif isinstance(init_cfg, list | tuple):
             node['init_cfg'] = [
-                entry
-                for entry in init_cfg
-                if not (isinstance(entry, dict) and entry.get('type') == 'Pretrained')
+                entry for entry in init_cfg if _class_name(entry) not in _FROM_FILES
             ]
     return model_cfg
+
+
+def _class_name(value: Any) -> str:
+    """What a type is called without its scope; '' for none."""
+    kind = dict.get(value, 'type') if isinstance(value, dict) else value
+    name = kind.__name__ if inspect.isclass(kind) else kind
+    return name.rpartition('.')[2] if isinstance(name, str) else ''
 
 
 def for_one_process(model_cfg: ConfigDict) -> ConfigDict:
@@ -326,10 +334,11 @@ def _without_ours(cfg: Config) -> None:
 def deploy_config(cfg: Config) -> Config:
     """The config of the fused model: ``deploy=True`` wherever it belongs.
 
-    Pretrained initializations and the checkpoint to start from are left out: they are of
-    the train form. Where blocks stand for convs of a host's model, it is that model's
-    config. Where nothing in the model is of mmrep then, there is no word of mmrep in it.
-    Where a class has no argument for its deploy form, ``mmrep.Deployed`` builds the model.
+    Pretrained initializations, the checkpoint to start from and RepOptimizer are left out:
+    they are of the train form. Where blocks stand for convs of a host's model, it is that
+    model's config. Where nothing in the model is of mmrep then, there is no word of mmrep
+    in it. Where a class has no argument for its deploy form, ``mmrep.Deployed`` builds the
+    model.
 
     Raises:
         ConfigError: If a type in the config's model is unknown.
@@ -338,6 +347,10 @@ def deploy_config(cfg: Config) -> Config:
     expanded = is_expanded(cfg)
     deployed.model = without_pretrained(_plain(deployed.model))
     nodes = [node for node in model_nodes(deployed.model) if _switchable_class(node)]
+    wrapper = _dict_in(deployed, 'optim_wrapper')
+    if _class_name(wrapper.get('constructor')) == 'RepOptimizerConstructor':
+        # What is fused has no scaled branches to learn as.
+        del wrapper['constructor'], wrapper['scales']
     if not any(_is_ours(node) for node in model_nodes(deployed.model)):
         _without_ours(deployed)
     for node in nodes:

@@ -178,13 +178,16 @@ def test_unknown_type(cfg, words):
 
 def test_without_pretrained():
     init = dict(type='Pretrained', checkpoint='http://nowhere/a.pth')
+    scales = dict(type='mmrep.SearchedScales', scales='nowhere.pth')
     model = Config(
         dict(
             model=dict(
                 type='A',
                 pretrained='torchvision://a',
                 init_cfg=init,
-                backbone=dict(type='B', init_cfg=[dict(type='Constant', val=1), init]),
+                backbone=dict(
+                    type='B', init_cfg=[dict(type='Constant', val=1), init, scales]
+                ),
                 neck=dict(type='C', init_cfg=dict(type='Normal')),
                 heads=[dict(type='D', pretrained='b.pth')],
             )

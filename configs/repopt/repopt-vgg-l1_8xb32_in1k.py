@@ -1,0 +1,15 @@
+_base_ = 'repopt-vgg-b1_8xb32_in1k.py'
+
+scales = 'work_dirs/repopt-vgg-l1-search_8xb16_cifar100/epoch_240.pth'
+model = dict(
+    backbone=dict(
+        arch='L1',
+        init_cfg=[
+            dict(type='Kaiming', layer='Conv2d'),
+            dict(type='Constant', val=1, layer='_BatchNorm'),
+            dict(type='mmrep.SearchedScales', scales=scales),
+        ],
+    ),
+    head=dict(in_channels=2048),
+)
+optim_wrapper = dict(scales=scales)

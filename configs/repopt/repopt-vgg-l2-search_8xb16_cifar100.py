@@ -1,0 +1,3 @@
+_base_ = 'repopt-vgg-b1-search_8xb16_cifar100.py'
+
+model = dict(backbone=dict(arch='L2'), head=dict(in_channels=2560))
