@@ -87,6 +87,14 @@ SIZES = {
     'mobileone-s4': (14.84, None, 2.978),
 }
 
+# Other blocks of the same body deploy to the same network.
+for _arch, (_deploy, _, _gflops) in list(SIZES.items()):
+    if re.fullmatch(r'repvgg-[ab]\d.*', _arch):
+        SIZES[f'qa{_arch}'] = _deploy, None, _gflops
+    if re.fullmatch(r'repvgg-a\d', _arch):
+        SIZES[f'orepa-{_arch}'] = _deploy, None, _gflops
+SIZES['acb-resnet18'] = SIZES['orepa-resnet18'] = SIZES['dbb-resnet18'][0], None, None
+
 #: The networks of RepVGG's longer recipe.
 HEAVY = r'repvgg-(b2g4|b3|b3g2|b3g4|d2se)_'
 
@@ -121,6 +129,11 @@ KINDS = [
     'mobileone-s4_8xb32_in1k',
     'mobileone-s0-d8_deeplabv3_4xb2-80k_cityscapes-512x1024',
     'unireplknet-t_upernet_4xb4-160k_ade20k-512x512',
+    'acb-resnet18_8xb32_in1k',
+    'orepa-resnet50_8xb32_in1k',
+    'orepa-repvgg-a0_8xb32_in1k',
+    'qarepvgg-a0_8xb32_in1k',
+    'qarepvgg-b1g4_8xb32_in1k',
     'repopt-vgg-tiny-search_1xb64_digits',
     'repopt-vgg-tiny_1xb64_digits',
     'repopt-vgg-b1_8xb32_in1k',
