@@ -56,6 +56,7 @@ CONFIGS = {
     'RepVGG-B3': ROOT / 'configs/repvgg/repvgg-b3_8xb32_in1k.py',
     'DBB-ResNet-18': ROOT / 'configs/dbb/dbb-resnet18_8xb32_in1k.py',
     'DBB-ResNet-50': ROOT / 'configs/dbb/dbb-resnet50_8xb32_in1k.py',
+    'OREPA-ResNet-18': ROOT / 'configs/blocks/orepa-resnet18_8xb32_in1k.py',
 }
 
 
@@ -142,6 +143,16 @@ def train(rounds: int) -> Iterator[Mark]:
     models = subjects('RepVGG-A0')
     runs = {name: step(models[name].train_form, x) for name in ('mmrep', 'mmpretrain')}
     yield Mark('step, RepVGG-A0', 1.00, milliseconds(rounds, runs))
+
+
+def orepa(rounds: int) -> Iterator[Mark]:
+    """Steps of the recipe's batch: what making the kernels costs is the same for any."""
+    x = images(32, 160)
+    runs = {
+        name: step(build_model(read_config(CONFIGS[name])).train(), x)
+        for name in ('OREPA-ResNet-18', 'DBB-ResNet-18')
+    }
+    yield Mark('step of 32 images', 0.60, milliseconds(max(3, rounds // 3), runs))
 
 
 def with_official_blocks(model: nn.Module) -> nn.Module:
@@ -318,10 +329,8 @@ def loss(subject: Subject, x: Tensor) -> float:
     return difference.rel_l2
 
 
-GROUPS = {
-    function.__name__: function
-    for function in (evaluate, norm_eval, train, compiled, memory, reparam, start, error)
-}
+_GROUPS = evaluate, norm_eval, train, orepa, compiled, memory, reparam, start, error
+GROUPS = {function.__name__: function for function in _GROUPS}
 
 
 def parse_args() -> argparse.Namespace:
