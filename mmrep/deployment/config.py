@@ -235,18 +235,20 @@ def without_pretrained(model_cfg: ConfigDict) -> ConfigDict:
         if node.get('pretrained') is not None:
             node['pretrained'] = None
         init_cfg = node.get('init_cfg')
-        if _class_name(init_cfg) in _FROM_FILES:
+        if _reads_a_file(init_cfg):
             node['init_cfg'] = None
         elif isinstance(init_cfg, list | tuple):
-            node['init_cfg'] = [
-                entry for entry in init_cfg if _class_name(entry) not in _FROM_FILES
-            ]
+            node['init_cfg'] = [entry for entry in init_cfg if not _reads_a_file(entry)]
     return model_cfg
 
 
-def _class_name(value: Any) -> str:
+def _reads_a_file(init_cfg: Any) -> bool:
+    is_dict = isinstance(init_cfg, dict)
+    return is_dict and _class_name(dict.get(init_cfg, 'type')) in _FROM_FILES
+
+
+def _class_name(kind: Any) -> str:
     """What a type is called without its scope; '' for none."""
-    kind = dict.get(value, 'type') if isinstance(value, dict) else value
     name = kind.__name__ if inspect.isclass(kind) else kind
     return name.rpartition('.')[2] if isinstance(name, str) else ''
 
@@ -350,7 +352,8 @@ def deploy_config(cfg: Config) -> Config:
     wrapper = _dict_in(deployed, 'optim_wrapper')
     if _class_name(wrapper.get('constructor')) == 'RepOptimizerConstructor':
         # What is fused has no scaled branches to learn as.
-        del wrapper['constructor'], wrapper['scales']
+        del wrapper['constructor']
+        wrapper.pop('scales', None)
     if not any(_is_ours(node) for node in model_nodes(deployed.model)):
         _without_ours(deployed)
     for node in nodes:

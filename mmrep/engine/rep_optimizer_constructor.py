@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from mmrep.errors import ConfigError
 from mmrep.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-from .searched_scales import read_scales, scale_sum, scaled_convs
+from .searched_scales import read_scales, scaled_convs
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -25,11 +25,11 @@ class RepOptimizerConstructor(DefaultOptimWrapperConstructor):
     ``W`` by as much as if its gradient were multiplied by ``s_k^2`` everywhere, and by
     ``s_1^2`` and, on the diagonal, ``s_0^2`` more in the centre. SGD is given that
     gradient. AdamW divides gradients by their size, so there it is the step that is
-    multiplied, by the scales themselves.
+    multiplied, by the sizes of the scales themselves.
 
-    With SGD, its momentum and weight decay included, this is exact. It is not where
-    gradients are clipped, since the branches would have other norms, which is warned of;
-    and with AdamW up to its ``eps``.
+    With SGD, its momentum and weight decay included, this is exact, with AdamW up to its
+    ``eps``. It is not where gradients are clipped, since the branches would have other
+    norms, which is warned of. The authors' code has 1 in the place of ``s_0^2``.
 
     Source: `Re-parameterizing Your Optimizers rather than Architectures
     <https://arxiv.org/abs/2205.15242>`_, section 3.1 and appendix A.
@@ -41,7 +41,7 @@ class RepOptimizerConstructor(DefaultOptimWrapperConstructor):
 
     Raises:
         ConfigError: If there are no scales, they are those of another network, or the
-            optimizer is another one.
+            optimizer is another one, or a fused AdamW.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -62,6 +62,9 @@ class RepOptimizerConstructor(DefaultOptimWrapperConstructor):
             raise ConfigError(
                 f'RepOptimizer is an SGD or an AdamW, not {type(optimizer).__name__}'
             )
+        if optimizer.defaults.get('fused') and isinstance(optimizer, AdamW):
+            # It may leave a step out without a word, where a GradScaler finds inf.
+            raise ConfigError('RepOptimizer needs an AdamW that is not fused')
         multipliers = self._multipliers(model, powers[type(optimizer)])
         if isinstance(optimizer, SGD):
             optimizer.register_step_pre_hook(_MultiplyGradients(multipliers))
@@ -81,14 +84,13 @@ class RepOptimizerConstructor(DefaultOptimWrapperConstructor):
     def _multipliers(self, model: nn.Module, power: int) -> dict[nn.Parameter, Tensor]:
         """What multiplies the gradient, or the step, of every kernel that has scales."""
         model = model.module if is_model_wrapper(model) else model
-        scales = read_scales(self.scales)
-        blocks = scaled_convs(model, scales, self.scales)
+        scales = {
+            name: {branch: value.double().abs() ** power for branch, value in own.items()}
+            for name, own in read_scales(self.scales).items()
+        }
         return {
-            block.weight: scale_sum(block, scales[name], power)
-            .sum_kernel()
-            .detach()
-            .to(block.weight.dtype)
-            for name, block in blocks.items()
+            block.weight: branches.sum_kernel().detach().to(block.weight.dtype)
+            for block, branches in scaled_convs(model, scales, self.scales).values()
         }
 
 
@@ -99,6 +101,11 @@ class _MultiplyGradients:
         self.multipliers = multipliers
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if args[1:] or kwargs.get('closure'):
+            raise RuntimeError(
+                'RepOptimizer has to see the gradients before its step: call step() '
+                'without a closure'
+            )
         for parameter, multiplier in self.multipliers.items():
             if parameter.grad is not None:
                 parameter.grad.mul_(multiplier.to(parameter.grad.device))

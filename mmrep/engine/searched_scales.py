@@ -9,7 +9,6 @@ import torch
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
-from mmrep.checkpoints import listed, read_checkpoint, state_dict_of
 from mmrep.errors import ConfigError
 from mmrep.models.blocks import ConvNormBlock, ScaleSumBlock
 from mmrep.registry import WEIGHT_INITIALIZERS
@@ -25,11 +24,21 @@ def read_scales(path: str | Path) -> dict[str, Scales]:
 
     Raises:
         CheckpointError: If the file cannot be read.
-        ConfigError: If there is no such block in it.
+        ConfigError: If there is no such block in it, or a number is nan or inf.
     """
+    # Importing mmrep does not need it.
+    from mmrep.checkpoints import read_checkpoint, state_dict_of
+
+    if not isinstance(path, str | Path):
+        raise ConfigError(f'scales are the path of a checkpoint, not {path!r}')
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in state_dict_of(read_checkpoint(path), path).items():
         if match := _SCALE.fullmatch(key):
+            if not value.isfinite().all():
+                raise ConfigError(
+                    f'{path} holds scales that are nan or inf ({key}): give a checkpoint '
+                    'from before the search diverged'
+                )
             found[match[1]][match[2]] = value
     if not found:
         raise ConfigError(
@@ -41,8 +50,8 @@ def read_scales(path: str | Path) -> dict[str, Scales]:
 
 def scaled_convs(
     model: nn.Module, scales: Mapping[str, Scales], path: str | Path
-) -> dict[str, ConvNormBlock]:
-    """The plain blocks of a model that scales are for, by name.
+) -> dict[str, tuple[ConvNormBlock, ScaleSumBlock]]:
+    """The plain blocks of a model, and what each stands for: scaled kernels of ones.
 
     Args:
         model: The model.
@@ -50,35 +59,36 @@ def scaled_convs(
         path: The file that they are from, for the error.
 
     Raises:
-        ConfigError: If the model has no such block for one of them.
+        ConfigError: If the scales are those of another network.
     """
-    modules = dict(model.named_modules())
-    found = {name: modules.get(name) for name in scales}
-    missing = [
-        name
-        for name, block in found.items()
-        if not isinstance(block, ConvNormBlock) or block.deploy
-    ]
-    if missing:
+    blocks = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, ConvNormBlock) and not module.deploy
+    }
+    if different := sorted(set(scales) ^ set(blocks)):
         raise ConfigError(
-            f'{path} has scales of {listed(missing)}, which are no ConvNormBlocks in train '
-            'form of this model: search with the same network'
+            f'{path} has the scales of another network (they differ in '
+            f'{", ".join(different[:5])}): search with the same one, and train it as '
+            'ConvNormBlocks that are not fused'
         )
-    return found
+    try:
+        return {
+            name: (blocks[name], _scale_sum(blocks[name], scales[name])) for name in scales
+        }
+    except ValueError as error:
+        raise ConfigError(f'{path} does not fit this network: {error}') from None
 
 
 @torch.no_grad()
-def scale_sum(block: ConvNormBlock, scales: Scales, power: int = 1) -> ScaleSumBlock:
-    """The scaled branches that a plain block's conv stands for, with kernels of ones.
-
-    Args:
-        block: The plain block.
-        scales: The factors of the branches.
-        power: What they are raised to. Default: 1.
+def _scale_sum(block: ConvNormBlock, scales: Scales) -> ScaleSumBlock:
+    """The scaled branches that a plain block's conv stands for, in float64.
 
     Raises:
-        ConfigError: If they are those of another block.
+        ValueError: If they are those of another block, or its conv is no plain one.
     """
+    if type(block.main_conv) is not nn.Conv2d:
+        raise ValueError(f'{type(block.main_conv).__name__} is no nn.Conv2d')
     branches = ScaleSumBlock(
         block.in_channels,
         block.out_channels,
@@ -92,9 +102,9 @@ def scale_sum(block: ConvNormBlock, scales: Scales, power: int = 1) -> ScaleSumB
     shapes = {name: tuple(value.shape) for name, value in scales.items()}
     expected = {name: tuple(scale.weight.shape) for name, scale in own.items()}
     if shapes != expected:
-        raise ConfigError(f'scales of {shapes}, where the block has {expected}')
+        raise ValueError(f'there are scales of {shapes}, and a block of {expected}')
     for name, scale in own.items():
-        scale.weight.copy_(scales[name] ** power)
+        scale.weight.copy_(scales[name])
     for name in ('branch_kxk', 'branch_1x1'):
         nn.init.ones_(branches.get_submodule(name).conv.weight)
     return branches
@@ -127,8 +137,12 @@ class SearchedScalesInit:
             for name, value in read_scales(self.scales).items()
             if name.startswith(self.prefix)
         }
-        for name, block in scaled_convs(module, scales, self.scales).items():
-            branches = scale_sum(block, scales[name])
+        if not scales:
+            raise ConfigError(
+                f'{self.scales} has no scales whose names begin with {self.prefix!r}: give '
+                "SearchedScales another prefix, '' for none"
+            )
+        for block, branches in scaled_convs(module, scales, self.scales).values():
             branches.branch_kxk.conv.weight.copy_(block.weight)
             kaiming_init(branches.branch_1x1.conv)
             block.weight.copy_(branches.sum_kernel())

@@ -1,7 +1,7 @@
 """Read the architecture of a MobileOne from its weights."""
 
 from collections.abc import Mapping
-from itertools import chain, count, takewhile
+from itertools import count, takewhile
 
 from torch import Tensor
 
@@ -37,24 +37,29 @@ def mobileone_config(
     named = MobileOne.arch_settings
     if arch is not None and arch not in named:
         raise CheckpointError(f'arch {arch!r} is unknown; choose from {", ".join(named)}')
-    counts = count_blocks(state, 'stage')
-    if not counts:
-        raise CheckpointError('it has no stages')
     stem, deploy = _kernel(state, 'stage0'), is_deploy_form(state)
-    stages = [[f'stage{i}.{j}' for j in range(n)] for i, n in enumerate(counts, 1)]
-    widths = [len(_kernel(state, blocks[-1])) for blocks in stages]
+    # Every block is looked at, up to the first that is missing.
+    stages = [
+        {f'stage{i}.{j}': len(_kernel(state, f'stage{i}.{j}')) for j in range(n)}
+        for i, n in enumerate(count_blocks(state, 'stage'), 1)
+    ]
+    if not stages:
+        raise CheckpointError('it has no stages')
+    widths = [list(blocks.values())[-1] for blocks in stages]
     base = _BASE if len(stem) == min(_BASE, widths[0]) else len(stem)
     se = [[squeezed(state, f'{name}.se') for name in blocks] for blocks in stages]
     layers = [
-        (len(_kernel(state, name)), inner)
-        for name, inner in zip(chain(*stages), chain(*se), strict=True)
+        (width, inner)
+        for blocks, inside in zip(stages, se, strict=True)
+        for width, inner in zip(blocks.values(), inside, strict=True)
         if inner
     ]
     measured = dict(
-        num_blocks=tuple(n // 2 for n in counts),
-        width_factor=tuple(width / (base * 2**i) for i, width in enumerate(widths)),
+        num_blocks=tuple(len(blocks) // 2 for blocks in stages),
+        width_factor=tuple(_factor(width, base * 2**i) for i, width in enumerate(widths)),
         num_conv_branches=tuple(
-            1 if deploy else _branches(state, blocks[0]) for blocks in stages
+            1 if deploy else _branches(state, f'stage{i}.0')
+            for i in range(1, 1 + len(stages))
         ),
         num_se_blocks=tuple(sum(map(bool, inner[::2])) for inner in se),
     )
@@ -66,7 +71,7 @@ def mobileone_config(
             if all(measured[key] == settings[key] for key in told) and base == _BASE
         )
         arch = next(same, measured)
-    config = dict(type='mmrep.MobileOne', arch=arch, out_indices=(len(counts) - 1,))
+    config = dict(type='mmrep.MobileOne', arch=arch, out_indices=(len(stages) - 1,))
     if base != _BASE:
         config['base_channels'] = base
     if not is_se_cfg(_SE_CFG, layers):
@@ -74,6 +79,12 @@ def mobileone_config(
     if stem.shape[1] != 3:
         config['in_channels'] = stem.shape[1]
     return config
+
+
+def _factor(width: int, unit: int) -> float:
+    """What makes a width of a unit, cut off."""
+    factor = width / unit
+    return factor if int(unit * factor) == width else (width + 0.5) / unit
 
 
 def _kernel(state: Mapping[str, Tensor], block: str) -> Tensor:

@@ -1,7 +1,7 @@
 """What the shapes of renamed weights tell of blocks of any kind."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -12,10 +12,11 @@ from mmrep.models.layers.se_layer import make_divisible
 _RATIOS = (16, 4, *range(1, 65))
 
 
-def count_blocks(state: Iterable[str], prefix: str, inside: str = '') -> list[int]:
+def count_blocks(state: Iterable[str], prefix: str, inside: str = '') -> Iterator[int]:
     """Numbers of blocks of the stages, whose names begin with a prefix and count from 1.
 
-    Those that are missing between two others count.
+    Those that are missing between two others count, be it a billion: an iterator, which
+    the first that is missing ends.
 
     Args:
         state: The keys.
@@ -28,7 +29,8 @@ def count_blocks(state: Iterable[str], prefix: str, inside: str = '') -> list[in
         re.compile(rf'{prefix}([1-9]\d{{0,8}})\.{inside}(\d{{1,9}})\.').match, state
     )
     last = dict(sorted((int(m[1]), int(m[2])) for m in found if m))
-    return [1 + last.get(i, 0) for i in range(1, 1 + max(last, default=0))]
+    for i in range(1, 1 + max(last, default=0)):
+        yield 1 + last.get(i, 0)
 
 
 def kernel(state: Mapping[str, Tensor], block: str, *names: str) -> Tensor:

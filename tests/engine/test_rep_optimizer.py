@@ -10,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from mmrep.checkpoints import write_checkpoint
-from mmrep.engine.searched_scales import read_scales, scale_sum
+from mmrep.engine.searched_scales import read_scales, scaled_convs
 from mmrep.errors import CheckpointError, ConfigError
 from mmrep.models.backbones import RepOptVGG
 from mmrep.models.blocks import ConvNormBlock, ScaleSumBlock
@@ -32,7 +32,13 @@ class Net(nn.Module):
 def searched(**options) -> Net:
     """A network of the search, drawn."""
     blocks = dict(type='mmrep.ScaleSumBlock')
-    return randomise(Net(RepOptVGG(**SMALL | options, block_cfg=blocks)).double())
+    net = randomise(Net(RepOptVGG(**SMALL | options, block_cfg=blocks)).double())
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith('scale.weight'):
+                # A search leaves factors of either sign.
+                parameter[::2] *= -1
+    return net
 
 
 @pytest.fixture
@@ -127,7 +133,13 @@ def test_multiplier(scales):
     model = Net(RepOptVGG(**SMALL)).double()
     block = model.backbone.stage_2[1]
     of_block = read_scales(scales)['backbone.stage_2.1']
-    kernel = scale_sum(block, of_block, power=2).sum_kernel()
+    squares = {
+        name: {branch: value**2 for branch, value in own.items()}
+        for name, own in read_scales(scales).items()
+    }
+    _, branches = scaled_convs(model, squares, scales)['backbone.stage_2.1']
+    assert model.backbone.stage_2[1] is block
+    kernel = branches.sum_kernel()
     around, point, own = (
         of_block[f'branch_{name}'][7] ** 2 for name in ('kxk', '1x1', 'identity')
     )
@@ -168,17 +180,28 @@ def test_networks_start_as_the_sum_of_branches(scales):
         assert 0.4 < drawn.std() / spread < 1.9
 
 
-def test_search_starts_with_smaller_scales_in_later_blocks():
-    model = RepOptVGG(**SMALL, block_cfg=dict(type='mmrep.ScaleSumBlock'))
-    blocks = [m for m in model.modules() if isinstance(m, ScaleSumBlock)]
-    for number, block in enumerate(blocks, 1):
-        scales = {n: b.scale.weight for n, b in block.branches().items()}
-        expected = torch.full((block.out_channels,), (2 / number) ** 0.5)
-        assert_same(expected, scales['branch_kxk'])
-        assert_same(expected, scales['branch_1x1'])
-        if 'branch_identity' in scales:
-            assert (scales['branch_identity'] == 1).all()
-    assert len(blocks) == 4
+def test_search_starts_with_smaller_scales_in_later_blocks_of_a_stage():
+    arch = dict(num_blocks=(1, 4), width_factor=(1, 1))
+    blocks = dict(type='mmrep.ScaleSumBlock')
+    model = RepOptVGG(arch, base_channels=4, out_indices=(1,), block_cfg=blocks)
+    expected = {'stem': 1, 'stage_1.0': 1, 'stage_2.0': 1}
+    expected |= {f'stage_2.{i}': (2 / i) ** 0.5 for i in (1, 2, 3)}
+    found = {
+        name: {branch: set(b.scale.weight.tolist()) for branch, b in m.branches().items()}
+        for name, m in model.named_modules()
+        if isinstance(m, ScaleSumBlock)
+    }
+    assert found.keys() == expected.keys()
+    for name, scales in found.items():
+        assert scales.pop('branch_identity', {1.0}) == {1.0}
+        for values in scales.values():
+            assert list(values) == pytest.approx([expected[name]])
+
+
+def test_scales_of_the_config_are_those_of_every_block():
+    blocks = dict(type='mmrep.ScaleSumBlock', scale=0.5)
+    model = RepOptVGG(**SMALL, block_cfg=blocks)
+    assert (model.stage_2[1].branch_1x1.scale.weight == 0.5).all()
 
 
 @pytest.mark.parametrize(
@@ -202,37 +225,74 @@ class TestRefuses:
         cfg['constructor'] = 'mmrep.RepOptimizerConstructor'
         return build_optim_wrapper(model or Net(RepOptVGG(**SMALL)), cfg | options)
 
+    def written(self, folder, state) -> str:
+        path = folder / 'other.pth'
+        write_checkpoint(path, state, {})
+        return str(path)
+
     def test_no_scales(self):
         with pytest.raises(ConfigError, match='needs scales: give optim_wrapper scales='):
             self.build()
 
-    def test_another_optimizer(self, scales):
-        optimizer = dict(type='RMSprop', lr=0.1)
-        with pytest.raises(ConfigError, match='SGD or an AdamW, not RMSprop'):
+    def test_no_path(self):
+        with pytest.raises(ConfigError, match='scales are the path of a checkpoint, not 3'):
+            self.build(scales=3)
+
+    @pytest.mark.parametrize(
+        ('optimizer', 'message'),
+        [
+            (dict(type='RMSprop', lr=0.1), 'SGD or an AdamW, not RMSprop'),
+            (dict(type='AdamW', lr=0.1, fused=True), 'an AdamW that is not fused'),
+        ],
+        ids=['RMSprop', 'fused'],
+    )
+    def test_another_optimizer(self, optimizer, message, scales):
+        with pytest.raises(ConfigError, match=message):
             self.build(scales=scales, optimizer=optimizer)
 
-    def test_another_network(self, scales):
-        arch = dict(TINY, num_blocks=(1, 1), group_layer_map=None)
-        message = r'scales of backbone\.stage_2\.1, which are no'
-        with pytest.raises(ConfigError, match=message):
+    @pytest.mark.parametrize('num_blocks', [(1, 1), (1, 3)], ids=['shallow', 'deep'])
+    def test_another_network(self, num_blocks, scales):
+        arch = dict(num_blocks=num_blocks, width_factor=(1, 1.5))
+        with pytest.raises(ConfigError, match=r'differ in backbone\.stage_2\.'):
             self.build(Net(RepOptVGG(**SMALL | dict(arch=arch))), scales=scales)
 
     def test_a_fused_network(self, scales):
-        with pytest.raises(ConfigError, match='no ConvNormBlocks in train form'):
+        with pytest.raises(ConfigError, match='as ConvNormBlocks that are not fused'):
             self.build(Net(RepOptVGG(**SMALL, deploy=True)), scales=scales)
 
     def test_another_width(self, scales):
-        with pytest.raises(ConfigError, match=r'scales of .*\(4,\).* block has .*\(8,\)'):
+        with pytest.raises(ConfigError, match=r'search.pth does not fit .*\(4,\).*\(8,\)'):
             self.build(Net(RepOptVGG(**SMALL | dict(base_channels=8))), scales=scales)
 
+    def test_another_conv(self, scales):
+        conv_cfg = dict(type='Conv2dAdaptivePadding')
+        with pytest.raises(ConfigError, match=r'Conv2dAdaptivePadding is no nn\.Conv2d'):
+            self.build(Net(RepOptVGG(**SMALL, conv_cfg=conv_cfg)), scales=scales)
+
     def test_no_search(self, tmp_path):
-        write_checkpoint(tmp_path / 'a.pth', nn.Linear(2, 2).state_dict(), {})
+        path = self.written(tmp_path, nn.Linear(2, 2).state_dict())
         with pytest.raises(ConfigError, match='has no scales: give a checkpoint in train'):
-            self.build(scales=str(tmp_path / 'a.pth'))
+            self.build(scales=path)
+
+    def test_not_finite(self, tmp_path):
+        state = searched().state_dict()
+        state['backbone.stem.branch_1x1.scale.weight'][1] = torch.nan
+        with pytest.raises(ConfigError, match=r'nan or inf \(backbone\.stem\.branch_1x1'):
+            self.build(scales=self.written(tmp_path, state))
 
     def test_no_file(self, tmp_path):
         with pytest.raises(CheckpointError):
             self.build(scales=str(tmp_path / 'a.pth'))
+
+    def test_another_prefix(self, scales):
+        init_cfg = dict(type='mmrep.SearchedScales', scales=scales, prefix='body.')
+        with pytest.raises(ConfigError, match=r"no scales whose names begin with 'body\."):
+            RepOptVGG(**SMALL, init_cfg=init_cfg).init_weights()
+
+    def test_a_closure(self, scales):
+        optimizer = self.build(scales=scales).optimizer
+        with pytest.raises(RuntimeError, match='without a closure'):
+            optimizer.step(lambda: 0)
 
     def test_clipping_is_warned_of(self, scales, monkeypatch):
         said = []

@@ -6,9 +6,11 @@ from laws import image, on_meta, randomise
 from official_mobileone import MobileOne
 from timm.utils.model import reparameterize_model
 
+from mmrep.errors import CheckpointError
 from mmrep.importers.mobileone import MOBILEONE
 from mmrep.importers.mobileone_config import mobileone_config
 from mmrep.models import backbones
+from mmrep.registry import MODELS
 
 pytest.importorskip('mmpretrain.models')
 from mmengine.registry import DefaultScope
@@ -153,3 +155,38 @@ def test_changed_architectures_are_not_the_named_ones(changes, options):
     named = not changes and 'base_channels' not in options
     expected = dict(type='mmrep.MobileOne', arch='s4' if named else settings)
     assert found == expected | dict(out_indices=(3,), **options)
+
+
+@pytest.mark.parametrize('stage', ['stage1.100000', 'stage1.900000000', 'stage4.1000'])
+def test_blocks_that_are_missing_are_not_built(stage, tmp_path):
+    """A number in a key costs nothing."""
+    weights = MobileOne(**TINY).state_dict()
+    weights[f'{stage}.rbr_conv.0.conv.weight'] = torch.zeros(4, 4, 1, 1)
+    first = f'{stage[:6]}.{2 * TINY["num_blocks"][int(stage[5]) - 1]}'
+    with pytest.raises(CheckpointError, match=rf'block {first} is missing'):
+        import_weights(weights, tmp_path)
+
+
+def test_stages_that_are_missing_are_not_built(tmp_path):
+    model = backbones.MobileOne(arch(), out_indices=3)
+    weights = {f'backbone.{key}': value for key, value in model.state_dict().items()}
+    key = 'backbone.stage900000000.0.branch_conv_list.0.conv.weight'
+    weights[key] = torch.zeros(4, 4, 1, 1)
+    with pytest.raises(CheckpointError, match=r'block stage5\.0 is missing'):
+        import_weights(weights, tmp_path)
+
+
+@pytest.mark.parametrize('base', [56, 88, 104])
+def test_every_width_has_a_factor(base):
+    """Also where the quotient is a little less, and would be cut off."""
+    for width in range(base, 8 * base, 8):
+        settings = dict(
+            num_blocks=(1, 1),
+            width_factor=(1, (width + 0.5) / (2 * base)),
+            num_conv_branches=(1, 1),
+            num_se_blocks=(0, 0),
+        )
+        model = on_meta(backbones.MobileOne, settings, base_channels=base, out_indices=1)
+        found = mobileone_config(model.state_dict(), MOBILEONE)
+        again = on_meta(MODELS.build, found)
+        assert again.stage2[-1].out_channels == width == model.stage2[-1].out_channels

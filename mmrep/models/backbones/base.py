@@ -23,22 +23,54 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_stages(out_indices: Sequence[int], num_stages: int) -> None:
-    """Raise :class:`ArchitectureError` unless every index is that of a stage."""
+    """Raise :class:`ArchitectureError` unless every index is that of another stage."""
     require(
-        len(out_indices) > 0 and all(0 <= index < num_stages for index in out_indices),
+        len(out_indices) > 0
+        and all(0 <= index < num_stages for index in out_indices)
+        and len(set(out_indices)) == len(out_indices),
         f'out_indices={tuple(out_indices)} of {num_stages} stages: name one or more of 0 '
         f'to {num_stages - 1}',
     )
 
 
-def find_arch(arch: str | dict, settings: Mapping[str, dict]) -> dict:
+def stage_indices(out_indices: Sequence[int] | int, num_stages: int) -> tuple[int, ...]:
+    """Stages by their numbers from 0, given one or more of which may count from the end.
+
+    Raises:
+        ArchitectureError: If there is no such stage, or one is named twice.
+    """
+    indices = [out_indices] if isinstance(out_indices, int) else out_indices
+    indices = [index + num_stages if index < 0 else index for index in indices]
+    require_stages(indices, num_stages)
+    return tuple(indices)
+
+
+def find_arch(
+    arch: str | dict,
+    settings: Mapping[str, dict],
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+) -> dict:
     """An architecture by its name, or as it is given.
+
+    Args:
+        arch: A name, or a dict.
+        settings: The architectures that have names.
+        required, optional: The keys of a dict.
 
     Raises:
         TypeError: If it is neither a name nor a dict.
-        ArchitectureError: If no architecture has the name.
+        ArchitectureError: If no architecture has the name, or a dict lacks a key or has
+            another one.
     """
     if isinstance(arch, dict):
+        missing, unknown = set(required) - set(arch), set(arch) - {*required, *optional}
+        require(not missing, f'arch lacks {", ".join(sorted(missing))}')
+        require(
+            not unknown,
+            f'arch has {", ".join(sorted(map(str, unknown)))}, which is none of '
+            f'{", ".join([*required, *optional])}',
+        )
         return arch
     if not isinstance(arch, str):
         raise TypeError(f'arch must be a name or a dict, not {arch!r}')

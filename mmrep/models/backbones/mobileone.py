@@ -15,7 +15,7 @@ from .base import (
     find_arch,
     require,
     require_one_per_stage,
-    require_stages,
+    stage_indices,
 )
 from .units import UnitConfig
 
@@ -108,14 +108,16 @@ class MobileOne(ReparamBackbone):
         reparam_kernels: Sequence[int] = (1, 3),
     ) -> None:
         super().__init__(frozen_stages, norm_eval, init_cfg)
-        self.arch = arch = find_arch(arch, self.arch_settings)
+        self.arch = arch = find_arch(
+            arch,
+            self.arch_settings,
+            ('num_blocks', 'width_factor', 'num_conv_branches', 'num_se_blocks'),
+        )
         num_stages = len(arch['num_blocks'])
         strides = strides or (2,) * num_stages
         dilations = dilations or (1,) * num_stages
         require_one_per_stage(**arch, strides=strides, dilations=dilations)
-        indices = [out_indices] if isinstance(out_indices, int) else out_indices
-        indices = [index + num_stages if index < 0 else index for index in indices]
-        require_stages(indices, num_stages)
+        indices = stage_indices(out_indices, num_stages)
         for pairs, with_se in zip(arch['num_blocks'], arch['num_se_blocks'], strict=True):
             require(with_se <= pairs, f'{with_se} SE blocks in a stage of {pairs}')
         every_dilation = block_dilations(dilations, arch['num_blocks'])
@@ -149,10 +151,13 @@ class MobileOne(ReparamBackbone):
     ) -> nn.Module:
         cfg = self.units.block_cfg
         if cfg is not None and kernel_size in self.units.reparam_kernels:
-            kind = cfg['type']
+            kind = cfg.get('type')
             kind = MODELS.get(kind) if isinstance(kind, str) else kind
             # Blocks of other types have no such branches.
-            if 'num_convs' in inspect.signature(kind).parameters:
+            if any(
+                'num_convs' in inspect.signature(base.__init__).parameters
+                for base in getattr(kind, '__mro__', ())
+            ):
                 options['num_convs'] = num_convs
         return self.units.block(in_channels, out_channels, kernel_size, **options)
 

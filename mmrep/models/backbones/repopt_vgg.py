@@ -15,8 +15,8 @@ class RepOptVGG(RepVGG):
 
     Trained with :class:`~mmrep.engine.RepOptimizerConstructor` its kernels learn as the sum
     of RepVGG's scaled branches would. The scales come from a run of the same network with
-    ``block_cfg=dict(type='mmrep.ScaleSumBlock')``, whose convs' scales start with
-    ``sqrt(2 / i)`` in the i-th block.
+    ``block_cfg=dict(type='mmrep.ScaleSumBlock')``, whose convs' scales start with 1 in the
+    first block of a stage and with ``sqrt(2 / i)`` in the i-th after it.
 
     Source: `Re-parameterizing Your Optimizers rather than Architectures
     <https://arxiv.org/abs/2205.15242>`_, section 4.1 and table 1.
@@ -43,7 +43,7 @@ class RepOptVGG(RepVGG):
         **kwargs,
     ) -> None:
         super().__init__(arch, block_cfg=block_cfg, **kwargs)
-        blocks = [self.stem, *(b for name in self.stages for b in getattr(self, name))]
-        for number, block in enumerate(blocks, 1):
-            if hasattr(block, 'init_scales'):
-                block.init_scales(math.sqrt(2 / number))
+        for stage in self.stages:
+            for number, block in enumerate(getattr(self, stage)):
+                if number and hasattr(block, 'init_scales') and 'scale' not in block_cfg:
+                    block.init_scales(math.sqrt(2 / number))

@@ -130,7 +130,14 @@ class RepVGG(ReparamBackbone):
         init_cfg: dict | Sequence[dict] | None = INIT_CFG,
     ) -> None:
         super().__init__(frozen_stages, norm_eval, init_cfg)
-        self.arch = arch = find_arch(arch, self.arch_settings)
+        self.arch = arch = find_arch(
+            arch,
+            self.arch_settings,
+            required=('num_blocks', 'width_factor'),
+            optional=(
+                *('group_layer_map', 'se_cfg', 'se_position', 'strides', 'stem_channels'),
+            ),
+        )
         num_stages = len(arch['num_blocks'])
         strides = strides or arch.get('strides') or (2,) * num_stages
         dilations = dilations or (1,) * num_stages

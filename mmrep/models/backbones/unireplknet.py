@@ -16,8 +16,9 @@ from ..layers import GRN, LayerNorm2d, run_block
 from .base import (
     ReparamBackbone,
     find_arch,
+    require,
     require_one_per_stage,
-    require_stages,
+    stage_indices,
 )
 from .units import UnitConfig
 
@@ -102,8 +103,8 @@ class UniRepLKNet(ReparamBackbone):
             - **kernel_sizes** (Sequence[Sequence[int]]): Kernel size of each block of each
               stage.
         in_channels (int): Number of channels of the image. Default: 3.
-        out_indices (Sequence[int]): Stages, from 0, whose outputs are returned, each after
-            a norm of its own. Default: ``(3, )``.
+        out_indices (Sequence[int] | int): Stages, from 0, whose outputs are returned, each
+            after a norm of its own; negative ones count from the end. Default: ``(3, )``.
         gap_before_final_norm (bool): Whether the outputs are the means of the maps,
             ``(N, C)``, normed after that, which a linear head takes without a neck; as in
             mmpretrain's ``ConvNeXt``. Default: True.
@@ -146,7 +147,7 @@ class UniRepLKNet(ReparamBackbone):
         self,
         arch: str | dict,
         in_channels: int = 3,
-        out_indices: Sequence[int] = (3,),
+        out_indices: Sequence[int] | int = (3,),
         gap_before_final_norm: bool = True,
         drop_path_rate: float = 0.0,
         frozen_stages: int = -1,
@@ -163,11 +164,15 @@ class UniRepLKNet(ReparamBackbone):
         ),
     ) -> None:
         super().__init__(frozen_stages, norm_eval, init_cfg)
-        self.arch = arch = find_arch(arch, self.arch_settings)
+        self.arch = arch = find_arch(arch, self.arch_settings, ('channels', 'kernel_sizes'))
         require_one_per_stage(**arch)
-        require_stages(out_indices, len(arch['channels']))
+        require(
+            all(isinstance(sizes, Sequence) for sizes in arch['kernel_sizes']),
+            f'kernel_sizes of stages are those of their blocks, not {arch["kernel_sizes"]}',
+        )
+        indices = stage_indices(out_indices, len(arch['channels']))
         self.in_channels = in_channels
-        self.out_indices = tuple(sorted(out_indices))
+        self.out_indices = tuple(sorted(indices))
         self.gap_before_final_norm = gap_before_final_norm
         self.units = UnitConfig(
             conv_cfg, norm_cfg, act_cfg, block_cfg, deploy, reparam_kernels, with_cp

@@ -6,7 +6,7 @@ from torch import nn
 from mmrep.registry import MODELS
 
 from ..layers import ChannelBias
-from .base import ReparamBlock
+from .base import ReparamBlock, Size, pair
 
 
 @MODELS.register_module()
@@ -19,15 +19,33 @@ class PointwiseBlock(ReparamBlock):
 
     Args:
         in_channels, out_channels (int): Numbers of channels.
+        kernel_size (int | tuple[int, int]): 1. Default: 1.
+        padding (int | tuple[int, int]): 0, as the bias is not that of padded pixels.
+            Default: 0.
         layer_scale (float): What the scales of the channels start with. Default: 1e-6.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
+
+    Raises:
+        ValueError: If the kernel is larger, or there is a padding.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, layer_scale: float = 1e-6, **kwargs
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Size = 1,
+        *,
+        padding: int | Size = 0,
+        layer_scale: float = 1e-6,
+        **kwargs,
     ) -> None:
+        if (pair(kernel_size), pair(padding)) != ((1, 1), (0, 0)):
+            raise ValueError(
+                f'PointwiseBlock is 1x1 without padding, not kernel_size={kernel_size}, '
+                f'padding={padding}'
+            )
         self.layer_scale = layer_scale
-        super().__init__(in_channels, out_channels, kernel_size=1, **kwargs)
+        super().__init__(in_channels, out_channels, 1, padding=0, **kwargs)
 
     def build_branches(self) -> dict[str, nn.Module]:
         branch = self.conv_norm(self.build_conv(1), shift=ChannelBias(self.in_channels))

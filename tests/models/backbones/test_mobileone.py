@@ -172,6 +172,18 @@ class TestArguments:
         blocks = [m for m in model.modules() if isinstance(m, MobileOneBlock)]
         assert {block.num_convs for block in blocks} == {2}
 
+    def test_num_convs_reach_blocks_that_pass_them_on(self):
+        class Own(MobileOneBlock):
+            def __init__(self, *args, **kwargs) -> None:
+                super().__init__(*args, **kwargs)
+
+        assert small(block_cfg=dict(type=Own)).stage2[0].num_convs == 3
+
+    @pytest.mark.parametrize('cfg', [dict(type='mmrep.Nope'), {}], ids=str)
+    def test_no_block(self, cfg):
+        with pytest.raises(KeyError, match=r'Nope is not in|must contain the key "type"'):
+            small(block_cfg=cfg)
+
     def test_blocks_of_another_type(self):
         model = small(**NETWORKS['rep'])
         kinds = [type(block) for block in model.stage2]
@@ -188,6 +200,9 @@ class TestArguments:
         ('options', 'message'),
         [
             (dict(arch='s5'), r"arch 's5' is unknown; choose from s0, s1, s2, s3, s4"),
+            (dict(arch={}), 'arch lacks num_blocks, num_conv_branches, num_se_blocks, w'),
+            (dict(arch=TINY | dict(name='x')), 'arch has name, which is none of num_bl'),
+            (dict(out_indices=(1, 1)), r'out_indices=\(1, 1\) of 4 stages'),
             (dict(strides=(2, 2)), r'one entry for each stage, not \[4, 4, 4, 4, 2, 4\]'),
             (dict(dilations=(1,)), r'one entry for each stage, not \[4, 4, 4, 4, 4, 1\]'),
             (dict(out_indices=(4,)), r'out_indices=\(4,\) of 4 stages'),

@@ -266,6 +266,8 @@ class TestArguments:
         ('options', 'message'),
         [
             (dict(arch='A9'), r"arch 'A9' is unknown; choose from A0, A1, .*D2se"),
+            (dict(arch=dict(num_blocks=(1, 2))), 'arch lacks width_factor'),
+            (dict(arch=TINY | dict(widths=3)), 'arch has widths, which is none of num_blo'),
             (dict(strides=(2, 2, 2)), r'one entry for each stage, not \[2, 2, 3, 2\]'),
             (dict(dilations=(1,)), r'one entry for each stage, not \[2, 2, 2, 1\]'),
             (dict(arch=TINY | dict(width_factor=(1,))), r'not \[2, 1, 2, 2\]'),

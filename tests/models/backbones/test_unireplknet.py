@@ -105,6 +105,7 @@ class TestArguments:
         ('options', 'shapes'),
         [
             (dict(), [(4, 16, 16), (8, 8, 8), (12, 4, 4), (16, 2, 2)]),
+            (dict(out_indices=-1), [(16, 2, 2)]),
             (dict(out_indices=(3, 1)), [(8, 8, 8), (16, 2, 2)]),
             (dict(gap_before_final_norm=True), [(4,), (8,), (12,), (16,)]),
             (dict(gap_before_final_norm=True, out_indices=[3]), [(16,)]),
@@ -143,6 +144,12 @@ class TestArguments:
         [
             (dict(arch='Z'), r"arch 'Z' is unknown; choose from A, F, .*, XL"),
             (dict(arch=TINY | dict(channels=(4, 8))), r'for each stage, not \[2, 4\]'),
+            (dict(arch=dict(channels=(4, 8))), 'arch lacks kernel_sizes'),
+            (
+                dict(arch=dict(channels=(4, 8), kernel_sizes=(3, 7))),
+                r'kernel_sizes of stages are those of their blocks, not \(3, 7\)',
+            ),
+            (dict(out_indices=(1, 1)), r'out_indices=\(1, 1\) of 4 stages'),
             (dict(out_indices=(4,)), r'out_indices=\(4,\) of 4 stages'),
         ],
         ids=str,

@@ -75,6 +75,13 @@ def test_scales_start_as_they_are_told():
     assert (PointwiseBlock(6, 4, layer_scale=0.5).branch_1x1.scale.weight == 0.5).all()
 
 
-def test_padding_is_none():
+@pytest.mark.parametrize('options', [dict(kernel_size=3), dict(padding=1)], ids=str)
+@pytest.mark.parametrize('deploy', [False, True])
+def test_refuses_other_geometry(options, deploy):
+    with pytest.raises(ValueError, match='PointwiseBlock is 1x1 without padding, not ker'):
+        PointwiseBlock(6, 4, **options, deploy=deploy)
+
+
+def test_keeps_the_size():
     x = torch.zeros(1, 6, 5, 7, dtype=torch.float64)
-    assert block()(x).shape == (1, 4, 5, 7)
+    assert block(kernel_size=(1, 1), padding=0)(x).shape == (1, 4, 5, 7)
