@@ -42,7 +42,8 @@ from mmrep.benchmark import (
 )
 from mmrep.checkpoints import write_checkpoint
 from mmrep.cli import run_tool
-from mmrep.deployment import build_model, forward, read_config
+from mmrep.deployment import build_model, read_config
+from mmrep.hosts import forward
 from mmrep.models.blocks import DiverseBranchBlock
 from mmrep.reparam import branch_by_branch, compare_outputs
 
