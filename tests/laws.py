@@ -241,6 +241,16 @@ def assert_deploy_equivalent(module: nn.Module, x: Tensor) -> nn.Module:
     return deployed
 
 
+def assert_built_form_is_fused_one(build: Callable[..., nn.Module], x: Tensor) -> nn.Module:
+    """What is fused, and what is built with ``deploy=True``, are one; returns the first."""
+    deployed = assert_deploy_equivalent(build().double(), x)
+    built = build(deploy=True).double().eval()
+    built.load_state_dict(deployed.state_dict())
+    other = image(1, *x.shape[1:], seed=4)
+    assert_same(deployed(other), built(other))
+    return deployed
+
+
 def assert_one_conv_exact(module: nn.Module, x: Tensor) -> None:
     """The train form by its equivalent kernels has the branches' outputs and gradients."""
     randomise(module).eval()

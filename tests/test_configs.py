@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,8 +60,6 @@ CONFIGS = {
 #: Those of published networks and tasks.
 PUBLISHED = [name for name in CONFIGS if 'digits' not in name]
 
-every_config = pytest.mark.parametrize('name', CONFIGS)
-every_published = pytest.mark.parametrize('name', PUBLISHED)
 
 #: Millions of parameters, deploy and train form, and GFLOPs, as published.
 SIZES = {
@@ -139,6 +137,15 @@ KINDS = [
     'repopt-vgg-b1_8xb32_in1k',
     'repopt-vgg-b1-search_8xb16_cifar100',
 ]
+
+
+def quick(names: Iterable[str]) -> list:
+    """Configs as parameters: the second of a kind is tried by `make check` alone."""
+    return [n if n in KINDS else pytest.param(n, marks=pytest.mark.long) for n in names]
+
+
+every_config = pytest.mark.parametrize('name', quick(CONFIGS))
+every_published = pytest.mark.parametrize('name', quick(PUBLISHED))
 
 
 @pytest.fixture(autouse=True)
@@ -235,7 +242,10 @@ def test_both_forms_build(name):
     assert all(block.deploy for block in blocks)
 
 
-@pytest.mark.parametrize('arch', SIZES)
+@pytest.mark.parametrize(
+    'arch',
+    [a if 'qa' not in a else pytest.param(a, marks=pytest.mark.long) for a in SIZES],
+)
 def test_published_size(arch):
     name = f'{arch}_8xb32_in1k'
     deploy, train, gflops = SIZES[arch]
@@ -339,7 +349,9 @@ def epochs_and_warm_up(name: str) -> tuple[int, int]:
     return (400 if 'cifar' in name else 120), 0
 
 
-@pytest.mark.parametrize('name', [n for n in PUBLISHED if '_in1k' in n or 'cifar' in n])
+@pytest.mark.parametrize(
+    'name', quick(n for n in PUBLISHED if '_in1k' in n or 'cifar' in n)
+)
 def test_classifier_learning_rate(name):
     cfg = load(name)
     epochs, warm_up = epochs_and_warm_up(name)
@@ -404,10 +416,11 @@ def test_mobileone_sees_larger_images_with_more_augmentation(name, sample_files)
     assert seen == [(1, 160, 160, 2.1), (37, 192, 192, 4.9), (112, 224, 224, 7)]
 
 
-@pytest.mark.parametrize('name', [n for n in PUBLISHED if n.startswith('unireplknet')])
-def test_unireplknet_learning_rate(name):
+@pytest.mark.long
+def test_unireplknet_learning_rate():
     """Up to 1e-4 within 1500 steps, and down along a line."""
-    rates = learning_rates(load(name), 160000)
+    cfg = load('unireplknet-t_upernet_4xb4-160k_ade20k-512x512')
+    rates = learning_rates(cfg, 160000)
     assert rates[0] == pytest.approx(1e-10) and rates[1500] == max(rates)
     assert max(rates) == pytest.approx(1e-4)
     assert rates[80750] == pytest.approx(5e-5, rel=1e-3)

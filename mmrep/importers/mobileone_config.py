@@ -10,7 +10,7 @@ from mmrep.errors import CheckpointError
 from mmrep.models.backbones import MobileOne
 
 from .layout import Layout
-from .shapes import count_blocks, find_se_cfg, is_se_cfg, kernel, squeezed
+from .shapes import check_name, count_blocks, find_se_cfg, is_se_cfg, kernel, squeezed
 
 #: ``MobileOne``'s default ``base_channels``, and its ``se_cfg``.
 _BASE, _SE_CFG = 64, dict(ratio=16)
@@ -35,8 +35,7 @@ def mobileone_config(
         CheckpointError: If a block is missing, or ``arch`` is unknown; says only that.
     """
     named = MobileOne.arch_settings
-    if arch is not None and arch not in named:
-        raise CheckpointError(f'arch {arch!r} is unknown; choose from {", ".join(named)}')
+    check_name(arch, named)
     stem, deploy = _kernel(state, 'stage0'), is_deploy_form(state)
     # Every block is looked at, up to the first that is missing.
     stages = [

@@ -9,7 +9,7 @@ from mmrep.errors import CheckpointError
 from mmrep.models.backbones import RepVGG
 
 from .layout import Layout
-from .shapes import count_blocks, find_se_cfg, is_se_cfg, kernel, squeezed
+from .shapes import check_name, count_blocks, find_se_cfg, is_se_cfg, kernel, squeezed
 
 #: ``RepVGG``'s default ``base_channels`` and ``stem_channels``.
 _BASE = 64
@@ -42,8 +42,7 @@ def repvgg_config(
         CheckpointError: If a block is missing, or ``arch`` is unknown; says only that.
     """
     names = RepVGG.arch_settings
-    if arch is not None and arch not in names:
-        raise CheckpointError(f'arch {arch!r} is unknown; choose from {", ".join(names)}')
+    check_name(arch, names)
     stem = _block(state, 'stem')
     stages = _stages(state, stem.out_channels)
     if not stages:

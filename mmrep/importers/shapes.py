@@ -12,6 +12,12 @@ from mmrep.models.layers.se_layer import make_divisible
 _RATIOS = (16, 4, *range(1, 65))
 
 
+def check_name(arch: str | None, named: Iterable[str]) -> None:
+    """Raise ``CheckpointError`` if an architecture was named that has no name."""
+    if arch is not None and arch not in named:
+        raise CheckpointError(f'arch {arch!r} is unknown; choose from {", ".join(named)}')
+
+
 def count_blocks(state: Iterable[str], prefix: str, inside: str = '') -> Iterator[int]:
     """Numbers of blocks of the stages, whose names begin with a prefix and count from 1.
 

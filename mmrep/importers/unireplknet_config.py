@@ -8,7 +8,7 @@ from mmrep.errors import CheckpointError
 from mmrep.models.backbones import UniRepLKNet
 
 from .layout import Layout
-from .shapes import count_blocks, kernel
+from .shapes import check_name, count_blocks, kernel
 
 _CONVS = ('branch_large.conv', 'branch_kxk.conv', 'branch_reparam')
 
@@ -28,8 +28,7 @@ def unireplknet_config(
         CheckpointError: If a block is missing, or ``arch`` is unknown; says only that.
     """
     named = UniRepLKNet.arch_settings
-    if arch is not None and arch not in named:
-        raise CheckpointError(f'arch {arch!r} is unknown; choose from {", ".join(named)}')
+    check_name(arch, named)
     stages = [
         [kernel(state, f'stage_{i}.blocks.{j}.spatial', *_CONVS) for j in range(number)]
         for i, number in enumerate(count_blocks(state, 'stage_', r'blocks\.'), 1)

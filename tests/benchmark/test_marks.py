@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from processes import run_python
 
 MARKS = Path(__file__).parents[2] / 'benchmarks' / 'marks.py'
 
 
+@pytest.mark.long
 def test_a_group_is_measured_and_written(tmp_path):
     out = tmp_path / 'marks.json'
     options = ('--groups', 'memory', '--rounds', '1', '--out', out)

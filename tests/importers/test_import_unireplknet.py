@@ -49,7 +49,13 @@ def test_features(deploy, tmp_path):
 
 
 @FORMS
-@pytest.mark.parametrize('name', backbones.UniRepLKNet.arch_settings)
+@pytest.mark.parametrize(
+    'name',
+    [
+        n if n in 'AFPNT' else pytest.param(n, marks=pytest.mark.long)
+        for n in backbones.UniRepLKNet.arch_settings
+    ],
+)
 def test_named_architectures_are_recognised(name, deploy):
     state = on_meta(backbones.UniRepLKNet, name, deploy=deploy).state_dict()
     expected = dict(type='mmrep.UniRepLKNet', arch=name, out_indices=(3,))

@@ -90,6 +90,16 @@ old_torch = tuple(map(int, torch.__version__.split('.')[:2])) < (2, 5)
 
 every_block = pytest.mark.parametrize('name', BLOCKS)
 every_form = pytest.mark.parametrize('form', FORMS)
+#: Compiling takes a second or more: of the others `make check` tries it.
+compiled_block = pytest.mark.parametrize(
+    'name',
+    [
+        n
+        if n in ('repvgg', 'dbb', 'orepa repvgg', 'branches')
+        else pytest.param(n, marks=pytest.mark.long)
+        for n in BLOCKS
+    ],
+)
 multi_branch = pytest.mark.parametrize('name', [n for n in BLOCKS if n != 'conv and norm'])
 
 
@@ -723,15 +733,6 @@ class TestLife:
             assert_same(expected, twin(x))
             assert not block.deploy
 
-    def test_compile(self, name, form):
-        x = image(2, 4, 8, 8)
-        torch._dynamo.reset()
-        block = build(name, form)
-        # The compiler of torch 2.1 does not know zip(strict=True): it breaks the graph.
-        whole = not torch.__version__.startswith('2.1.')
-        compiled = torch.compile(copy.deepcopy(block), fullgraph=whole, backend='eager')
-        assert_same_step(step(block, x), step_of_compiled(compiled, x))
-
     def test_meta_device(self, name, form):
         """A shape and a count of parameters cost nothing."""
         with torch.device('meta'):
@@ -741,6 +742,18 @@ class TestLife:
         assert output.is_meta
         block.switch_to_deploy()
         assert all(p.is_meta for p in block.parameters())
+
+
+@compiled_block
+@every_form
+def test_compile(name, form):
+    x = image(2, 4, 8, 8)
+    torch._dynamo.reset()
+    block = build(name, form)
+    # The compiler of torch 2.1 does not know zip(strict=True): it breaks the graph.
+    whole = not torch.__version__.startswith('2.1.')
+    compiled = torch.compile(copy.deepcopy(block), fullgraph=whole, backend='eager')
+    assert_same_step(step(block, x), step_of_compiled(compiled, x))
 
 
 @every_block
@@ -1065,28 +1078,32 @@ class TestTransforms:
             wrapped[part] = {k.removeprefix('module.'): v for k, v in wrapped[part].items()}
         assert_same_step(step(plain, self.x), wrapped)
 
-    @pytest.mark.skipif(old_torch, reason='the compiler of torch 2.1 breaks the graph')
-    @pytest.mark.parametrize(
-        ('training', 'with_cp'),
-        [
-            (True, True),
-            pytest.param(True, False, marks=pytest.mark.long),
-            pytest.param(False, True, marks=pytest.mark.long),
-            pytest.param(False, False, marks=pytest.mark.long),
-        ],
-    )
-    def test_compiled_step(self, name, one_conv, training, with_cp):
-        torch._dynamo.reset()
-        block = build(name, one_conv=one_conv, with_cp=with_cp).train(training)
-        compiled = torch.compile(copy.deepcopy(block), fullgraph=True, backend='aot_eager')
-        assert_same_step(step(block, self.x), step_of_compiled(compiled, self.x))
-
     def test_backward_on_the_meta_device(self, name, one_conv):
         block = build(name, one_conv=one_conv).to('meta')
         for training in (True, False):
             x = self.x.to('meta').requires_grad_()
             block.train(training)(x).sum().backward()
             assert x.grad.shape == x.shape
+
+
+@compiled_block
+@pytest.mark.parametrize('one_conv', [True, False])
+@pytest.mark.skipif(old_torch, reason='the compiler of torch 2.1 breaks the graph')
+@pytest.mark.parametrize(
+    ('training', 'with_cp'),
+    [
+        (True, True),
+        pytest.param(True, False, marks=pytest.mark.long),
+        pytest.param(False, True, marks=pytest.mark.long),
+        pytest.param(False, False, marks=pytest.mark.long),
+    ],
+)
+def test_compiled_step(name, one_conv, training, with_cp):
+    torch._dynamo.reset()
+    x = image(2, 4, 8, 9)
+    block = build(name, one_conv=one_conv, with_cp=with_cp).train(training)
+    compiled = torch.compile(copy.deepcopy(block), fullgraph=True, backend='aot_eager')
+    assert_same_step(step(block, x), step_of_compiled(compiled, x))
 
 
 @every_block
