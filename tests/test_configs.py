@@ -365,6 +365,7 @@ def test_classifier_learning_rate(name):
     assert rates[0] == pytest.approx(first if warm_up else 0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     'name, steps, last',
     [

@@ -115,7 +115,7 @@ def pixels(path) -> np.ndarray:
 
 class TestPictures:
     @pytest.mark.parametrize('draw', [draw_shares, draw_kernels])
-    @pytest.mark.parametrize('count', [1, 7, 200])
+    @pytest.mark.parametrize('count', [1, 7, pytest.param(200, marks=pytest.mark.long)])
     def test_of_so_many_blocks(self, tmp_path, draw, count):
         """Whatever its name ends in; a picture of hundreds is no longer than one of 60."""
         reports = [report(f'stage.{index}') for index in range(count)]

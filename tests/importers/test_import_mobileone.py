@@ -67,7 +67,9 @@ def test_official_mobileone(architecture, found, deploy, tmp_path):
 
 
 @FORMS
-@pytest.mark.parametrize('name', ['s0', pytest.param('s1', marks=pytest.mark.long), 's4'])
+@pytest.mark.parametrize(
+    'name', ['s0', *(pytest.param(n, marks=pytest.mark.long) for n in ('s1', 's4'))]
+)
 def test_timm(name, deploy, tmp_path):
     """At full size: an implementation by others, from the official code."""
     model = randomise(timm.create_model(f'mobileone_{name}', num_classes=10)).eval()

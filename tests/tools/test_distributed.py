@@ -174,6 +174,7 @@ class TestRanks:
 
         return one_model
 
+    @pytest.mark.long
     def test_everything_at_once(self, tmp_path, train, one_model, call):
         everything = dict(optim_wrapper=STEPS, custom_hooks=[EMA])
         frozen = dict(frozen_stages=1, with_cp=True)

@@ -102,6 +102,7 @@ class TestItIsTheRunThatItWouldHaveBeen:
         )
         self.assert_same_end(*ends)
 
+    @pytest.mark.long
     def test_iterations(self, digits, stopped):
         """Stopped in the last of six, two rounds of data, with draws in data and model."""
         loading = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
