@@ -100,9 +100,7 @@ def _measure(stem: _Block, stages: list[list[_Block]]) -> dict:
     if groups:
         arch['group_layer_map'] = groups
     if stem.squeezed:
-        arch['se_cfg'] = find_se_cfg(
-            [(b.out_channels, b.squeezed) for b in (stem, *blocks)]
-        )
+        arch['se_cfg'] = find_se_cfg(_se_layers([stem, *blocks]))
     if stem.out_channels != min(_BASE, widths[0]):
         arch['stem_channels'] = stem.out_channels
     return arch

@@ -193,10 +193,10 @@ class UniRepLKNet(ReparamBackbone):
                 UniRepLKNetBlock(channels[i], size, self.units, next(rates))
                 for size in sizes
             ]
-            stage = OrderedDict(blocks=Sequential(*blocks))
+            stage = OrderedDict()
             if i:
                 stage['downsample'] = self._downsample(channels[i - 1], channels[i])
-                stage.move_to_end('downsample', last=False)
+            stage['blocks'] = Sequential(*blocks)
             self.add_module(self.stages[i], Sequential(stage))
             if i in self.out_indices:
                 kind = nn.LayerNorm if gap_before_final_norm else LayerNorm2d

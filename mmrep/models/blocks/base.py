@@ -367,6 +367,10 @@ class ReparamBlock(BaseModule):
         """A norm of this block's ``norm_cfg``."""
         return build_norm_layer(self.norm_cfg, channels)[1]
 
+    def build_scale(self, value: float) -> nn.Module:
+        """A factor for each output channel, all of which start with a number."""
+        return LayerScale(self.out_channels, data_format='channels_first', scale=value)
+
     def conv_norm(self, conv: nn.Module, **before: nn.Module) -> Sequential:
         """``conv`` with a norm after it and, by name, other layers before it."""
         norm = self.build_norm(self.out_channels)

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from dataclasses import replace
 
-from mmcv.cnn.bricks.scale import LayerScale
 from mmengine.model import Sequential
 from torch import nn
 
@@ -101,7 +100,7 @@ class OREPABlock(ReparamBlock):
             builders = {name: builders[name] for name in ('kxk', '1x1_kxk')}
         return {
             f'branch_{name}': Sequential(
-                OrderedDict(build(), scale=self._scale(self.scales[name]))
+                OrderedDict(build(), scale=self.build_scale(self.scales[name]))
             )
             for name, build in builders.items()
             if name in self.scales
@@ -109,9 +108,6 @@ class OREPABlock(ReparamBlock):
 
     def build_post_norm(self) -> nn.Module:
         return self.build_norm(self.out_channels)
-
-    def _scale(self, value: float) -> nn.Module:
-        return LayerScale(self.out_channels, data_format='channels_first', scale=value)
 
     def _kxk(self) -> dict[str, nn.Module]:
         return dict(conv=self.build_conv(self.kernel_size))

@@ -1,6 +1,5 @@
 """The last conv of UniRepLKNet's blocks."""
 
-from mmcv.cnn.bricks.scale import LayerScale
 from torch import nn
 
 from mmrep.registry import MODELS
@@ -49,7 +48,5 @@ class PointwiseBlock(ReparamBlock):
 
     def build_branches(self) -> dict[str, nn.Module]:
         branch = self.conv_norm(self.build_conv(1), shift=ChannelBias(self.in_channels))
-        scale = LayerScale(self.out_channels, data_format='channels_first')
-        nn.init.constant_(scale.weight, self.layer_scale)
-        branch.add_module('scale', scale)
+        branch.add_module('scale', self.build_scale(self.layer_scale))
         return {'branch_1x1': branch}

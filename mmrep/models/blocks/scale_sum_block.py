@@ -2,12 +2,10 @@
 
 from collections import OrderedDict
 
-from mmcv.cnn.bricks.scale import LayerScale
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
 from mmrep.registry import MODELS
-from mmrep.reparam import fold_branches
 
 from .base import ReparamBlock, Size
 
@@ -57,8 +55,7 @@ class ScaleSumBlock(ReparamBlock):
         return self.build_norm(self.out_channels)
 
     def _scaled(self, value: float, **layers: nn.Module) -> Sequential:
-        scale = LayerScale(self.out_channels, data_format='channels_first', scale=value)
-        return Sequential(OrderedDict(**layers, scale=scale))
+        return Sequential(OrderedDict(**layers, scale=self.build_scale(value)))
 
     def init_scales(self, scale: float) -> None:
         """Let the factors of the convs start with a number; none are left once fused."""
@@ -67,8 +64,5 @@ class ScaleSumBlock(ReparamBlock):
 
     def sum_kernel(self) -> Tensor:
         """The kernel of the sum, ``(out, in / groups, kh, kw)``, which has no norm."""
-        weight = self.weight
-        branches = self.branches()
-        return fold_branches(
-            branches, self.frame, self.input_size, weight.dtype, weight.device
-        ).weight
+        weight, _ = self._kernel_of_sum(self.input_size)
+        return weight
