@@ -1,5 +1,6 @@
 """``configs/expanded``: networks of the hosts with blocks, and without them again."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ BLOCKS = {
     'expanded-faster-rcnn_r50_fpn_1x_coco': 16,
 }
 #: Those that take long to build.
-LONG = {name for name in BLOCKS if 'hrnet' in name or 'cityscapes' in name}
+LONG = {n for n in BLOCKS if re.search('hrnet|cityscapes|faster-rcnn|mobilenet', n)}
 
 
 def base_of(name: str) -> ConfigDict:

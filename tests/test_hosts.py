@@ -25,7 +25,15 @@ from mmrep.reparam import branch_by_branch, reparam_blocks, switch_to_deploy
 Samples = list[DataSample] | list[SegDataSample]
 
 
-@pytest.mark.parametrize('name', BACKBONES)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(n, marks=pytest.mark.long)
+        if n in ('DBBResNetV1c-50', 'DBBMobileNetV1')
+        else n
+        for n in BACKBONES
+    ],
+)
 @pytest.mark.parametrize('host', HOSTS)
 def test_trains_predicts_and_deploys(host, name):
     build, make_samples = HOSTS[host]

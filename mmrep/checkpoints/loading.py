@@ -1,5 +1,6 @@
 """Put the weights of a checkpoint into a model, strictly."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def state_dict_of(checkpoint: Any, source: str | Path) -> dict[str, Tensor]:
 
 def is_deploy_form(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the weights are those of fused blocks."""
-    return any('branch_reparam.' in key for key in state_dict)
+    return any(re.search(r'\b(branch|lkb)_reparam\.', key) for key in state_dict)
 
 
 def load_strictly(

@@ -16,10 +16,11 @@ from mmrep.models.backbones import (
     DBBResNetV1d,
     MobileOne,
     ReparamResNet,
+    RepLKNet,
     RepVGG,
 )
 from mmrep.models.backbones.base import ReparamBackbone
-from mmrep.models.blocks import MobileOneBlock, RepVGGBlock
+from mmrep.models.blocks import LargeKernelBlock, MobileOneBlock, RepVGGBlock
 from mmrep.registry import SCOPE
 
 from .config import arguments, current_scope, model_nodes, named_nodes, registered
@@ -27,6 +28,7 @@ from .config import arguments, current_scope, model_nodes, named_nodes, register
 #: What the hosts call the same body.
 _BODIES = {
     MobileOne: 'MobileOne',
+    RepLKNet: 'RepLKNet',
     RepVGG: 'RepVGG',
     ReparamResNet: 'ResNet',
     DBBResNet: 'ResNet',
@@ -36,7 +38,14 @@ _BODIES = {
 }
 
 #: The blocks that the host's body has itself, by the same keys.
-_BLOCKS = {MobileOne: MobileOneBlock, RepVGG: RepVGGBlock}
+_BLOCKS = {
+    MobileOne: MobileOneBlock,
+    RepLKNet: LargeKernelBlock,
+    RepVGG: RepVGGBlock,
+}
+
+#: Arguments that the host's body takes and does not read.
+_UNREAD = {RepLKNet: ('strides', 'dilations', 'conv_cfg', 'norm_cfg', 'act_cfg')}
 
 #: Which blocks, and how they start: nothing that a host's body is told.
 _OF_BLOCKS = ('block_cfg', 'reparam_kernels', 'deploy')
@@ -72,8 +81,9 @@ class HostConfig(NamedTuple):
 def host_config(cfg: Config) -> HostConfig:
     """A config whose bodies are a host's in the place of mmrep's, the same networks.
 
-    ``RepVGG`` and ``MobileOne`` are mmpretrain's; a ``DBBResNet`` is the ``ResNet`` of the
-    config's host, expanded with the same blocks, and a ``DBBVGG`` is mmpretrain's ``VGG``.
+    ``RepVGG``, ``MobileOne`` and ``RepLKNet`` are mmpretrain's; a ``DBBResNet`` is the
+    ``ResNet`` of the config's host, expanded with the same blocks, and a ``DBBVGG`` is
+    mmpretrain's ``VGG``.
 
     Raises:
         ConfigError: If the host has no such body, or if an argument has no counterpart.
@@ -105,14 +115,18 @@ def _to_host(node: ConfigDict, kind: type) -> type:
     values = {name: p.default for name, p in mine.items() if p.default is not p.empty}
     # As in the config: where types are imported, its own methods would give classes.
     values.update((key, value) for key, value in dict.items(node) if key != 'type')
+    own_block, block_cfg = _BLOCKS.get(kind), values['block_cfg']
+    norm_cfg = values.get('norm_cfg')
+    if own_block is not None and norm_cfg and norm_cfg['type'] == 'SyncBN':
+        # Of the same keys; mmpretrain's blocks fuse no other, and have none afterwards.
+        values['norm_cfg'] = dict(norm_cfg, type='BN')
     unknown = [
         f'{name}={value!r}'
         for name, value in values.items()
-        if name not in theirs
+        if (name not in theirs or name in _UNREAD.get(kind, ()))
         and name not in (*_OF_BLOCKS, *_OF_TRAINING)
-        and value != mine[name].default
+        and not _is_same(value, mine[name].default)
     ]
-    own_block, block_cfg = _BLOCKS.get(kind), values['block_cfg']
     if own_block is not None:
         if block_cfg != dict(type=f'{SCOPE}.{own_block.__name__}'):
             unknown.append(f'block_cfg={block_cfg!r}')
@@ -132,10 +146,6 @@ def _to_host(node: ConfigDict, kind: type) -> type:
         if name in node
         or (name != 'init_cfg' and value not in (None, theirs[name].default))
     }
-    norm_cfg = given.get('norm_cfg')
-    if own_block is not None and norm_cfg and norm_cfg['type'] == 'SyncBN':
-        # Of the same keys; mmpretrain's blocks fuse no other, and have none afterwards.
-        given['norm_cfg'] = dict(norm_cfg, type='BN')
     if kind is MobileOne and isinstance(given['arch'], dict):
         # mmpretrain takes no other sequences there.
         given['arch'] = {name: list(value) for name, value in given['arch'].items()}
@@ -147,6 +157,12 @@ def _to_host(node: ConfigDict, kind: type) -> type:
         expand = dict(of=of, block=block_cfg, kernel_sizes=sizes)
         node.update(given, type=f'{SCOPE}.Expanded', expand=expand)
     return host
+
+
+def _is_same(value: object, default: object) -> bool:
+    """Whether an argument is its default, which a config may say by a list."""
+    value = tuple(value) if isinstance(value, list) else value
+    return value == default
 
 
 def _host_body(name: str) -> tuple[str, type]:

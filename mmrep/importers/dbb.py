@@ -24,8 +24,9 @@ _BLOCK = {
     r'dbb_reparam': 'branch_reparam',
 }
 
-_RESNET_UNITS = {r'stage([1-4])\.(\d+)\.(conv[12])': r'backbone.layer\1.\2.\3'}
-_RESNET_PLAIN = {
+#: The 3x3 units, and the other layers.
+RESNET_UNITS = {r'stage([1-4])\.(\d+)\.(conv[12])': r'backbone.layer\1.\2.\3'}
+RESNET_PLAIN = {
     r'stage0\.conv1\.conv': 'backbone.conv1',
     r'stage0\.conv1\.bn': 'backbone.bn1',
     r'stage([1-4])\.(\d+)\.conv([123])\.conv': r'backbone.layer\1.\2.conv\3',
@@ -57,8 +58,8 @@ DBB = Layout(
     mark=r'\.dbb_\w+\.',
     rules=every_leaf(
         {
-            **under({**_RESNET_UNITS, **_MOBILENET_UNITS}, _BLOCK),
-            **_RESNET_PLAIN,
+            **under({**RESNET_UNITS, **_MOBILENET_UNITS}, _BLOCK),
+            **RESNET_PLAIN,
             **under(_MOBILENET_LAYERS, _POINTWISE),
             r'linear': 'head.fc',
         }

@@ -25,12 +25,17 @@ from mmrep.errors import CheckpointError, UserError, reason
 from mmrep.registry import MODELS
 from mmrep.version import __version__
 
+from .acnet import ACNET
 from .dbb import DBB
 from .heads import count_auxiliary, describe_head, feature_channels
 from .keras import KERAS, is_hdf5, read_keras
 from .layout import Layout, Renamed
 from .mmpretrain import MMPRETRAIN
 from .mobileone import MMPRETRAIN_MOBILEONE, MOBILEONE, TIMM_MOBILEONE
+from .orepa import OREPA, OREPA_REPVGG
+from .qarepvgg import QAREPVGG
+from .replknet import MMPRETRAIN_REPLKNET, REPLKNET
+from .repopt import REPOPT, REPOPT_SEARCH
 from .repvgg import REPVGG
 from .repvggplus import REPVGGPLUS
 from .timm import TIMM
@@ -41,7 +46,9 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         *(REPVGG, REPVGGPLUS, DBB, TIMM, MMPRETRAIN, KERAS),
-        *(MOBILEONE, TIMM_MOBILEONE, MMPRETRAIN_MOBILEONE, UNIREPLKNET),
+        *(MOBILEONE, TIMM_MOBILEONE, MMPRETRAIN_MOBILEONE),
+        *(ACNET, OREPA, OREPA_REPVGG, QAREPVGG, REPOPT, REPOPT_SEARCH),
+        *(UNIREPLKNET, REPLKNET, MMPRETRAIN_REPLKNET),
     )
 }
 
@@ -137,9 +144,8 @@ def import_checkpoint(
     meta |= dict(backbone=backbone, head=head, mmrep=made)
     write_checkpoint(out, renamed.state, meta)
     note = chosen.deploy_note if is_deploy_form(renamed.state) else ''
-    return Imported(
-        chosen.name, backbone, head, len(renamed.origin), renamed.left_out, note, out
-    )
+    used = len(weights) - renamed.left_out.total()
+    return Imported(chosen.name, backbone, head, used, renamed.left_out, note, out)
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mmrep.checkpoints import listed
-from mmrep.errors import CheckpointError
+from mmrep.errors import CheckpointError, reason
 
 from .renaming import Rules
 
@@ -86,8 +86,8 @@ class Layout:
             source: The file, for the error.
 
         Raises:
-            CheckpointError: If there is no rule for a key, two keys get one name, or there
-                are many more keys than any network has.
+            CheckpointError: If there is no rule for a key, two keys get one name, weights
+                do not belong together, or there are many more than any network has.
         """
         source = f'{source}, read as {self.name},'
         if len(weights) > _MOST_KEYS:
@@ -99,7 +99,15 @@ class Layout:
         rules = {**self.rules, **(self.deploy_rules if is_deploy else {})}
         state, origin, left_out = renamed = Renamed({}, {}, Counter())
         unknown = []
-        for key, value in self.prepare(weights).items():
+        try:
+            prepared = self.prepare(weights)
+        except Exception as error:
+            # The shapes may be anything.
+            raise CheckpointError(
+                f'{source} holds weights that do not belong together ({reason(error)}): '
+                'give a whole and unchanged checkpoint'
+            ) from error
+        for key, value in prepared.items():
             kind = _first(self.left_out, key)
             target = _first(rules, key)
             if kind is not None:

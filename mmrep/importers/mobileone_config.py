@@ -10,7 +10,15 @@ from mmrep.errors import CheckpointError
 from mmrep.models.backbones import MobileOne
 
 from .layout import Layout
-from .shapes import check_name, count_blocks, find_se_cfg, is_se_cfg, kernel, squeezed
+from .shapes import (
+    check_name,
+    count_blocks,
+    factor,
+    find_se_cfg,
+    is_se_cfg,
+    kernel,
+    squeezed,
+)
 
 #: ``MobileOne``'s default ``base_channels``, and its ``se_cfg``.
 _BASE, _SE_CFG = 64, dict(ratio=16)
@@ -55,7 +63,7 @@ def mobileone_config(
     ]
     measured = dict(
         num_blocks=tuple(len(blocks) // 2 for blocks in stages),
-        width_factor=tuple(_factor(width, base * 2**i) for i, width in enumerate(widths)),
+        width_factor=tuple(factor(width, base * 2**i) for i, width in enumerate(widths)),
         num_conv_branches=tuple(
             1 if deploy else _branches(state, f'stage{i}.0')
             for i in range(1, 1 + len(stages))
@@ -78,12 +86,6 @@ def mobileone_config(
     if stem.shape[1] != 3:
         config['in_channels'] = stem.shape[1]
     return config
-
-
-def _factor(width: int, unit: int) -> float:
-    """What makes a width of a unit, cut off."""
-    factor = width / unit
-    return factor if int(unit * factor) == width else (width + 0.5) / unit
 
 
 def _kernel(state: Mapping[str, Tensor], block: str) -> Tensor:

@@ -15,7 +15,8 @@ BLOCK = {
     r'(?:post_)?se\.down': 'se_layer.conv1.conv',
     r'(?:post_)?se\.up': 'se_layer.conv2.conv',
 }
-_PLACES = {
+#: The blocks.
+PLACES = {
     r'stage0': 'backbone.stem',
     r'stage([1-4])\.(\d+)': r'backbone.stage_\1.\2',
 }
@@ -23,6 +24,8 @@ _PLACES = {
 REPVGG = Layout(
     name='repvgg',
     mark=r'^stage[1-4]\.\d+\.rbr_(dense|reparam)\.',
-    rules=every_leaf({**under(_PLACES, BLOCK), r'linear': 'head.fc'}),
+    # Of QARepVGGs and OREPA-RepVGGs.
+    foreign_mark=r'\.rbr_(1x1\.weight|dense\.weight_rbr_origin) ',
+    rules=every_leaf({**under(PLACES, BLOCK), r'linear': 'head.fc'}),
     family=repvgg_config,
 )

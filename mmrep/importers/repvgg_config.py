@@ -14,6 +14,11 @@ from .shapes import check_name, count_blocks, find_se_cfg, is_se_cfg, kernel, sq
 #: ``RepVGG``'s default ``base_channels`` and ``stem_channels``.
 _BASE = 64
 
+#: What the main conv of a block is called: of RepVGG's, of those with one kxk conv, of
+#: OREPA-RepVGG's, and in deploy form.
+_MAIN = ('branch_3x3.conv', 'branch_kxk.conv', 'branch_orepa.branch_kxk.conv')
+_CONVS = (*_MAIN, 'branch_reparam')
+
 
 class _Block(NamedTuple):
     """The shape of a block; ``squeezed`` is the SE layer's width, 0 where there is none."""
@@ -25,7 +30,10 @@ class _Block(NamedTuple):
 
 
 def repvgg_config(
-    state: Mapping[str, Tensor], layout: Layout, arch: str | None = None
+    state: Mapping[str, Tensor],
+    layout: Layout,
+    arch: str | None = None,
+    kind: type[RepVGG] = RepVGG,
 ) -> dict:
     """The config of the RepVGG that has these weights.
 
@@ -37,11 +45,12 @@ def repvgg_config(
         layout: Where they come from.
         arch: Name of the architecture. Default: None, which means the named one of these
             shapes or, where there is none, a dict.
+        kind: The class. Default: ``RepVGG``.
 
     Raises:
         CheckpointError: If a block is missing, or ``arch`` is unknown; says only that.
     """
-    names = RepVGG.arch_settings
+    names = kind.arch_settings
     check_name(arch, names)
     stem = _block(state, 'stem')
     stages = _stages(state, stem.out_channels)
@@ -51,7 +60,7 @@ def repvgg_config(
         arch = {**_measure(stem, stages), **layout.arch_options}
         blocks = [stem, *(block for stage in stages for block in stage)]
         arch = next((n for n in names if _is_named(arch, names[n], blocks)), arch)
-    config = dict(type='mmrep.RepVGG', arch=arch, out_indices=(len(stages) - 1,))
+    config = dict(type=f'mmrep.{kind.__name__}', arch=arch, out_indices=(len(stages) - 1,))
     settings = names[arch] if isinstance(arch, str) else arch
     own_strides = tuple(settings.get('strides') or (2,) * len(stages))
     strides = tuple(
@@ -71,7 +80,7 @@ def _block(
     state: Mapping[str, Tensor], name: str, in_channels: int | None = None
 ) -> _Block:
     """The shape of a block; one whose input is not known has one group."""
-    weight = kernel(state, name, 'branch_3x3.conv', 'branch_reparam')
+    weight = kernel(state, name, *_CONVS)
     outs, ins = weight.shape[:2]
     groups = 1 if in_channels is None else max(in_channels // max(ins, 1), 1)
     return _Block(ins * groups, outs, groups, squeezed(state, f'{name}.se_layer'))

@@ -18,8 +18,10 @@ def check_name(arch: str | None, named: Iterable[str]) -> None:
         raise CheckpointError(f'arch {arch!r} is unknown; choose from {", ".join(named)}')
 
 
-def count_blocks(state: Iterable[str], prefix: str, inside: str = '') -> Iterator[int]:
-    """Numbers of blocks of the stages, whose names begin with a prefix and count from 1.
+def count_blocks(
+    state: Iterable[str], prefix: str, inside: str = '', first: int = 1
+) -> Iterator[int]:
+    """Numbers of blocks of the stages, whose names begin with a prefix and a number.
 
     Those that are missing between two others count, be it a billion: an iterator, which
     the first that is missing ends.
@@ -29,13 +31,13 @@ def count_blocks(state: Iterable[str], prefix: str, inside: str = '') -> Iterato
         prefix: What stands before a stage's number.
         inside: Regular expression of what stands before a block's number in its stage.
             Default: nothing.
+        first: Number of the first stage. Default: 1.
     """
     # Python reads no number of thousands of digits; such a block is missed by its name.
-    found = map(
-        re.compile(rf'{prefix}([1-9]\d{{0,8}})\.{inside}(\d{{1,9}})\.').match, state
-    )
+    stage = re.compile(rf'{prefix}(0|[1-9]\d{{0,8}})\.{inside}(\d{{1,9}})\.')
+    found = map(stage.match, state)
     last = dict(sorted((int(m[1]), int(m[2])) for m in found if m))
-    for i in range(1, 1 + max(last, default=0)):
+    for i in range(first, 1 + max(last, default=-1)):
         yield 1 + last.get(i, 0)
 
 
@@ -55,6 +57,12 @@ def kernel(state: Mapping[str, Tensor], block: str, *names: str) -> Tensor:
     if weight is None or weight.dim() != 4:
         raise CheckpointError(f"the main conv of mmrep's block {block} is missing")
     return weight
+
+
+def factor(width: int, unit: int) -> float:
+    """What makes a width of a unit, where the product is cut off to a whole number."""
+    factor = width / unit
+    return factor if int(unit * factor) == width else (width + 0.5) / unit
 
 
 def squeezed(state: Mapping[str, Tensor], layer: str) -> int:

@@ -7,6 +7,7 @@ from processes import run_python
 from test_deploying import DBB, Project
 from tiny_projects import (
     DBB_RESNET,
+    ONE_SWITCH,
     REPVGG,
     classifier_model,
     segmentor_model,
@@ -29,6 +30,7 @@ MOBILEONE = dict(
     ),
     se_cfg=dict(ratio=4, divisor=1),
 )
+REPLKNET = dict(ONE_SWITCH['RepLKNet'], type='mmrep.RepLKNet')
 RESNET50 = dict(DBB_RESNET, depth=50)
 
 #: Models of mmrep's bodies: the scope, the config, and the type of the host's body.
@@ -44,6 +46,19 @@ BODIES = {
         'mmseg',
         segmentor_model(dict(MOBILEONE, norm_cfg=dict(type='SyncBN'))),
         'mmpretrain.MobileOne',
+    ),
+    'RepLKNet': ('mmpretrain', classifier_model(REPLKNET), 'RepLKNet'),
+    'RepLKNet of SyncBN': (
+        'mmseg',
+        segmentor_model(
+            dict(
+                REPLKNET,
+                norm_cfg=dict(type='SyncBN'),
+                strides=[2, 2, 2, 2],
+                out_indices=(2, 3),
+            )
+        ),
+        'mmpretrain.RepLKNet',
     ),
     'RepVGG segmentor': ('mmseg', segmentor_model(), 'mmpretrain.RepVGG'),
     'DBB-ResNet-18': ('mmpretrain', classifier_model(DBB_RESNET, 32), 'ResNet'),
@@ -140,7 +155,9 @@ def test_becomes_the_host_s(tmp_path, name):
         assert_same(forward(project.model, x), forward(model, x), 2e-5)
 
 
-@pytest.mark.parametrize('name', ['RepVGG segmentor', 'DBB-ResNet-18'])
+@pytest.mark.parametrize(
+    'name', [pytest.param('RepVGG segmentor', marks=pytest.mark.long), 'DBB-ResNet-18']
+)
 def test_where_mmrep_is_not_installed(tmp_path, name):
     project = project_of(tmp_path, name)
     done = project.deploy(host=True, shape=(3, 64, 64))
@@ -180,6 +197,12 @@ def test_a_host_s_model_stays(tmp_path):
             dict(MOBILEONE, reparam_kernels=[1], strides=(2, 2, 1, 2)),
             r'strides=\(2, 2, 1, 2\), reparam_kernels=\[1\] of mmrep\.MobileOne is',
         ),
+        (
+            dict(REPLKNET, strides=[2, 2, 2, 1], act_cfg=dict(type='GELU')),
+            r"strides=\[2, 2, 2, 1\], act_cfg={'type': 'GELU'} of mmrep\.RepLKNet is",
+        ),
+        (dict(REPLKNET, norm_cfg=dict(type='BN', eps=1e-3)), 'norm_cfg=.* of mmrep'),
+        (dict(REPLKNET, ffn_act_cfg=dict(type='ReLU')), 'ffn_act_cfg=.* of mmrep'),
         (dict(DBB_RESNET, depth=50, plugins=[]), r'plugins=\[\] of .* that ResNet can be'),
     ],
 )

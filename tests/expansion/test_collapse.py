@@ -240,7 +240,14 @@ print(((output - expected).norm() / expected.norm()).item())
 """
 
 
-@pytest.mark.parametrize('name', ['MobileNetV2', 'UPerNet', 'RetinaNet'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'MobileNetV2',
+        pytest.param('UPerNet', marks=pytest.mark.long),
+        pytest.param('RetinaNet', marks=pytest.mark.long),
+    ],
+)
 def test_where_mmrep_is_not_installed(tmp_path, name):
     config, _ = HOSTS[name]
     # Two processes need not take the same algorithms: float32 differs by 3e-6.

@@ -114,20 +114,28 @@ class ResidualBlock(nn.Module):
     """A basic block of two 3x3 units, or a bottleneck with the stride on its 3x3."""
 
     def __init__(
-        self, ins: int, planes: int, stride: int, bottleneck: bool, deploy: bool
+        self,
+        ins: int,
+        planes: int,
+        stride: int,
+        bottleneck: bool,
+        deploy: bool,
+        unit: type[nn.Module] = DBB,
+        pointwise: type[nn.Module] = ConvBN,
     ) -> None:
         super().__init__()
         outs = planes * (4 if bottleneck else 1)
         self.shortcut = nn.Identity()
         if stride != 1 or ins != outs:
-            self.shortcut = ConvBN(ins, outs, 1, stride, deploy, relu=False)
+            shortcut = pointwise if bottleneck else ConvBN
+            self.shortcut = shortcut(ins, outs, 1, stride, deploy, relu=False)
         if bottleneck:
-            self.conv1 = ConvBN(ins, planes, 1, deploy=deploy)
-            self.conv2 = DBB(planes, planes, stride, deploy=deploy)
-            self.conv3 = ConvBN(planes, outs, 1, deploy=deploy, relu=False)
+            self.conv1 = pointwise(ins, planes, 1, deploy=deploy)
+            self.conv2 = unit(planes, planes, stride, deploy=deploy)
+            self.conv3 = pointwise(planes, outs, 1, deploy=deploy, relu=False)
         else:
-            self.conv1 = DBB(ins, planes, stride, deploy=deploy)
-            self.conv2 = DBB(planes, outs, deploy=deploy, relu=False)
+            self.conv1 = unit(ins, planes, stride, deploy=deploy)
+            self.conv2 = unit(planes, outs, deploy=deploy, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv2(self.conv1(x))
@@ -143,6 +151,8 @@ class ResNet(nn.Module):
         bottleneck: Whether they are bottlenecks.
         width: Channels of the stem and inside the first stage.
         deploy: Whether units are convs.
+        stem: The 7x7 unit.
+        **units: The 3x3 and the 1x1 units of :class:`ResidualBlock`.
     """
 
     def __init__(
@@ -152,9 +162,11 @@ class ResNet(nn.Module):
         width: int = 64,
         num_classes: int = 10,
         deploy: bool = False,
+        stem: type[nn.Module] = ConvBN,
+        **units: type[nn.Module],
     ) -> None:
         super().__init__()
-        stem = ConvBN(3, width, 7, 2, deploy)
+        stem = stem(3, width, 7, 2, deploy)
         pool = nn.MaxPool2d(3, 2, 1)
         self.stage0 = nn.Sequential(OrderedDict(conv1=stem, maxpool=pool))
         ins = width
@@ -162,7 +174,9 @@ class ResNet(nn.Module):
             stage = nn.Sequential()
             for j in range(count):
                 stride = 2 if i and j == 0 else 1
-                stage.append(ResidualBlock(ins, width * 2**i, stride, bottleneck, deploy))
+                stage.append(
+                    ResidualBlock(ins, width * 2**i, stride, bottleneck, deploy, **units)
+                )
                 ins = width * 2**i * (4 if bottleneck else 1)
             self.add_module(f'stage{i + 1}', stage)
         self.linear = nn.Linear(ins, num_classes)

@@ -71,6 +71,7 @@ class RepVGG(nn.Module):
         num_blocks: Blocks of each stage.
         widths: Channels of each stage; the stem has as many as the first, up to 64.
         groups: Groups of blocks by their number, the first after the stem being 1.
+        block: The type of the blocks.
         **options: Of every block.
     """
 
@@ -80,17 +81,18 @@ class RepVGG(nn.Module):
         widths: Sequence[int],
         groups: dict[int, int] | None = None,
         num_classes: int = 10,
+        block: type[nn.Module] = Block,
         **options,
     ) -> None:
         super().__init__()
         ins, number = min(64, widths[0]), 0
-        self.stage0 = Block(3, ins, 2, **options)
+        self.stage0 = block(3, ins, 2, **options)
         for i, (count, outs) in enumerate(zip(num_blocks, widths, strict=True), 1):
             stage = nn.Sequential()
             for j in range(count):
                 number += 1
                 stride, group = 1 if j else 2, (groups or {}).get(number, 1)
-                stage.append(Block(ins, outs, stride, group, **options))
+                stage.append(block(ins, outs, stride, group, **options))
                 ins = outs
             self.add_module(f'stage{i}', stage)
         self.linear = nn.Linear(ins, num_classes)

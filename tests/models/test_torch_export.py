@@ -88,10 +88,11 @@ young = pytest.mark.skipif(old_torch, reason='torch.export is young there')
 
 
 def cases() -> Iterator:
-    """Networks and how they become a program; torch.export takes seconds for each form."""
+    """Networks and how they become a program, which takes seconds for each form."""
     for name in BACKBONES:
-        yield pytest.param(name, trace, id=f'{name}-trace')
         often = [] if name in ('RepVGG with SE', 'DBBResNet-50') else [pytest.mark.long]
+        yield pytest.param(name, trace, id=f'{name}-trace', marks=often)
+        often = [] if name == 'RepVGG with SE' else [pytest.mark.long]
         yield pytest.param(name, export, id=f'{name}-export', marks=[young, *often])
 
 

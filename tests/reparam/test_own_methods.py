@@ -118,7 +118,15 @@ def test_inner_ones_first():
     assert_same(expected, model(x))
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(n, marks=pytest.mark.long)
+        if n in ('ghostnetv3_050', 'nextvit_small')
+        else n
+        for n in NETWORKS
+    ],
+)
 def test_networks_of_timm(name):
     model = network(timm.create_model(name))
     x = image(1, 3, NETWORKS[name], NETWORKS[name])

@@ -56,7 +56,11 @@ class TestForms:
         ],
         ids=lambda entry: next(iter(entry.values()))['type'],
     )
-    @pytest.mark.parametrize('options', [(), ('--tta',)], ids=['', 'augmented'])
+    @pytest.mark.parametrize(
+        'options',
+        [(), pytest.param(('--tta',), marks=pytest.mark.long)],
+        ids=['', 'augmented'],
+    )
     def test_of_other_layers(self, classifier, predict, entry, options):
         """Kernels that depend on the input's size; norms that want other processes.
 

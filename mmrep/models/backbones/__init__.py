@@ -3,6 +3,7 @@
 from .base import ArchitectureError, ReparamBackbone
 from .chain import DBBVGG, ChainBackbone, DBBAlexNet, DBBMobileNetV1
 from .mobileone import MobileOne
+from .replknet import RepLKNet
 from .repopt_vgg import RepOptVGG
 from .repvgg import RepVGG
 from .resnet import DBBResNet, DBBResNetV1c, DBBResNetV1d, ReparamResNet
@@ -18,6 +19,7 @@ __all__ = [
     'DBBResNetV1c',
     'DBBResNetV1d',
     'MobileOne',
+    'RepLKNet',
     'RepOptVGG',
     'RepVGG',
     'ReparamBackbone',

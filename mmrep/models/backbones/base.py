@@ -1,6 +1,7 @@
 """What every backbone of mmrep does: freezing, norm_eval and the switch."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from mmengine.model import BaseModule
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
@@ -123,7 +124,8 @@ class ReparamBackbone(BaseModule):
 
     A subclass names its stages in ``stages`` and sets ``out_indices``, says in
     :meth:`stem_modules` what is frozen before them, and calls ``self.train()`` at the end
-    of its construction, so that freezing holds from then on.
+    of its construction, so that freezing holds from then on. One whose ``stages`` are the
+    modules themselves says in :meth:`stage_modules` what is frozen with them.
 
     Args:
         frozen_stages (int): Stages whose parameters and statistics stay as they are, the
@@ -157,6 +159,10 @@ class ReparamBackbone(BaseModule):
         """What stands before the first stage. Default: nothing."""
         return []
 
+    def stage_modules(self, index: int) -> list[nn.Module]:
+        """What stage ``index``, from 0, consists of."""
+        return [getattr(self, self.stages[index])]
+
     def run_stages(self, x: Tensor) -> tuple[Tensor, ...]:
         """The outputs of the stages in ``out_indices``, given the stem's."""
         outs = []
@@ -170,7 +176,8 @@ class ReparamBackbone(BaseModule):
         """Set the mode, but keep frozen stages and, with ``norm_eval``, norms in eval."""
         super().train(mode)
         if self.frozen_stages >= 0:
-            frozen = [getattr(self, name) for name in self.stages[: self.frozen_stages]]
+            stages = range(min(self.frozen_stages, len(self.stages)))
+            frozen = chain.from_iterable(map(self.stage_modules, stages))
             for module in (*self.stem_modules(), *frozen):
                 module.eval().requires_grad_(False)
         if mode and self.norm_eval:

@@ -1,6 +1,5 @@
 """MobileOne."""
 
-import inspect
 from collections.abc import Sequence
 
 from mmengine.model import Sequential
@@ -133,33 +132,15 @@ class MobileOne(ReparamBackbone):
             for i, factor in enumerate(arch['width_factor'])
         ]
         channels = min(base_channels, widths[0])
-        self.stage0 = self._build_block(in_channels, channels, 3, 1, stride=2)
+        self.stage0 = self.units.block(
+            in_channels, channels, 3, optional=dict(num_convs=1), stride=2
+        )
         self.stages = [f'stage{i + 1}' for i in range(num_stages)]
         for i, name in enumerate(self.stages):
             stage = self._make_stage(i, channels, widths[i], strides[i], every_dilation[i])
             self.add_module(name, stage)
             channels = widths[i]
         self.train()
-
-    def _build_block(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        num_convs: int,
-        **options,
-    ) -> nn.Module:
-        cfg = self.units.block_cfg
-        if cfg is not None and kernel_size in self.units.reparam_kernels:
-            kind = cfg.get('type')
-            kind = MODELS.get(kind) if isinstance(kind, str) else kind
-            # Blocks of other types have no such branches.
-            if any(
-                'num_convs' in inspect.signature(base.__init__).parameters
-                for base in getattr(kind, '__mro__', ())
-            ):
-                options['num_convs'] = num_convs
-        return self.units.block(in_channels, out_channels, kernel_size, **options)
 
     def _make_stage(
         self,
@@ -186,8 +167,13 @@ class MobileOne(ReparamBackbone):
                 (out_channels, 1, {}),
             ):
                 blocks.append(
-                    self._build_block(
-                        channels, outs, kernel_size, num_convs, se_cfg=se_cfg, **geometry
+                    self.units.block(
+                        channels,
+                        outs,
+                        kernel_size,
+                        optional=dict(num_convs=num_convs),
+                        se_cfg=se_cfg,
+                        **geometry,
                     )
                 )
         return Sequential(*blocks)

@@ -1,7 +1,9 @@
 """How a body builds what it is made of."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from torch import nn
@@ -33,12 +35,19 @@ class UnitConfig:
     with_cp: bool = False
 
     def block(
-        self, in_channels: int, out_channels: int, kernel_size: int, **options
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        optional: Mapping[str, Any] | None = None,
+        **options,
     ) -> nn.Module:
         """A unit as one block: the configured one, or a plain ``ConvNormBlock``.
 
         Args:
             in_channels, out_channels, kernel_size (int): The conv's.
+            optional (Mapping, optional): Arguments of the configured block, where its type
+                has them. Default: None.
             **options: Stride, padding, dilation, groups, and what differs from here.
         """
         cfg = dict(
@@ -54,7 +63,18 @@ class UnitConfig:
         )
         if self.block_cfg is None or kernel_size not in self.reparam_kernels:
             return MODELS.build({**cfg, 'type': 'mmrep.ConvNormBlock'})
+        given = (optional or {}).items()
+        cfg |= {name: value for name, value in given if self._takes(name)}
         return MODELS.build({**cfg, **self.block_cfg})
+
+    def _takes(self, argument: str) -> bool:
+        """Whether the configured type of block has an argument."""
+        kind = self.block_cfg.get('type')
+        kind = MODELS.get(kind) if isinstance(kind, str) else kind
+        return any(
+            argument in inspect.signature(base.__init__).parameters
+            for base in getattr(kind, '__mro__', ())
+        )
 
     def conv_and_norm(
         self,

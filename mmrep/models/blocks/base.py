@@ -81,8 +81,8 @@ class ReparamBlock(BaseModule):
 
     #: As of ``nn.Conv2d``, for what a block stands in the place of.
     transposed, output_padding = False, (0, 0)
-    #: What the SE layer is called in keys.
-    se_name = 'se_layer'
+    #: What the SE layer, the norm of a branch and the one conv are called in keys.
+    se_name, norm_name, reparam_name = 'se_layer', 'norm', 'branch_reparam'
 
     def __new__(cls, *args, **kwargs) -> 'ReparamBlock':
         if 'bias' in kwargs and 'bias' not in inspect.signature(cls.__init__).parameters:
@@ -203,7 +203,7 @@ class ReparamBlock(BaseModule):
         first, main = next(iter(self.branches().items()))
         layers = [name for name, _ in main.named_children()]
         nested = isinstance(main, ReparamBlock)
-        known = layers in (['conv'], ['conv', 'norm'], ['conv', 'scale'])
+        known = layers in (['conv'], ['conv', self.norm_name], ['conv', 'scale'])
         if not (nested or (known and isinstance(main, nn.Sequential))):
             raise ValueError(f'{first} of {kind} is no sequence of a conv and a norm')
         self.load_state_dict(self.start_of_others(), strict=False)
@@ -222,8 +222,9 @@ class ReparamBlock(BaseModule):
             main._start_as(conv, norm)
             return
         main.conv = conv
-        if 'norm' in layers:
-            main.norm = nn.Identity().train(self.training) if norm is None else norm
+        if self.norm_name in layers:
+            norm = nn.Identity().train(self.training) if norm is None else norm
+            setattr(main, self.norm_name, norm)
         elif norm is not None:
             raise ValueError(f'{kind} has no place for a norm: give the conv alone')
 
@@ -334,7 +335,7 @@ class ReparamBlock(BaseModule):
     def _add_branches(self, branches: Mapping[str, nn.Module]) -> None:
         self.branch_names = tuple(branches)
         for name in {name.partition('.')[0] for name in branches}:
-            if hasattr(self, name) or name in ('act', self.se_name, 'branch_reparam'):
+            if hasattr(self, name) or name in ('act', self.se_name, self.reparam_name):
                 raise ValueError(f'{name!r} is no name for a branch: the block has one so')
         for name, branch in branches.items():
             owner: nn.Module = self
@@ -374,7 +375,7 @@ class ReparamBlock(BaseModule):
     def conv_norm(self, conv: nn.Module, **before: nn.Module) -> Sequential:
         """``conv`` with a norm after it and, by name, other layers before it."""
         norm = self.build_norm(self.out_channels)
-        return Sequential(OrderedDict(**before, conv=conv, norm=norm))
+        return Sequential(OrderedDict(**before, conv=conv, **{self.norm_name: norm}))
 
     def nested(self, kind: type['ReparamBlock'], **options) -> 'ReparamBlock':
         """A block of this one's geometry, convs and norms, for a branch."""
@@ -468,7 +469,7 @@ class ReparamBlock(BaseModule):
     def main_conv_name(self) -> str:
         """The name of :attr:`main_conv`, which may be in a block that is the branch."""
         if self.deploy:
-            return 'branch_reparam'
+            return self.reparam_name
         main = self.get_submodule(first := self.branch_names[0])
         inside = main.main_conv_name() if isinstance(main, ReparamBlock) else 'conv'
         return f'{first}.{inside}'
@@ -478,7 +479,8 @@ class ReparamBlock(BaseModule):
         if self.post_norm is not None:
             return 'post_norm'
         main = self.get_submodule(first := self.branch_names[0])
-        inside = main.main_norm_name() if isinstance(main, ReparamBlock) else 'norm'
+        nested = isinstance(main, ReparamBlock)
+        inside = main.main_norm_name() if nested else self.norm_name
         return f'{first}.{inside}'
 
     def linear_parts(self) -> list[nn.Module]:
@@ -518,7 +520,7 @@ class ReparamBlock(BaseModule):
         if self.frame.moves_with_size:
             self._see_size(tuple(x.shape[2:]))
         if self.deploy:
-            return self.branch_reparam(x)
+            return self.main_conv(x)
         out = self._one_conv(self.linear_parts(), self.equivalent_kernel_bias, x)
         if out is not None:
             return out
@@ -544,6 +546,13 @@ class ReparamBlock(BaseModule):
         if kernel is None:
             return None
         return self.frame.convolve(x, *(tensor.to(x.dtype) for tensor in kernel))
+
+    def sum_kernel(self) -> Tensor:
+        """The kernel of the sum of the branches, ``(out, in / groups, kh, kw)``.
+
+        That of the block, where no norm is after the sum.
+        """
+        return self._kernel_of_sum(self.input_size)[0]
 
     def _kernel_of_sum(self, input_size: Size) -> tuple[Tensor, Tensor]:
         folded = self._fold(self.branches(), input_size)
@@ -576,7 +585,7 @@ class ReparamBlock(BaseModule):
             NotFoldableError: If a branch is not linear; names it and the reason.
         """
         if self.deploy:
-            conv = self.branch_reparam
+            conv = self.main_conv
             return conv.weight.to(device, dtype), conv.bias.to(device, dtype)
         size = input_size or self.input_size
         folded = self._fold(self.branches(), size, dtype, device, self.post_norm)
@@ -689,7 +698,7 @@ class ReparamBlock(BaseModule):
         return ConvGeometry(**{name: getattr(self, name) for name in names})
 
     def _add_reparam(self, conv: nn.Module) -> None:
-        self.branch_reparam = conv
+        self.add_module(self.reparam_name, conv)
         if self.frame.moves_with_size:
             # Where the first tap of the fused kernel lies; positive until it is fused.
             self.register_buffer('reparam_start', torch.ones(2, dtype=torch.int64))

@@ -24,21 +24,24 @@ DILATED_KERNELS = {
 class LargeKernelBlock(ReparamBlock):
     """``y = act(se(norm(conv_KxK(x)) + norm(conv_kxk(x))))``, a small kernel beside it.
 
-    With K = 31 and k = 5 it is RepLKNet's, with 7 and 3 that of RepViT and Ultralytics.
-    The other arguments are :class:`~mmrep.models.blocks.ReparamBlock`'s.
+    With K = 31 and k = 5 it is RepLKNet's, with 7 and 3 that of RepViT and Ultralytics. The
+    keys are those of mmpretrain's ``ReparamLargeKernelConv``. The other arguments are
+    :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Source: `Scaling Up Your Kernels to 31x31 <https://arxiv.org/abs/2203.06717>`_, section
     3, guideline 3.
 
     Args:
         in_channels, out_channels, kernel_size: See the base.
-        small_kernel (int | tuple[int, int]): Rows and columns of the small kernel.
-            Default: 5.
+        small_kernel (int | tuple[int, int], optional): Rows and columns of the small
+            kernel; None for none. Default: 5.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
 
     Raises:
         ValueError: If the small kernel does not fit into the large one.
     """
+
+    norm_name, reparam_name = 'bn', 'lkb_reparam'
 
     def __init__(
         self,
@@ -46,17 +49,18 @@ class LargeKernelBlock(ReparamBlock):
         out_channels: int,
         kernel_size: int | Size,
         *,
-        small_kernel: int | Size = 5,
+        small_kernel: int | Size | None = 5,
         **kwargs,
     ) -> None:
         self.small_kernel = small_kernel
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
 
     def build_branches(self) -> dict[str, nn.Module]:
-        return {
-            'branch_large': self.conv_norm(self.build_conv(self.kernel_size)),
-            'branch_small': self.conv_norm(**self.aligned_conv(self.small_kernel)),
-        }
+        branches = {'lkb_origin': self.conv_norm(self.build_conv(self.kernel_size))}
+        if self.small_kernel is not None:
+            small = self.aligned_conv(self.small_kernel)
+            branches['small_conv'] = self.conv_norm(**small)
+        return branches
 
 
 @MODELS.register_module()

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 from mmengine.model import Sequential
-from torch import Tensor, nn
+from torch import nn
 
 from mmrep.registry import MODELS
 
@@ -61,8 +61,3 @@ class ScaleSumBlock(ReparamBlock):
         """Let the factors of the convs start with a number; none are left once fused."""
         for name in self.branch_names[:2]:
             nn.init.constant_(self.get_submodule(name).scale.weight, scale)
-
-    def sum_kernel(self) -> Tensor:
-        """The kernel of the sum, ``(out, in / groups, kh, kw)``, which has no norm."""
-        weight, _ = self._kernel_of_sum(self.input_size)
-        return weight

@@ -94,9 +94,7 @@ every_form = pytest.mark.parametrize('form', FORMS)
 compiled_block = pytest.mark.parametrize(
     'name',
     [
-        n
-        if n in ('repvgg', 'dbb', 'orepa repvgg', 'branches')
-        else pytest.param(n, marks=pytest.mark.long)
+        n if n in ('repvgg', 'dbb', 'branches') else pytest.param(n, marks=pytest.mark.long)
         for n in BLOCKS
     ],
 )
@@ -359,14 +357,14 @@ class TestEquivalentKernelBias:
 class TestSwitch:
     def test_leaves_the_conv_the_se_layer_and_the_act(self, name):
         block = build(name, 'deploy', act_cfg=dict(type='ReLU'))
-        expected = {'branch_reparam', 'act'}
+        expected = {block.reparam_name, 'act'}
         assert parts(block) == expected | ({'se_layer'} if block.se_cfg else set())
         assert block.deploy
         assert block.branches() == {}
 
     def test_copies_the_geometry(self, name):
         options = dict(padding_mode='reflect', stride=(1, 2), padding=(2, 3), dilation=2)
-        conv = build(name, 'deploy', **options).branch_reparam
+        conv = build(name, 'deploy', **options).main_conv
         assert conv.padding_mode == 'reflect'
         assert conv.stride == (1, 2)
         assert conv.padding == (2, 3)
@@ -397,7 +395,7 @@ class TestSwitch:
         before = torch.get_rng_state()
         block.switch_to_deploy()
         assert torch.equal(torch.get_rng_state(), before)
-        conv = block.branch_reparam
+        conv = block.main_conv
         for tensor in (*conv.parameters(), *block.state_dict().values()):
             assert tensor.device.type == 'cpu'
             assert tensor.dtype == torch.float32
@@ -409,7 +407,7 @@ class TestSwitch:
         before = parts(block)
         with pytest.raises(
             NotFoldableError,
-            match=r'^(branch_[\w.]+|post_norm): .*GroupNorm without running',
+            match=r'^(branch_[\w.]+|lkb_origin|post_norm): .*GroupNorm without running',
         ):
             block.switch_to_deploy()
         assert parts(block) == before
@@ -442,7 +440,7 @@ def test_a_first_kernel_of_one_tap_leaves_the_layout():
 
     block = PointFirst(4, 4, 3)
     block.switch_to_deploy()
-    assert block.branch_reparam.weight.is_contiguous()
+    assert block.main_conv.weight.is_contiguous()
 
 
 @every_block
@@ -482,8 +480,8 @@ def test_pruned_kernels(name, mode):
             parameter.add_(0.1 * torch.randn_like(parameter))
     state = block.state_dict()
     for key in [key for key in state if key.endswith('weight_orig')]:
-        mask = state.pop(key.replace('_orig', '_mask'))
-        state[key.removesuffix('_orig')] = state.pop(key) * mask
+        plain = key.removesuffix('_orig')
+        state[plain] = state.pop(key) * state.pop(f'{plain}_mask')
     plain = BLOCKS[name]().double().train(mode == 'train')
     plain.load_state_dict(state)
     if mode == 'train':

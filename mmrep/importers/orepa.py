@@ -1,0 +1,217 @@
+"""The layouts of OREPA's networks, https://github.com/JUGGHM/OREPA_CVPR2022.
+
+The scales of a block are the rows of one matrix there. A 1x1 conv and the stem of a ResNet
+are generated kernels as well; here they become the convs that these are.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmrep.models.blocks import OREPABlock
+
+from .dbb import RESNET_PLAIN, RESNET_UNITS
+from .dbb_config import dbb_config
+from .layout import Layout
+from .renaming import every_leaf, under
+from .repvgg import PLACES
+from .repvgg_config import repvgg_config
+
+_STEM = 'stage0.conv1'
+
+#: What belongs to each row of the scales; OREPA-RepVGG's have no 1x1.
+_ROWS = ('kxk', 'avg', 'prior', '1x1_kxk', '1x1', 'separable')
+_REPVGG_ROWS = tuple(row for row in _ROWS if row != '1x1')
+
+_WEIGHTS = {
+    'origin': 'branch_kxk.conv',
+    'avg_conv': 'branch_avg.conv',
+    'pfir_conv': 'branch_prior.conv',
+    '1x1_kxk_idconv1': 'branch_1x1_kxk.conv1',
+    '1x1_kxk_conv2': 'branch_1x1_kxk.conv2',
+    '1x1': 'branch_1x1.conv',
+    'gconv_dw': 'branch_separable.depthwise',
+    'gconv_pw': 'branch_separable.pointwise',
+}
+_CONSTANT = re.compile(r'.+\.(?:weight_\w+_(avg_avg|prior)|id_tensor)')
+_LEFT_OUT = {
+    _CONSTANT.pattern: 'constants of its blocks',
+    r'.+\.scale_of_nothing': 'scales that its code does not use',
+}
+
+
+def _parts(prefix: str, rows: Iterable[str]) -> dict[str, str]:
+    """Names of the tensors of a block's branches, once its scales are apart."""
+    weights = {f'weight_{prefix}_{old}': f'{new}.weight' for old, new in _WEIGHTS.items()}
+    return weights | {f'scale_of_{row}': f'branch_{row}.scale.weight' for row in rows}
+
+
+def _split_scales(
+    weights: Mapping[str, Tensor], rows: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The weights, with a vector for each branch in the place of every matrix."""
+    split = {}
+    for key, value in weights.items():
+        block, _, name = key.rpartition('.')
+        if name != 'vector':
+            split[key] = value
+            continue
+        # A block with an identity has a row for it.
+        names = (*rows, 'nothing') if len(value) == len(rows) + 1 else rows
+        for row, scale in zip(names, value, strict=False):
+            split[f'{block}.scale_of_{row}'] = scale
+    return split
+
+
+def _check_constants(weights: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` if what is constant in these blocks is another constant."""
+    for key, value in weights.items():
+        if not (found := _CONSTANT.fullmatch(key)):
+            continue
+        rows = len(value)
+        if found[1] is None:
+            # No more numbers are made than the file has.
+            square = value.numel() == rows**2
+            expected = torch.eye(rows if square else 0)[:, :, None, None]
+        elif found[1] == 'avg_avg':
+            expected = torch.full_like(value, 1 / value.numel())
+        else:
+            block = _empty_block(1, rows, value.shape[1:])
+            filters = block.branch_prior.filters
+            expected = filters.kernel(value.dtype, value.device)[:, 0]
+        same = value.shape == expected.shape
+        if not (same and torch.allclose(value, expected.to(value), atol=1e-4)):
+            raise ValueError(f'{key} is not the constant of these blocks')
+
+
+def _prepare_repvgg(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split scales."""
+    _check_constants(weights)
+    return _split_scales(weights, _REPVGG_ROWS)
+
+
+def _prepare_resnet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split scales, tell norms apart, generate the kernels of the stem and of 1x1 convs."""
+    _check_constants(weights)
+    blocks = {
+        key.rpartition('.')[0] for key in weights if key.endswith('.weight_orepa_origin')
+    }
+    stem: dict[str, dict[str, Tensor]] = {f'{_STEM}.weight{i}': {} for i in range(3)}
+    prepared = {}
+    for key, value in weights.items():
+        module, _, name = key.rpartition('.')
+        if module in stem:
+            stem[module][name] = value
+        elif f'{module}.weight_or1x1_origin' in weights:
+            if name == 'vector':
+                prepared[f'{module}.conv.weight'] = _pointwise_kernel(weights, module)
+        elif module.endswith('.bn') and (block := module.removesuffix('.bn')) in blocks:
+            prepared[f'{block}.post_norm.{name}'] = value
+        else:
+            prepared[key] = value
+    if any(stem.values()):
+        prepared[f'{_STEM}.conv.weight'] = _stem_kernel(list(stem.values()))
+    return _split_scales(prepared, _ROWS)
+
+
+def _pointwise_kernel(weights: Mapping[str, Tensor], unit: str) -> Tensor:
+    """``v_0 W_0 + v_1 W_2 W_1``."""
+    names = ('origin', 'l2i_conv1', 'l2i_conv2')
+    origin, first, second = (weights[f'{unit}.weight_or1x1_{name}'] for name in names)
+    scales = weights[f'{unit}.vector']
+    outs, ins = origin.shape[:2]
+    if (len(second), first.shape[1]) != (outs, ins) or scales.shape != (2, outs):
+        raise ValueError(f'{unit} has weights of different widths')
+    product = torch.einsum('tihw,othw->oihw', first, second)
+    kept, added = scales[:, :, None, None, None]
+    return kept * origin + added * product
+
+
+@torch.no_grad()
+def _stem_kernel(parts: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """The 7x7 kernel that three 3x3 ones make."""
+    first, *others = map(_generated_kernel, parts)
+    kernel = first.transpose(0, 1)
+    for other in others:
+        # Each is laid upon the one before, and not convolved with it: its taps are the
+        # other way round than those of a conv after a conv.
+        kernel = F.conv2d(kernel, other, padding=2)
+    dtype = parts[0]['weight_orepa_origin'].dtype
+    return kernel.transpose(0, 1).to(dtype).contiguous()
+
+
+def _empty_block(ins: int, outs: int, size: Sequence[int]) -> OREPABlock:
+    """A block that takes no memory, which the file may not be worth."""
+    with torch.device('meta'):
+        return OREPABlock(ins, outs, tuple(size))
+
+
+def _generated_kernel(weights: Mapping[str, Tensor]) -> Tensor:
+    """The kernel of a block without a norm, in float64."""
+    parts = _parts('orepa', _ROWS)
+    split = _split_scales({f'stem.{key}': value for key, value in weights.items()}, _ROWS)
+    tensors = {key.removeprefix('stem.'): value for key, value in split.items()}
+    state = {parts[key]: value for key, value in tensors.items() if key in parts}
+    outs, ins, *size = state['branch_kxk.conv.weight'].shape
+    block = _empty_block(ins, outs, size)
+    missing = block.load_state_dict(state, strict=False, assign=True).missing_keys
+    if any(key.startswith('branch_') for key in missing):
+        raise ValueError(f'{", ".join(missing)} of the stem are missing')
+    return block.double().sum_kernel()
+
+
+_DEPLOYED = {
+    **under(RESNET_UNITS, {r'orepa_reparam': 'branch_reparam'}),
+    rf'{re.escape(_STEM)}\.or_large_reparam': 'backbone.conv1',
+    r'stage([1-4])\.(\d+)\.conv([13])\.or1x1_reparam': r'backbone.layer\1.\2.conv\3',
+    r'stage([1-4])\.(\d+)\.shortcut\.or1x1_reparam': r'backbone.layer\1.\2.downsample.0',
+}
+
+OREPA = Layout(
+    name='orepa',
+    mark=r'\.(weight_orepa_origin|orepa_reparam\.weight) ',
+    rules={
+        **under(RESNET_UNITS, _parts('orepa', _ROWS)),
+        **every_leaf(
+            {
+                **under(RESNET_UNITS, {r'post_norm': 'post_norm'}),
+                **RESNET_PLAIN,
+                **_DEPLOYED,
+                r'linear': 'head.fc',
+            }
+        ),
+    },
+    family=dbb_config,
+    prepare=_prepare_resnet,
+    options=dict(type='mmrep.ReparamResNet', block_cfg=dict(type='mmrep.OREPABlock')),
+    left_out=_LEFT_OUT,
+)
+
+OREPA_REPVGG = Layout(
+    name='orepa-repvgg',
+    mark=r'\.rbr_dense\.weight_rbr_origin ',
+    rules={
+        **under(under(PLACES, {r'rbr_dense': 'branch_orepa'}), _parts('rbr', _REPVGG_ROWS)),
+        **every_leaf(
+            {
+                **under(
+                    PLACES,
+                    {
+                        r'rbr_dense\.bn': 'branch_orepa.post_norm',
+                        r'rbr_1x1\.conv': 'branch_1x1.conv',
+                        r'rbr_1x1\.bn': 'branch_1x1.norm',
+                        r'rbr_identity': 'branch_norm',
+                    },
+                ),
+                r'linear': 'head.fc',
+            }
+        ),
+    },
+    family=repvgg_config,
+    prepare=_prepare_repvgg,
+    options=dict(block_cfg=dict(type='mmrep.OREPARepVGGBlock')),
+    left_out=_LEFT_OUT,
+)
