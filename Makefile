@@ -20,8 +20,11 @@ check: venv ## All tests, their coverage, mutation and fuzz, with figures (an ho
 	$(VENV)/bin/python tests/gates/check.py $(ARGS)
 
 .PHONY: bench
-bench: venv ## Measure what mmrep promises of its speed (7 minutes)
+bench: venv ## Measure what mmrep promises of its speed, and every block (10 minutes)
 	$(VENV)/bin/python benchmarks/marks.py $(ARGS)
+	$(VENV)/bin/python tools/dataset_converters/digits.py data/digits --overwrite
+	$(VENV)/bin/python tools/compare_blocks.py configs/repvgg/repvgg-tiny_1xb64_digits.py \
+		--seeds 1 --cfg-options train_cfg.max_epochs=2 param_scheduler.T_max=2
 
 .PHONY: lint
 lint: venv ## Check style and formatting

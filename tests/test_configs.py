@@ -46,7 +46,7 @@ from mmrep.deployment import (
     without_pretrained,
 )
 from mmrep.hosts import forward
-from mmrep.models.backbones import UniRepLKNet
+from mmrep.models import backbones
 from mmrep.reparam import branch_by_branch, reparam_blocks, switch_to_deploy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ CONFIGS = {
     if not {'_base_', 'expanded'} & set(path.parts)
 }
 #: Those of published networks and tasks.
-PUBLISHED = [name for name in CONFIGS if 'digits' not in name]
+PUBLISHED = [name for name in CONFIGS if not re.search('digits|fashion', name)]
 
 
 #: Millions of parameters, deploy and train form, and GFLOPs, as published.
@@ -115,7 +115,10 @@ KINDS = [
     'dbb-r50_upernet_4xb2-80k_cityscapes-512x1024',
     'mobileone-s0_8xb32_in1k',
     'mobileone-s0-d8_deeplabv3_4xb2-80k_cityscapes-512x1024',
-    'unireplknet-t_upernet_4xb4-160k_ade20k-512x512',
+    'unireplknet-a_32xb128_in1k',
+    'unireplknet-tiny_1xb64_digits',
+    'replknet-tiny_1xb64_digits',
+    'repvgg-tiny_1xb64_fashion-mnist',
     'acb-resnet18_8xb32_in1k',
     'orepa-repvgg-a0_8xb32_in1k',
     'qarepvgg-a0_8xb32_in1k',
@@ -287,7 +290,7 @@ def is_decayed(recipe: str, name: str, parameter: torch.Tensor) -> bool:
         return not re.search(r'norm\.\w+$', name)
     if 'custom-l2' in recipe and re.search(r'branch_(3x3|1x1)\.conv\.', name):
         return False
-    if 'unireplknet' in recipe:
+    if 'replknet' in recipe:
         return parameter.dim() > 1
     if 'repvgg-plus' in recipe:
         return parameter.dim() > 1 or name.endswith('branch_norm.weight')
@@ -297,7 +300,7 @@ def is_decayed(recipe: str, name: str, parameter: torch.Tensor) -> bool:
 
 
 def weight_decay(recipe: str) -> float:
-    if 'unireplknet' in recipe:
+    if 'replknet' in recipe:
         return 0.05
     if 'custom-l2' in recipe or 'repvgg-plus' in recipe:
         return 4e-5
@@ -336,6 +339,8 @@ def epochs_and_warm_up(name: str) -> tuple[int, int]:
     """Length of the training and of its beginning, from the authors' recipes."""
     if re.match('repvgg-plus|mobileone', name):
         return 300, 5
+    if 'replknet' in name:
+        return 300, 20 if name.startswith('uni') else 10
     if re.match(HEAVY, name):
         return 200, 5
     if 'search' in name:
@@ -351,12 +356,13 @@ def test_classifier_learning_rate(name):
     epochs, warm_up = epochs_and_warm_up(name)
     assert cfg.train_cfg.max_epochs == epochs
     rates = learning_rates(cfg, steps=2 * epochs, epoch_length=2)
-    assert rates[-1] == pytest.approx(0, abs=1e-9)
-    assert max(rates) == rates[2 * warm_up] == pytest.approx(0.1)
+    peak, last = (4e-3, 1e-6) if 'replknet' in name else (0.1, 0)
+    assert rates[-1] == pytest.approx(last, abs=1e-9)
+    assert max(rates) == rates[2 * warm_up] == pytest.approx(peak)
     # After the warm-up half a cosine: half of the rate in its middle.
-    assert rates[epochs + warm_up] == pytest.approx(0.05)
-    first = 1e-4 if 'mobileone' in name else 1e-5
-    assert rates[0] == pytest.approx(first if warm_up else 0.1)
+    assert rates[epochs + warm_up] == pytest.approx((peak + last) / 2)
+    first = 1e-3 if re.search('mobileone|replknet', name) else 1e-4
+    assert rates[0] == pytest.approx(first * peak if warm_up else peak)
 
 
 @pytest.mark.long
@@ -450,19 +456,28 @@ def after_every_step(
         yield wrapper
 
 
+#: How much images are mixed and cut for the smaller UniRepLKNets.
+MIXED = {f'unireplknet-{arch}': (0.3, 0.3) for arch in 'afp'}
+MIXED['unireplknet-n'] = (0.5, 0.5)
+
+
 @pytest.mark.parametrize('name', [n for n in PUBLISHED if '_in1k' in n])
 def test_classifier_losses_and_mixup(name):
     cfg = load(name)
     with_mixup = bool(re.match(HEAVY, name)) or 'repvgg-plus' in name
-    smooth = with_mixup or name.startswith('mobileone')
+    smooth = with_mixup or re.match('mobileone|(uni)?replknet', name)
     losses = [node for node in nodes(cfg.model) if node['type'].endswith('Loss')]
     for loss in losses:
         assert loss['type'] == ('LabelSmoothLoss' if smooth else 'CrossEntropyLoss')
         assert loss.get('label_smooth_val') == (0.1 if smooth else None)
     weights = [loss.get('loss_weight', 1) for loss in losses]
     assert weights == ([1, 0.1, 0.1, 0.1] if 'repvgg-plus' in name else [1])
-    mixup = dict(augments=dict(type='Mixup', alpha=0.2)) if with_mixup else None
-    assert cfg.model.get('train_cfg') == mixup
+    augments = dict(type='Mixup', alpha=0.2) if with_mixup else None
+    if 'replknet' in name:
+        alphas = MIXED.get(name.partition('_')[0], (0.8, 1.0))
+        kinds = zip(('Mixup', 'CutMix'), alphas, strict=True)
+        augments = [dict(type=kind, alpha=alpha) for kind, alpha in kinds]
+    assert cfg.model.get('train_cfg') == (dict(augments=augments) if augments else None)
 
 
 def test_what_rep_optimizer_trained_is_tuned_by_a_plain_one():
@@ -552,6 +567,8 @@ def run_pipeline(cfg: Config, loader: str, files: tuple[str, str]) -> dict:
         results.update(seg_map_path=files[1], reduce_zero_label=zero_label)
     elif 'cifar' in dataset.type.lower():
         results['img'] = np.asarray(Image.open(files[0]).resize((32, 32)))
+    elif dataset.type == 'FashionMNIST':
+        results['img'] = np.asarray(Image.open(files[0]).convert('L').resize((28, 28)))
     for step in map(TRANSFORMS.build, dataset.pipeline):
         results = step(results)
     return results
@@ -580,11 +597,14 @@ DATA = [
     'repvgg-plus-l2pse_8xb32_in1k-256px',
     'dbb-resnet18_8xb32_in1k',
     'mobileone-s4_8xb32_in1k',
+    'unireplknet-a_32xb128_in1k',
+    'replknet-31b_32xb64_in1k',
     'dbb-vgg16_8xb16_cifar10',
     'dbb-vgg16_8xb16_cifar100',
     'repvgg-a0-d8_pspnet_8xb2-40e_cityscapes-512x1024',
     'repvgg-a0-d8_pspnet_4xb4-80k_ade20k-512x512',
     'repvgg-tiny_1xb64_digits',
+    'repvgg-tiny_1xb64_fashion-mnist',
     'repvgg-tiny_fcn_1xb16-1k_digits-64x64',
 ]
 
@@ -599,14 +619,15 @@ def test_training_data(name, sample_files):
     """What the train pipeline makes of an image is what the model takes."""
     cfg = load(name)
     # Enough for every policy of a random augmentation to be drawn.
-    number = 60 if re.match('repvgg-(plus|b3)|mobileone-s4', name) else 2
+    number = 60 if re.match('repvgg-(plus|b3)|mobileone-s4|unireplknet', name) else 2
     samples = [run_pipeline(cfg, 'train_dataloader', sample_files) for _ in range(number)]
     collate = cfg.train_dataloader.get('collate_fn', dict(type='pseudo_collate'))
     batch = COLLATE_FUNCTIONS.get(collate['type'])(samples)
     preprocessor = dict(cfg.model.data_preprocessor)
     preprocessor.setdefault('type', 'ClsDataPreprocessor')
     inputs = MODELS.build(preprocessor)(batch, training=True)['inputs']
-    assert inputs.shape == (number, 3, *train_size(name, cfg))
+    channels = 1 if 'fashion' in name else 3
+    assert inputs.shape == (number, channels, *train_size(name, cfg))
     assert inputs.isfinite().all() and inputs.abs().max() < 5
 
 
@@ -617,7 +638,7 @@ def test_test_data(name, sample_files):
     sample = run_pipeline(cfg, 'test_dataloader', sample_files)
     if cfg.default_scope == 'mmpretrain':
         size = 320 if '256px' in name else 224 if 'in1k' in name else 32
-        assert sample['inputs'].shape == (3, size, size)
+        assert sample['inputs'].shape == (1 if 'fashion' in name else 3, size, size)
     if 'tta_pipeline' in cfg:
         for step in cfg.tta_pipeline:
             TRANSFORMS.build(step)
@@ -658,8 +679,8 @@ def narrowed(model: ConfigDict) -> None:
     wide = kind != 'DBBAlexNet'
     if kind == 'DBBMobileNetV1':
         backbone.width_factor = 0.25
-    elif kind == 'UniRepLKNet':
-        settings = UniRepLKNet.arch_settings[backbone.arch]
+    elif kind.endswith('RepLKNet'):
+        settings = getattr(backbones, kind).arch_settings[backbone.arch]
         widths = [width // 4 for width in settings['channels']]
         backbone.arch = dict(settings, channels=widths)
     elif wide:
@@ -679,7 +700,8 @@ def narrowed(model: ConfigDict) -> None:
 
 def batch_of(cfg: Config, size: int) -> dict:
     """Two images with annotations, before the data preprocessor."""
-    images = (127 + 50 * image(2, 3, size, size)).clamp(0, 255).to(torch.uint8)
+    channels = cfg.model.backbone.get('in_channels', 3)
+    images = (127 + 50 * image(2, channels, size, size)).clamp(0, 255).to(torch.uint8)
     if cfg.default_scope == 'mmpretrain':
         (structures,) = import_modules_from_strings(['mmpretrain.structures'])
         samples = [structures.DataSample().set_gt_label(label) for label in (1, 2)]
@@ -726,7 +748,7 @@ def assert_deploys(cfg: Config, model: nn.Module, size: int) -> None:
     """The fused model, in the deploy config's, has the outputs of the train form."""
     # Random statistics make deep networks enlarge what float32 rounds.
     randomise(model).double().eval()
-    x = image(2, 3, size, size)
+    x = image(2, cfg.model.backbone.get('in_channels', 3), size, size)
     with branch_by_branch(model):
         reference = forward(model, x)
     switch_to_deploy(model)
@@ -753,7 +775,7 @@ def check_config(name: str, narrow: bool) -> None:
 
 @pytest.mark.parametrize('name', KINDS)
 def test_step_prediction_and_deploy_form(name):
-    check_config(name, narrow='digits' not in name)
+    check_config(name, narrow=name in PUBLISHED)
 
 
 @pytest.mark.skipif(

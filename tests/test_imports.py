@@ -106,7 +106,7 @@ ROOMS = {
         'mmrep.checkpoints',
         'mmrep.version',
     ),
-    'mmrep.analysis': ('mmrep.reparam', 'mmrep.models.blocks'),
+    'mmrep.analysis': ('mmrep.reparam', 'mmrep.models.blocks', 'mmrep.models.layers'),
     'mmrep.benchmark': (
         'mmrep.errors',
         'mmrep.checkpoints',

@@ -58,6 +58,8 @@ CLS = dict(task='classify', label='top-1', metric='accuracy/top1', goal=97, tole
 SEG = dict(task='segment', label='mIoU', metric='mIoU', goal=70, tolerance=0.02)
 REPVGG, DBB = 'configs/repvgg/repvgg-tiny', 'configs/dbb/dbb-resnet18-tiny'
 MOBILEONE = 'configs/mobileone/mobileone'
+UNIREPLKNET = 'configs/unireplknet/unireplknet'
+REPLKNET = 'configs/replknet/replknet'
 EXPANDED, BLOCKS = 'configs/expanded', 'configs/blocks'
 TINY, VGG = 'resnet18-tiny_1xb64_digits.py', 'tiny_1xb64_digits.py'
 NETWORKS = {
@@ -72,6 +74,8 @@ NETWORKS = {
     'mobileone-s0-cls': Network(config=f'{MOBILEONE}-s0-{VGG}', **CLS),
     'qarepvgg-cls': Network(config=f'{BLOCKS}/qarepvgg-{VGG}', **CLS),
     'orepa-repvgg-cls': Network(config=f'{BLOCKS}/orepa-repvgg-{VGG}', **CLS),
+    'unireplknet-cls': Network(config=f'{UNIREPLKNET}-{VGG}', **CLS),
+    'replknet-cls': Network(config=f'{REPLKNET}-{VGG}', **CLS),
     'dbb-seg': Network(config=f'{DBB}_fcn_1xb16-1k_digits-64x64.py', **SEG),
 }
 

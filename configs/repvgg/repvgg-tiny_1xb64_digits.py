@@ -1,27 +1,6 @@
 _base_ = [
+    '../_base_/models/repvgg-tiny.py',
     '../_base_/datasets/digits_bs64.py',
     '../_base_/schedules/digits_bs64_15e.py',
     '../_base_/mmpretrain_runtime.py',
 ]
-
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(
-        type='mmrep.RepVGG',
-        arch=dict(
-            num_blocks=[1, 2, 3, 1],
-            width_factor=[0.25, 0.25, 0.25, 0.25],
-            group_layer_map=None,
-            se_cfg=None,
-        ),
-        # With the stem's stride of 2, 32x32 pixels end as 2x2.
-        strides=(1, 2, 2, 2),
-    ),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=10,
-        in_channels=128,
-        loss=dict(type='CrossEntropyLoss'),
-    ),
-)

@@ -1,11 +1,14 @@
 """See what the branches of a trained model do."""
 
 from .branches import BranchReport, analyze_branches, write_table
+from .diagram import branch_boxes, draw_block
 from .pictures import draw_kernels, draw_shares
 
 __all__ = [
     'BranchReport',
     'analyze_branches',
+    'branch_boxes',
+    'draw_block',
     'draw_kernels',
     'draw_shares',
     'write_table',

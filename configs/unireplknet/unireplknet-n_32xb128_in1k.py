@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/unireplknet_in1k.py',
+    '../_base_/datasets/imagenet_bs128_randaug.py',
+    '../_base_/schedules/adamw_bs4096_300e.py',
+    '../_base_/imagenet_runtime.py',
+]
+
+model = dict(
+    backbone=dict(arch='N', drop_path_rate=0.1),
+    head=dict(in_channels=640),
+    train_cfg=dict(
+        augments=[dict(type='Mixup', alpha=0.5), dict(type='CutMix', alpha=0.5)]
+    ),
+)

@@ -1,0 +1,142 @@
+"""What a user reads: it runs, and leads where it says."""
+
+import re
+import shutil
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from processes import run_python
+from torch import nn
+
+from mmrep.analysis import branch_boxes, draw_block
+from mmrep.deployment import build_model, read_config
+from mmrep.models import blocks
+from mmrep.registry import MODELS
+from mmrep.reparam import reparam_blocks
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')])
+OWN_BLOCK = ROOT / 'docs' / 'your_own_block.md'
+
+
+def code(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    return re.findall(rf'^```{language}\n(.*?)^```$', page.read_text(), re.M | re.S)
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r'^#+ (.+)$', page.read_text(), re.M)
+    return {re.sub(r'[^\w\- ]', '', t.lower()).replace(' ', '-') for t in titles}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    links = re.findall(r'\]\(([^)\s]+)\)', page.read_text())
+    assert links
+    for link in links:
+        path, _, anchor = link.partition('#')
+        if re.match(r'\w+://', path):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.fixture
+def own_block(tmp_path: Path) -> Path:
+    """A folder with the files that the page lets its reader write."""
+    for text in code(OWN_BLOCK, 'python'):
+        if name := re.match(r'# (\S+\.py)\n', text):
+            (tmp_path / name[1]).write_text(text)
+    (tmp_path / 'mmrep_configs').symlink_to(ROOT / 'configs')
+    return tmp_path
+
+
+def test_a_block_of_one_s_own(own_block):
+    script = ''.join(t for t in code(OWN_BLOCK, 'python') if not re.match(r'# \S+\.py', t))
+    ran = run_python('-c', script, cwd=own_block, PYTHONPATH=str(own_block))
+    assert ran.returncode == 0, ran.stderr
+    assert 'CrossBlock(' in ran.stdout
+    assert (own_block / 'cross.svg').read_text().startswith('<?xml')
+
+
+def test_a_network_of_one_s_own_block(own_block, monkeypatch):
+    monkeypatch.chdir(own_block)
+    monkeypatch.syspath_prepend(own_block)
+    try:
+        model = build_model(read_config('cross-repvgg.py'))
+        kinds = {type(block).__name__ for block in reparam_blocks(model).values()}
+        assert kinds == {'CrossBlock'}
+    finally:
+        MODELS.module_dict.pop('CrossBlock', None)
+
+
+@pytest.mark.long
+def test_it_trains_and_deploys(own_block):
+    shutil.copytree(ROOT / 'tools', own_block / 'tools')
+
+    def run(*arguments: str) -> CompletedProcess:
+        ran = run_python(*arguments, cwd=own_block, PYTHONPATH=str(own_block))
+        assert ran.returncode == 0, ran.stderr
+        return ran
+
+    small = ('--per-class', '5', '--scenes', '1', '1')
+    run('tools/dataset_converters/digits.py', 'data/digits', *small)
+    (text,) = code(OWN_BLOCK, 'bash')
+    train, reparam = (line.split()[1:] for line in text.splitlines())
+    run(*train)
+    run(*reparam)
+    assert (own_block / 'deploy.pth').exists() and (own_block / 'deploy.py').exists()
+
+
+class TestPictures:
+    def test_there_is_one_of_every_block(self):
+        page = (ROOT / 'docs' / 'blocks.md').read_text()
+        names = {n for n in blocks.__all__ if n.endswith('Block')}
+        # The base, the plain one, and one that only UniRepLKNet is made of.
+        names -= {'ReparamBlock', 'ConvNormBlock', 'PointwiseBlock'}
+        assert names == set(re.findall(r'^`(\w+Block)`', page, re.M))
+
+    def test_they_are_of_these_blocks(self, tmp_path):
+        """As `python docs/figures.py` draws them."""
+        ran = run_python('-c', FIGURES, str(ROOT / 'docs'), str(tmp_path))
+        assert ran.returncode == 0, ran.stderr
+        there = ROOT / 'docs' / 'images' / 'blocks'
+        names = sorted(path.name for path in tmp_path.iterdir())
+        assert names == sorted(path.name for path in there.iterdir()) and names
+        for name in names:
+            assert labels(tmp_path / name) == labels(there / name)
+
+    def test_boxes(self):
+        dbb = blocks.DiverseBranchBlock(4, 4, 3).branches()
+        assert branch_boxes(dbb['branch_kxk']) == [('3x3', 'conv'), ('norm', 'norm')]
+        kinds = [label for label, _ in branch_boxes(dbb['branch_1x1_kxk'])]
+        assert kinds == ['1x1 + identity', 'norm', '3x3', 'norm']
+        dilated = blocks.DilatedReparamBlock(4, 4, 7, groups=4).branches()
+        assert branch_boxes(dilated['branch_k3_d3'])[0] == (
+            '3x3 depthwise\ndilation 3',
+            'conv',
+        )
+        assert branch_boxes(nn.Dropout(0.1)) == [('Dropout', 'other')]
+
+    def test_a_block_without_branches_is_refused(self, tmp_path):
+        block = blocks.RepVGGBlock(4, 4, deploy=True)
+        with pytest.raises(ValueError, match='RepVGGBlock is in deploy form'):
+            draw_block(block, tmp_path / 'block.svg')
+        assert not list(tmp_path.iterdir())
+
+
+#: Draws them into another folder.
+FIGURES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import figures
+figures.OUT = Path(sys.argv[2])
+figures.main()
+"""
+
+
+def labels(picture: Path) -> list[str]:
+    return re.findall(r'<text [^>]*>([^<]*)</text>', picture.read_text())

@@ -1,0 +1,227 @@
+"""Train one network with different blocks, and compare what they cost and give."""
+
+import argparse
+import json
+import os
+import statistics
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+# Before torch comes: its profiler would report on standard error what it does not find.
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mmrep.benchmark import evaluation, interleave, peak_memory, step
+from mmrep.checkpoints import atomic_write, out_path, refuse_existing
+from mmrep.cli import (
+    ToolParser,
+    add_config_options,
+    name_argument,
+    path_argument,
+    run_tool,
+    whole_number,
+)
+from mmrep.deployment import BLOCKS, build_model, input_shape, read_config
+from mmrep.errors import ConfigError, UserError
+from mmrep.reparam import count_parameters, switch_to_deploy
+
+#: Of every block the config in which the paper has it, for 3x3 convs.
+COMPARED = {
+    'plain': None,
+    **{name: dict(type=kind) for name, kind in BLOCKS.items()},
+    'MobileOne': dict(type='mmrep.MobileOneBlock', num_convs=4),
+    'branches': dict(
+        type='mmrep.BranchBlock',
+        branches=['3x3', '1x1', '1x3', '3x1', 'avg', 'identity'],
+    ),
+    'LargeKernel': dict(type='mmrep.LargeKernelBlock', small_kernel=3),
+}
+#: Those of large kernels, which other bodies have.
+LARGE = ('DilatedReparam', 'LargeKernel')
+USUAL = [name for name in COMPARED if name not in LARGE]
+METRIC = 'accuracy/top1'
+
+
+@dataclass
+class Result:
+    """What was measured of a block.
+
+    Args:
+        block: Its name.
+        step_ms: Median time of a step, forward and backward.
+        memory: The most bytes that a step holds.
+        latency_ms: Median time of one image in deploy form.
+        parameters: In train and in deploy form.
+        accuracy: Top-1 in per cent, of each seed.
+        deployed_accuracy: The same after the switch to deploy form.
+    """
+
+    block: str
+    step_ms: float
+    memory: int
+    latency_ms: float
+    parameters: tuple[int, int]
+    accuracy: list[float]
+    deployed_accuracy: list[float]
+
+
+def with_block(path: str, options: dict | None, block: str) -> Config:
+    """A config with a block in its backbone."""
+    cfg = read_config(path, options, ('train_cfg', 'val_cfg', 'optim_wrapper'))
+    backbone = cfg.model.get('backbone')
+    if not (isinstance(backbone, dict) and str(backbone.get('type')).startswith('mmrep.')):
+        raise ConfigError(f'{path} has no backbone of mmrep: give a classifier with one')
+    if not isinstance(cfg.train_cfg.get('max_epochs'), int):
+        raise ConfigError(
+            f'{path} has no train_cfg.max_epochs: give one that counts epochs'
+        )
+    backbone.block_cfg = COMPARED[block]
+    return cfg
+
+
+def measure(configs: dict[str, Config], rounds: int) -> dict[str, dict]:
+    """Cost of every block, in turns."""
+    costs, steps, latencies = {}, {}, {}
+    for name, cfg in configs.items():
+        model, deployed = build_model(cfg), build_model(cfg)
+        shape = input_shape(cfg)
+        switch_to_deploy(deployed.eval())
+        steps[name] = step(model, torch.rand(cfg.train_dataloader.batch_size, *shape))
+        latencies[name] = evaluation(deployed, torch.rand(1, *shape))
+        sizes = count_parameters(model), count_parameters(deployed)
+        costs[name] = dict(parameters=sizes, memory=peak_memory(steps[name]))
+    for key, runs in (('step_ms', steps), ('latency_ms', latencies)):
+        for name, timed in interleave(runs, rounds).items():
+            costs[name][key] = 1e3 * timed.median
+    return costs
+
+
+def train(cfg: Config, seed: int, work_dir: str) -> tuple[float, float]:
+    """Top-1 accuracies of a trained network, and of the same in deploy form.
+
+    Raises:
+        UserError: If they differ by more than an image, which may lie between two classes.
+    """
+    cfg.randomness = dict(seed=seed)
+    cfg.work_dir = work_dir
+    cfg.log_level = 'ERROR'
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
+    cfg.default_hooks = dict(cfg.get('default_hooks') or {}, checkpoint=None)
+    cfg.experiment_name = f'{Path(work_dir).name}-{seed}'
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    metrics = runner.val_loop.run()
+    if METRIC not in metrics:
+        raise ConfigError(
+            f'val_evaluator of {cfg.filename} gives no {METRIC}: give a classifier whose '
+            "evaluator is dict(type='Accuracy', topk=(1,))"
+        )
+    switch_to_deploy(runner.model.eval())
+    before, after = metrics[METRIC], runner.val_loop.run()[METRIC]
+    if abs(before - after) > 150 / len(runner.val_dataloader.dataset):
+        raise UserError(
+            f'the deploy form of {Path(work_dir).name} has a top-1 of {after}, and its '
+            f'train form one of {before}'
+        )
+    return before, after
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation, the second where there are several."""
+    mean = f'{statistics.mean(values):.2f}'
+    return f'{mean} ± {statistics.stdev(values):.2f}' if len(values) > 1 else mean
+
+
+def show(console: Console, results: list[Result], seeds: int) -> None:
+    columns = ('block', 'top-1', 'step', 'memory', 'latency', 'parameters')
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for result in results:
+        train, deploy = result.parameters
+        table.add_row(
+            result.block,
+            spread(result.accuracy),
+            f'{result.step_ms:.1f}',
+            f'{result.memory / 2**20:.0f}',
+            f'{result.latency_ms:.2f}',
+            f'{train:,} -> {deploy:,}',
+        )
+    console.print(table)
+    console.print(
+        f'top-1: per cent, mean and standard deviation of {seeds} seeds; step: ms, '
+        'forward and backward\nmemory: MiB that a step holds; latency: ms, one image in '
+        'deploy form'
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = ToolParser(
+        description='Train the classifier of a config with every block, from several '
+        'seeds; print accuracy, cost of training and cost of the deploy form.'
+    )
+    parser.add_argument('config', type=name_argument, help='config with an mmrep backbone')
+    parser.add_argument(
+        '--blocks',
+        nargs='+',
+        choices=COMPARED,
+        default=USUAL,
+        help=f'default: {" ".join(USUAL)}',
+    )
+    parser.add_argument(
+        '--seeds', type=whole_number(1, 100), default=3, help='number of (default: 3)'
+    )
+    parser.add_argument(
+        '--rounds', type=whole_number(1, 1000), default=15, help='timings (default: 15)'
+    )
+    parser.add_argument('--out', type=path_argument, help='JSON file to write')
+    parser.add_argument('--overwrite', action='store_true', help='replace it')
+    add_config_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.out:
+        args.out = out_path(args.out)
+        refuse_existing(args.out, overwrite=args.overwrite)
+    # Networks this small gain little by a second thread, and share it with other work.
+    torch.set_num_threads(1)
+    warnings.filterwarnings('ignore')
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+
+    def configs() -> dict[str, Config]:
+        return {b: with_block(args.config, args.cfg_options, b) for b in args.blocks}
+
+    costs = measure(configs(), args.rounds)
+    runs = [(block, seed) for seed in range(args.seeds) for block in args.blocks]
+    accuracies: dict[str, list[tuple[float, float]]] = {block: [] for block in args.blocks}
+    quiet = not console.is_terminal
+    with TemporaryDirectory() as folder:
+        for block, seed in track(runs, 'training', console=console, disable=quiet):
+            trained = train(configs()[block], seed, f'{folder}/{block}')
+            accuracies[block].append(trained)
+    results = [
+        Result(
+            block=block,
+            **costs[block],
+            accuracy=[before for before, _ in accuracies[block]],
+            deployed_accuracy=[after for _, after in accuracies[block]],
+        )
+        for block in args.blocks
+    ]
+    show(console, results, args.seeds)
+    if args.out:
+        with atomic_write(args.out) as temporary:
+            temporary.write_text(json.dumps([asdict(r) for r in results], indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    run_tool(main)
