@@ -88,9 +88,8 @@ SIZES = {
 # Other blocks of the same body deploy to the same network.
 for _arch, (_deploy, _, _gflops) in list(SIZES.items()):
     if re.fullmatch(r'repvgg-[ab]\d.*', _arch):
-        SIZES[f'qa{_arch}'] = _deploy, None, _gflops
-    if re.fullmatch(r'repvgg-a\d', _arch):
-        SIZES[f'orepa-{_arch}'] = _deploy, None, _gflops
+        for _block in ('qa', 'mo-', 'orepa-'):
+            SIZES[f'{_block}{_arch}'] = _deploy, None, _gflops
 SIZES['acb-resnet18'] = SIZES['orepa-resnet18'] = SIZES['dbb-resnet18'][0], None, None
 
 #: The networks of RepVGG's longer recipe.
@@ -235,7 +234,10 @@ def test_both_forms_build(name):
 
 @pytest.mark.parametrize(
     'arch',
-    [a if 'qa' not in a else pytest.param(a, marks=pytest.mark.long) for a in SIZES],
+    [
+        pytest.param(a, marks=pytest.mark.long) if re.match('qa|mo-|orepa', a) else a
+        for a in SIZES
+    ],
 )
 def test_published_size(arch):
     name = f'{arch}_8xb32_in1k'

@@ -1,0 +1,9 @@
+_base_ = [
+    '../_base_/models/repvgg_in1k.py',
+    '../_base_/datasets/imagenet_bs32.py',
+    '../_base_/schedules/imagenet_bs256_120e.py',
+    '../_base_/imagenet_runtime.py',
+]
+
+# Of N = 4, as MobileOne-S0.
+model = dict(backbone=dict(block_cfg=dict(type='mmrep.MobileOneBlock', num_convs=4)))
