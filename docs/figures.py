@@ -9,7 +9,7 @@ OUT = Path(__file__).resolve().parent / 'images' / 'blocks'
 
 #: Each as its paper has it, with as many channels in as out, which has all branches.
 DRAWN = {
-    'repvgg': lambda: blocks.RepVGGBlock(8, 8, 3),
+    'repvgg': lambda: blocks.RepVGGBlock(8, 8),
     'dbb': lambda: blocks.DiverseBranchBlock(8, 8, 3, act_cfg=dict(type='ReLU')),
     'acb': lambda: blocks.AsymmetricConvBlock(8, 8, 3, act_cfg=dict(type='ReLU')),
     'mobileone': lambda: blocks.MobileOneBlock(8, 8, 3, num_convs=4, groups=8),

@@ -77,16 +77,17 @@ def test_it_trains_and_deploys(own_block):
     shutil.copytree(ROOT / 'tools', own_block / 'tools')
 
     def run(*arguments: str) -> CompletedProcess:
-        ran = run_python(*arguments, cwd=own_block, PYTHONPATH=str(own_block))
+        ran = run_python(*arguments, cwd=own_block, PYTHONPATH='.')
         assert ran.returncode == 0, ran.stderr
         return ran
 
     small = ('--per-class', '5', '--scenes', '1', '1')
     run('tools/dataset_converters/digits.py', 'data/digits', *small)
     (text,) = code(OWN_BLOCK, 'bash')
-    train, reparam = (line.split()[1:] for line in text.splitlines())
-    run(*train)
-    run(*reparam)
+    lines = text.splitlines()
+    assert [line.split()[:2] for line in lines] == 2 * [['PYTHONPATH=.', 'python']]
+    for line in lines:
+        run(*line.split()[2:])
     assert (own_block / 'deploy.pth').exists() and (own_block / 'deploy.py').exists()
 
 
@@ -108,6 +109,32 @@ class TestPictures:
         for name in names:
             assert labels(tmp_path / name) == labels(there / name)
 
+    def test_they_show_all_branches(self, monkeypatch):
+        monkeypatch.syspath_prepend(ROOT / 'docs')
+        import figures
+
+        drawn = {name: build() for name, build in figures.DRAWN.items()}
+        assert all(block.stride == (1, 1) for block in drawn.values())
+        numbers = {name: len(block.branches()) for name, block in drawn.items()}
+        assert numbers == {
+            **dict.fromkeys(['repvgg', 'acb', 'qarepvgg', 'orepa-repvgg', 'scale-sum'], 3),
+            **dict.fromkeys(['mobileone', 'orepa', 'dilated-reparam', 'branches'], 6),
+            'dbb': 4,
+            'large-kernel': 2,
+        }
+
+    def test_what_is_after_the_sum(self, tmp_path):
+        for position, order in (
+            ('before_act', ['SE', 'ReLU']),
+            ('after_act', ['ReLU', 'SE']),
+        ):
+            block = blocks.QARepVGGBlock(4, 4, se_cfg=dict(ratio=2), se_position=position)
+            draw_block(block, tmp_path / 'block.svg')
+            found = labels(tmp_path / 'block.svg')
+            # In the train form, and in the deploy form.
+            tails = [name for name in found if name in ('SE', 'ReLU')]
+            assert tails[::2] == tails[1::2] == order
+
     def test_boxes(self):
         dbb = blocks.DiverseBranchBlock(4, 4, 3).branches()
         assert branch_boxes(dbb['branch_kxk']) == [('3x3', 'conv'), ('norm', 'norm')]
@@ -119,6 +146,7 @@ class TestPictures:
             'conv',
         )
         assert branch_boxes(nn.Dropout(0.1)) == [('Dropout', 'other')]
+        assert branch_boxes(nn.MaxPool2d(3)) == [('MaxPool2d', 'other')]
 
     def test_a_block_without_branches_is_refused(self, tmp_path):
         block = blocks.RepVGGBlock(4, 4, deploy=True)

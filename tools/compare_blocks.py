@@ -34,7 +34,7 @@ from mmrep.deployment import BLOCKS, build_model, input_shape, read_config
 from mmrep.errors import ConfigError, UserError
 from mmrep.reparam import count_parameters, switch_to_deploy
 
-#: Of every block the config in which the paper has it, for 3x3 convs.
+#: What is compared, by short names.
 COMPARED = {
     'plain': None,
     **{name: dict(type=kind) for name, kind in BLOCKS.items()},
@@ -43,7 +43,6 @@ COMPARED = {
         type='mmrep.BranchBlock',
         branches=['3x3', '1x1', '1x3', '3x1', 'avg', 'identity'],
     ),
-    'LargeKernel': dict(type='mmrep.LargeKernelBlock', small_kernel=3),
 }
 #: Those of large kernels, which other bodies have.
 LARGE = ('DilatedReparam', 'LargeKernel')
@@ -76,13 +75,18 @@ class Result:
 
 def with_block(path: str, options: dict | None, block: str) -> Config:
     """A config with a block in its backbone."""
-    cfg = read_config(path, options, ('train_cfg', 'val_cfg', 'optim_wrapper'))
+    needed = ('train_cfg', 'val_cfg', 'optim_wrapper', 'train_dataloader')
+    cfg = read_config(path, options, needed)
     backbone = cfg.model.get('backbone')
     if not (isinstance(backbone, dict) and str(backbone.get('type')).startswith('mmrep.')):
         raise ConfigError(f'{path} has no backbone of mmrep: give a classifier with one')
     if not isinstance(cfg.train_cfg.get('max_epochs'), int):
         raise ConfigError(
             f'{path} has no train_cfg.max_epochs: give one that counts epochs'
+        )
+    if not isinstance(cfg.train_dataloader.get('batch_size'), int):
+        raise ConfigError(
+            f'{path} has no train_dataloader.batch_size: give a config with one'
         )
     backbone.block_cfg = COMPARED[block]
     return cfg
@@ -158,14 +162,14 @@ def show(console: Console, results: list[Result], seeds: int) -> None:
     console.print(
         f'top-1: per cent, mean and standard deviation of {seeds} seeds; step: ms, '
         'forward and backward\nmemory: MiB that a step holds; latency: ms, one image in '
-        'deploy form'
+        'deploy form; all on one thread'
     )
 
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
-        description='Train the classifier of a config with every block, from several '
-        'seeds; print accuracy, cost of training and cost of the deploy form.'
+        description='Train the classifier of a config with one block after the other, '
+        'from several seeds; print accuracy, cost of training and of the deploy form.'
     )
     parser.add_argument('config', type=name_argument, help='config with an mmrep backbone')
     parser.add_argument(

@@ -29,14 +29,13 @@ def parse_args() -> argparse.Namespace:
         dest='layout',
         choices=['auto', *LAYOUTS],
         default='auto',
-        help='project of the source: the official repvgg, repvggplus, dbb, mobileone or '
-        'unireplknet, timm, mmpretrain (or mmcls), keras (.weights.h5), or a MobileOne of '
-        'timm or mmpretrain (default: auto, by the keys)',
+        help="project of the source: the blocks' own, or timm, mmpretrain (or mmcls), "
+        'keras (.weights.h5) (default: auto, by the keys)',
     )
     parser.add_argument(
         '--arch',
-        help='architecture, as A0, plus-L2pse, resnet50, mobilenet or s0, of which the '
-        'weights must be (default: the one of the shapes)',
+        help='architecture, as A0, plus-L2pse, resnet50, s0 or 31B, of which the weights '
+        'must be (default: the one of the shapes)',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT')
     return parser.parse_args()

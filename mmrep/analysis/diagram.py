@@ -49,7 +49,7 @@ def _boxes(layer: nn.Module) -> Iterator[Box]:
         yield 'bias', 'scale'
     elif isinstance(layer, ReparamBlock):
         yield type(layer).__name__.removesuffix('Block'), 'other'
-    elif 'Pool' in type(layer).__name__:
+    elif 'AvgPool' in type(layer).__name__:
         yield 'average', 'fixed'
     elif children := list(layer.children()):
         for child in children:
@@ -84,8 +84,10 @@ def draw_block(block: ReparamBlock, path: str | Path) -> None:
 
     branches = [branch_boxes(branch) for branch in block.branches().values()]
     tail = [('norm', 'norm')] if block.post_norm is not None else []
-    if block.act is not None:
-        tail.append((type(block.act).__name__, 'other'))
+    tail += [(type(block.act).__name__, 'other')] if block.act is not None else []
+    if block.se_cfg is not None:
+        before = block.se_position == 'before_act' and block.act is not None
+        tail.insert(len(tail) - before, ('SE', 'other'))
     longest = max(map(len, branches))
     columns = len(branches)
     rows = longest + len(tail) + 1

@@ -19,7 +19,7 @@ from mmrep.models.backbones import (
     RepLKNet,
     RepVGG,
 )
-from mmrep.models.backbones.base import ReparamBackbone
+from mmrep.models.backbones.base import ReparamBackbone, stage_indices
 from mmrep.models.blocks import LargeKernelBlock, MobileOneBlock, RepVGGBlock
 from mmrep.registry import SCOPE
 
@@ -44,8 +44,16 @@ _BLOCKS = {
     RepVGG: RepVGGBlock,
 }
 
-#: Arguments that the host's body takes and does not read.
-_UNREAD = {RepLKNet: ('strides', 'dilations', 'conv_cfg', 'norm_cfg', 'act_cfg')}
+#: Arguments that the host's body takes and does not read, and what it has: of every stage.
+_UNREAD = {
+    RepLKNet: dict(
+        strides=2,
+        dilations=1,
+        conv_cfg=None,
+        norm_cfg=dict(type='BN'),
+        act_cfg=dict(type='ReLU'),
+    )
+}
 
 #: Which blocks, and how they start: nothing that a host's body is told.
 _OF_BLOCKS = ('block_cfg', 'reparam_kernels', 'deploy')
@@ -120,12 +128,15 @@ def _to_host(node: ConfigDict, kind: type) -> type:
     if own_block is not None and norm_cfg and norm_cfg['type'] == 'SyncBN':
         # Of the same keys; mmpretrain's blocks fuse no other, and have none afterwards.
         values['norm_cfg'] = dict(norm_cfg, type='BN')
+    unread = _UNREAD.get(kind, {})
     unknown = [
         f'{name}={value!r}'
         for name, value in values.items()
-        if (name not in theirs or name in _UNREAD.get(kind, ()))
-        and name not in (*_OF_BLOCKS, *_OF_TRAINING)
-        and not _is_same(value, mine[name].default)
+        if (name in unread and not _is_that(value, unread[name]))
+        or (
+            name not in (*theirs, *_OF_BLOCKS, *_OF_TRAINING)
+            and value != mine[name].default
+        )
     ]
     if own_block is not None:
         if block_cfg != dict(type=f'{SCOPE}.{own_block.__name__}'):
@@ -149,6 +160,12 @@ def _to_host(node: ConfigDict, kind: type) -> type:
     if kind is MobileOne and isinstance(given['arch'], dict):
         # mmpretrain takes no other sequences there.
         given['arch'] = {name: list(value) for name, value in given['arch'].items()}
+    if kind is RepLKNet:
+        # Neither counts from the end, nor takes more stages than there are.
+        arch = RepLKNet.arch_settings.get(str(given['arch']), given['arch'])
+        stages = len(arch['layers'])
+        given['out_indices'] = stage_indices(values['out_indices'], stages)
+        given['frozen_stages'] = min(values['frozen_stages'], stages)
     node.clear()
     if own_block is not None or block_cfg is None:
         node.update(given, type=of)
@@ -159,10 +176,14 @@ def _to_host(node: ConfigDict, kind: type) -> type:
     return host
 
 
-def _is_same(value: object, default: object) -> bool:
-    """Whether an argument is its default, which a config may say by a list."""
-    value = tuple(value) if isinstance(value, list) else value
-    return value == default
+def _is_that(value: object, own: object) -> bool:
+    """Whether an argument, or each of its entries, is what the host's body has."""
+    if isinstance(value, list | tuple):
+        return set(value) == {own}
+    if isinstance(value, dict):
+        # Of no meaning but in training.
+        value = {k: v for k, v in value.items() if k not in ('requires_grad', 'momentum')}
+    return value == own
 
 
 def _host_body(name: str) -> tuple[str, type]:

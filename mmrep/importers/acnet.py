@@ -1,12 +1,15 @@
 """The layout of ACNet's ResNets, in their authors' two projects.
 
 https://github.com/DingXiaoH/ACNet, whose 7x7 stem is a block as well, and
-https://github.com/DingXiaoH/DiverseBranchBlock.
+https://github.com/DingXiaoH/DiverseBranchBlock. Of the first the train form is read: its
+deploy form leaves norms after plain convs.
 """
 
 from collections.abc import Mapping
 
 from torch import Tensor
+
+from mmrep.errors import CheckpointError
 
 from .dbb import RESNET_PLAIN, RESNET_UNITS
 from .dbb_config import dbb_config
@@ -40,6 +43,11 @@ def _acnet_config(
     state: Mapping[str, Tensor], layout: Layout, arch: str | None = None
 ) -> dict:
     """The config of the ResNet that has these weights; see :func:`dbb_config`."""
+    fused = 'conv1.branch_reparam.weight' in state
+    if fused and any('.downsample.1.' in key for key in state):
+        raise CheckpointError(
+            'its blocks are fused and its other convs are not: give the train form'
+        )
     config = dbb_config(state, layout, arch)
     if any(key.startswith('conv1.branch_') for key in state):
         config['reparam_kernels'] = (3, 5, 7)

@@ -195,22 +195,25 @@ def _prove(renamed: Renamed, layout: Layout, arch: str | None) -> tuple[dict, di
     if deploy:
         backbone['deploy'] = True
     try:
-        model = nn.ModuleDict({'backbone': MODELS.build(backbone)})
+        with torch.device('meta'):
+            # It may be a network of any size, which the file is not.
+            own = nn.ModuleDict({'backbone': MODELS.build(backbone)}).state_dict()
         channels = feature_channels(backbone)
     except Exception as error:
         # The shapes may be anything.
         raise CheckpointError(f'{backbone} is no network: {reason(error)}') from error
-    own = model.state_dict()
     head, shapes = describe_head(state, channels, deploy)
     shapes |= {key: value.shape for key, value in own.items()}
     # Older weights lack the counters of their norms, which matter to no output; a conv
     # that was fused elsewhere computes the same for every size.
     buffers = {key: torch.tensor(0) for key in shapes if key.endswith('_batches_tracked')}
     buffers |= {key: own[key] for key in own if key.endswith('.reparam_start')}
-    state |= {key: value for key, value in buffers.items() if key not in state}
     dtypes = {key: value.dtype for key, value in own.items()}
-    problems = misfits(shapes, state, dtypes, renamed.origin)
+    problems = misfits(shapes, {**buffers, **state}, dtypes, renamed.origin)
     if problems:
         raise CheckpointError(problems)
+    model = nn.ModuleDict({'backbone': MODELS.build(backbone)})
+    buffers.update((k, v) for k, v in model.state_dict().items() if k in buffers)
+    state |= {key: value for key, value in buffers.items() if key not in state}
     model.load_state_dict({key: state[key] for key in own})
     return backbone, head

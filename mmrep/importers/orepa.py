@@ -1,7 +1,8 @@
 """The layouts of OREPA's networks, https://github.com/JUGGHM/OREPA_CVPR2022.
 
-The scales of a block are the rows of one matrix there. A 1x1 conv and the stem of a ResNet
-are generated kernels as well; here they become the convs that these are.
+ResNets and RepVGGs, whose convs have no groups. The scales of a block are the rows of one
+matrix there. A 1x1 conv and the stem of a ResNet are generated kernels as well; here they
+become the convs that these are.
 """
 
 import re
@@ -39,7 +40,6 @@ _WEIGHTS = {
 _CONSTANT = re.compile(r'.+\.(?:weight_\w+_(avg_avg|prior)|id_tensor)')
 _LEFT_OUT = {
     _CONSTANT.pattern: 'constants of its blocks',
-    r'.+\.scale_of_nothing': 'scales that its code does not use',
 }
 
 
@@ -50,18 +50,21 @@ def _parts(prefix: str, rows: Iterable[str]) -> dict[str, str]:
 
 
 def _split_scales(
-    weights: Mapping[str, Tensor], rows: tuple[str, ...]
+    weights: Mapping[str, Tensor], rows: tuple[str, ...], unused: int = 0
 ) -> dict[str, Tensor]:
-    """The weights, with a vector for each branch in the place of every matrix."""
+    """The weights, with a vector for each branch in the place of every matrix.
+
+    A matrix may have some more rows, which the authors' code does not use.
+    """
     split = {}
     for key, value in weights.items():
         block, _, name = key.rpartition('.')
         if name != 'vector':
             split[key] = value
             continue
-        # A block with an identity has a row for it.
-        names = (*rows, 'nothing') if len(value) == len(rows) + 1 else rows
-        for row, scale in zip(names, value, strict=False):
+        if not len(rows) <= len(value) <= len(rows) + unused:
+            raise ValueError(f'{key} has {len(value)} rows, and not {len(rows)}')
+        for row, scale in zip(rows, value, strict=False):
             split[f'{block}.scale_of_{row}'] = scale
     return split
 
@@ -84,13 +87,14 @@ def _check_constants(weights: Mapping[str, Tensor]) -> None:
             expected = filters.kernel(value.dtype, value.device)[:, 0]
         same = value.shape == expected.shape
         if not (same and torch.allclose(value, expected.to(value), atol=1e-4)):
-            raise ValueError(f'{key} is not the constant of these blocks')
+            raise ValueError(f'{key} is not the constant of these blocks without groups')
 
 
 def _prepare_repvgg(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Split scales."""
     _check_constants(weights)
-    return _split_scales(weights, _REPVGG_ROWS)
+    # A block with an identity has a row for it.
+    return _split_scales(weights, _REPVGG_ROWS, unused=1)
 
 
 def _prepare_resnet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -103,7 +107,7 @@ def _prepare_resnet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prepared = {}
     for key, value in weights.items():
         module, _, name = key.rpartition('.')
-        if module in stem:
+        if module in stem and not _CONSTANT.fullmatch(key):
             stem[module][name] = value
         elif f'{module}.weight_or1x1_origin' in weights:
             if name == 'vector':
@@ -119,12 +123,15 @@ def _prepare_resnet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _pointwise_kernel(weights: Mapping[str, Tensor], unit: str) -> Tensor:
     """``v_0 W_0 + v_1 W_2 W_1``."""
-    names = ('origin', 'l2i_conv1', 'l2i_conv2')
-    origin, first, second = (weights[f'{unit}.weight_or1x1_{name}'] for name in names)
-    scales = weights[f'{unit}.vector']
-    outs, ins = origin.shape[:2]
-    if (len(second), first.shape[1]) != (outs, ins) or scales.shape != (2, outs):
-        raise ValueError(f'{unit} has weights of different widths')
+    names = (*(f'weight_or1x1_{n}' for n in ('origin', 'l2i_conv1', 'l2i_conv2')), 'vector')
+    own = [weights.get(f'{unit}.{name}') for name in names]
+    if any(weight is None for weight in own):
+        raise ValueError(f'{unit} lacks one of {", ".join(names)}')
+    origin, first, second, scales = own
+    outs, ins, inner = len(origin), origin.shape[1], len(first)
+    expected = [(outs, ins, 1, 1), (inner, ins, 1, 1), (outs, inner, 1, 1), (2, outs)]
+    if [tuple(weight.shape) for weight in own] != expected:
+        raise ValueError(f'the weights of {unit} are not those of 1x1 convs')
     product = torch.einsum('tihw,othw->oihw', first, second)
     kept, added = scales[:, :, None, None, None]
     return kept * origin + added * product
@@ -158,8 +165,8 @@ def _generated_kernel(weights: Mapping[str, Tensor]) -> Tensor:
     outs, ins, *size = state['branch_kxk.conv.weight'].shape
     block = _empty_block(ins, outs, size)
     missing = block.load_state_dict(state, strict=False, assign=True).missing_keys
-    if any(key.startswith('branch_') for key in missing):
-        raise ValueError(f'{", ".join(missing)} of the stem are missing')
+    if lost := [key for key in missing if key.startswith('branch_')]:
+        raise ValueError(f'{", ".join(lost)} of the stem are missing')
     return block.double().sum_kernel()
 
 

@@ -1,6 +1,7 @@
 """Read the architecture of a RepLKNet from its weights."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -13,6 +14,15 @@ from .shapes import check_name, count_blocks, factor, kernel
 
 #: ``RepLKNet``'s default ``ffn_ratio``.
 _FFN_RATIO = 4
+
+
+class _Pair(NamedTuple):
+    """The shapes of a block of a large kernel, and of the ``ConvFFN`` after it."""
+
+    channels: int
+    dw_channels: int
+    kernel_size: int
+    hidden_channels: int
 
 
 def replknet_config(
@@ -35,24 +45,21 @@ def replknet_config(
     """
     named = RepLKNet.arch_settings
     check_name(arch, named)
-    # A pair is two blocks.
-    counts = list(count_blocks(state, r'stages\.', r'blocks\.', first=0))
-    if not counts:
+    # Every pair is looked at, up to the first that is missing.
+    stages = [
+        [_pair(state, f'stages.{i}.blocks', j) for j in range(0, number, 2)]
+        for i, number in enumerate(count_blocks(state, r'stages\.', r'blocks\.', first=0))
+    ]
+    if not stages:
         raise CheckpointError('it has no stages')
-    large, outer, hidden = [], [], []
-    for i in range(len(counts)):
-        first, ffn = (f'stages.{i}.blocks.{j}' for j in (0, 1))
-        names = ('lkb_origin.conv', 'lkb_reparam')
-        large.append(kernel(state, f'{first}.large_kernel', *names))
-        outer.append(len(kernel(state, first, 'pw2.conv')))
-        hidden.append(len(kernel(state, ffn, 'pw1.conv')))
+    first = stages[0][0]
     small = state.get('stages.0.blocks.0.large_kernel.small_conv.conv.weight')
     measured = dict(
-        large_kernel_sizes=tuple(weight.shape[-1] for weight in large),
-        layers=tuple(count // 2 for count in counts),
-        channels=tuple(outer),
+        large_kernel_sizes=tuple(pairs[0].kernel_size for pairs in stages),
+        layers=tuple(len(pairs) for pairs in stages),
+        channels=tuple(pairs[0].channels for pairs in stages),
         small_kernel=None if small is None else small.shape[-1],
-        dw_ratio=factor(len(large[0]), outer[0]),
+        dw_ratio=factor(first.dw_channels, first.channels),
     )
     told = [
         key for key in measured if not (key == 'small_kernel' and is_deploy_form(state))
@@ -65,12 +72,25 @@ def replknet_config(
         )
         arch = next(same, measured)
     # Each output has a norm.
-    outputs = [i for i in range(len(counts)) if f'stages.{i}.norm.weight' in state]
-    outputs = outputs or [len(counts) - 1]
+    outputs = [i for i in range(len(stages)) if f'stages.{i}.norm.weight' in state]
+    if not outputs:
+        raise CheckpointError('no stage has the norm of an output')
     config = dict(type='mmrep.RepLKNet', arch=arch, out_indices=tuple(outputs))
-    if (ratio := factor(hidden[0], outer[0])) != _FFN_RATIO:
+    if (ratio := factor(first.hidden_channels, first.channels)) != _FFN_RATIO:
         config['ffn_ratio'] = ratio
     stem = kernel(state, 'stem.0', 'conv')
     if stem.shape[1] != 3:
         config['in_channels'] = stem.shape[1]
     return config
+
+
+def _pair(state: Mapping[str, Tensor], blocks: str, number: int) -> _Pair:
+    """The pair whose first block has a number."""
+    block, ffn = f'{blocks}.{number}', f'{blocks}.{number + 1}'
+    large = kernel(state, f'{block}.large_kernel', 'lkb_origin.conv', 'lkb_reparam')
+    return _Pair(
+        len(kernel(state, block, 'pw2.conv')),
+        len(large),
+        large.shape[-1],
+        len(kernel(state, ffn, 'pw1.conv')),
+    )

@@ -48,14 +48,33 @@ BODIES = {
         'mmpretrain.MobileOne',
     ),
     'RepLKNet': ('mmpretrain', classifier_model(REPLKNET), 'RepLKNet'),
+    'RepLKNet of two stages': (
+        'mmpretrain',
+        classifier_model(
+            dict(
+                REPLKNET,
+                arch=dict(
+                    REPLKNET['arch'],
+                    large_kernel_sizes=(9, 7),
+                    layers=(1, 2),
+                    channels=(8, 16),
+                ),
+                strides=(2, 2),
+                dilations=(1, 1),
+                out_indices=1,
+            )
+        ),
+        'RepLKNet',
+    ),
     'RepLKNet of SyncBN': (
         'mmseg',
         segmentor_model(
             dict(
                 REPLKNET,
-                norm_cfg=dict(type='SyncBN'),
+                norm_cfg=dict(type='SyncBN', requires_grad=True),
                 strides=[2, 2, 2, 2],
-                out_indices=(2, 3),
+                out_indices=(-2, -1),
+                frozen_stages=9,
             )
         ),
         'mmpretrain.RepLKNet',

@@ -11,6 +11,7 @@ from official_repopt import PlainBlock, QARepVGGBlock, SearchBlock
 from official_repvgg import RepVGG
 from torch import nn
 
+from mmrep.benchmark import peak_memory
 from mmrep.engine.searched_scales import read_scales
 from mmrep.errors import CheckpointError
 from mmrep.models.backbones import RepOptVGG
@@ -77,10 +78,45 @@ def test_orepa(depth, deploy, tmp_path):
     done = assert_imports(model, weights, x(), tmp_path, 'orepa')
     form = dict(deploy=True) if deploy else {}
     assert done.backbone == reparam_resnet(depth, 'OREPABlock', **form)
-    # Those of the stem as well are none of what was left out: it is one conv now.
-    constants = {'constants of its blocks': 3 * 16}
-    assert done.left_out == ({} if deploy else constants)
-    assert done.used + done.left_out.total() == len(state)
+    # Of 16 blocks and of the three in the stem.
+    constants = 0 if deploy else 3 * (16 + 3)
+    assert done.left_out == ({'constants of its blocks': constants} if constants else {})
+    assert done.used == len(state) - constants
+
+
+def test_acnet_with_norms_in_deploy_form_is_refused(tmp_path):
+    state = StagewiseResNet(**DEPTHS[50], width=8, deploy=True).state_dict()
+    with pytest.raises(
+        CheckpointError, match='fused and its other convs are not: give the'
+    ):
+        import_weights(state, tmp_path)
+
+
+def test_what_a_stem_lacks_is_named(tmp_path):
+    state = resnet(18, **OREPA_UNITS).state_dict()
+    del state['stage0.conv1.weight2.weight_orepa_pfir_conv']
+    with pytest.raises(CheckpointError, match=r'branch_prior.conv.weight of the stem'):
+        import_weights(state, tmp_path)
+
+
+@pytest.mark.parametrize('layout', ['orepa', 'orepa-repvgg'])
+def test_small_files_stay_small(layout, tmp_path):
+    """Weights of which the product would be large."""
+    if layout == 'orepa':
+        state = resnet(50, **OREPA_UNITS).state_dict()
+        unit = 'stage1.0.conv1.weight_or1x1_'
+        state[f'{unit}l2i_conv1'] = torch.zeros(1, 8, 3000, 1)
+        state[f'{unit}l2i_conv2'] = torch.zeros(8, 1, 3000, 1)
+        state['stage2.0.conv2.id_tensor'] = torch.zeros(100000, 1, 1, 1)
+    else:
+        state = RepVGG(**TINY, block=OREPARepVGGBlock).state_dict()
+        state['stage1.0.rbr_dense.weight_rbr_origin'] = torch.zeros(100000, 1, 3, 3)
+
+    def refused() -> None:
+        with pytest.raises(CheckpointError):
+            import_weights(state, tmp_path)
+
+    assert peak_memory(refused) < 100 * 2**20
 
 
 def test_orepa_learns_on_as_its_own(tmp_path):
@@ -103,6 +139,9 @@ def test_orepa_learns_on_as_its_own(tmp_path):
         ('stage1.0.conv1.weight_or1x1_l2i_conv1', None),
         ('stage1.0.conv1.vector', (3, 8)),
         ('stage1.0.conv2.vector', (5, 8)),
+        ('stage1.0.conv2.vector', (7, 8)),
+        ('stage1.0.conv2.weight_or1x1_origin', (8, 8, 1, 1)),
+        ('stage1.0.conv1.weight_or1x1_l2i_conv2', (8, 8, 2, 1)),
         ('stage1.0.conv2.weight_orepa_prior', (8, 3, 3)),
     ],
 )
@@ -148,12 +187,9 @@ def test_repvgg_of_other_blocks(layout, groups, tmp_path):
     if name:
         expected['block_cfg'] = dict(type=f'mmrep.{name}')
     assert done.backbone == expected
-    assert done.used + done.left_out.total() == len(model.state_dict())
-    assert set(done.left_out) == (
-        {'constants of its blocks', 'scales that its code does not use'}
-        if layout == 'orepa-repvgg'
-        else set()
-    )
+    constants = 3 * (1 + sum(TINY['num_blocks'])) if layout == 'orepa-repvgg' else 0
+    assert done.left_out == ({'constants of its blocks': constants} if constants else {})
+    assert done.used == len(model.state_dict()) - constants
 
 
 def test_names_of_repopt_vgg(tmp_path):

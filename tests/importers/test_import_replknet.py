@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from import_laws import assert_imports, features_of, import_weights
@@ -5,6 +7,8 @@ from laws import assert_same, image, on_meta, randomise
 from mmpretrain.models.backbones import RepLKNet
 from torch import Tensor, nn
 
+from mmrep.benchmark import peak_memory
+from mmrep.errors import CheckpointError
 from mmrep.importers.replknet import REPLKNET
 from mmrep.importers.replknet_config import replknet_config
 from mmrep.models import backbones
@@ -71,6 +75,39 @@ def test_features(deploy, tmp_path):
     images = image(2, 5, 64, 64, dtype=torch.float32)
     with torch.no_grad():
         assert_same(model(images), features_of(done.out, images))
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        'stages.999999999.blocks.0.pw2.conv.weight',
+        'stages.1.blocks.999999999.pw2.conv.weight',
+        'stages.0.blocks.40000.large_kernel.lkb_origin.conv.weight',
+    ],
+)
+def test_numbers_in_keys_build_no_network(key, tmp_path):
+    state = RepLKNet(TINY).state_dict()
+    state[key] = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(CheckpointError, match=r"the main conv of mmrep's block .* missing"):
+        import_weights(state, tmp_path)
+
+
+def test_widths_of_a_small_file_take_no_memory(tmp_path):
+    state = RepLKNet(TINY).state_dict()
+    state['stages.0.blocks.0.pw2.conv.weight'] = torch.zeros(30000, 1, 1, 1)
+
+    def refused() -> None:
+        with pytest.raises(CheckpointError, match='give a whole and unchanged checkpoint'):
+            import_weights(state, tmp_path)
+
+    assert peak_memory(refused) < 50 * 2**20
+
+
+def test_outputs_without_norms_are_refused(tmp_path):
+    state = RepLKNet(TINY).state_dict()
+    state = {k: v for k, v in state.items() if not re.match(r'stages\.\d\.norm', k)}
+    with pytest.raises(CheckpointError, match='no stage has the norm of an output'):
+        import_weights(state, tmp_path)
 
 
 @FORMS

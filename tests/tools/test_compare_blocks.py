@@ -92,6 +92,10 @@ def test_wrong_input(config, refused, tmp_path):
     refused('compare_blocks', config, *options, *there, says='--overwrite')
     host = ['--cfg-options', 'model.backbone.type=mmpretrain.RepVGG']
     refused('compare_blocks', config, *options, *host, says='has no backbone of mmrep')
+    no_data = ['--cfg-options', 'train_dataloader=None']
+    refused('compare_blocks', config, *options, *no_data, says='train_dataloader')
+    no_size = ['--cfg-options', 'train_dataloader.batch_size=None']
+    refused('compare_blocks', config, *options, *no_size, says='no train_dataloader.batch')
     (tmp_path / 'seg').mkdir()
     segmentor = write_segmentation(tmp_path / 'seg')
     refused(

@@ -67,6 +67,7 @@ def test_uncompressed_and_overwritten(write, tmp_path):
     with pytest.raises(UserError, match='exists: give another folder, or --overwrite'):
         write()
     (tmp_path / 'out' / 'train-labels-idx1-ubyte').write_bytes(b'')
+    (tmp_path / 'out' / 'train-images-idx3-ubyte').unlink()
     out = write('--overwrite')
     assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
     assert {path.name for path in tmp_path.iterdir()} == {'source', 'out'}

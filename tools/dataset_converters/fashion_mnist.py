@@ -66,7 +66,7 @@ def main() -> None:
     out = args.out.resolve()
     if out.exists() and not args.overwrite:
         raise UserError(f'{args.out} exists: give another folder, or --overwrite')
-    if out.exists() and {path.name for path in out.iterdir()} != set(FILES):
+    if out.exists() and {path.name for path in out.iterdir()} - set(FILES):
         raise UserError(
             f'{args.out} holds other files than those of this tool, which it could '
             'overwrite: give another folder'

@@ -267,11 +267,16 @@ class RepLKNet(ReparamBackbone):
         )
         channels, sizes = arch['channels'], arch['large_kernel_sizes']
         require(
-            all(size % 2 for size in sizes), f'large_kernel_sizes={sizes} must be odd ones'
+            all(isinstance(size, int) and size % 2 for size in sizes),
+            f'large_kernel_sizes={sizes} must be odd ones',
         )
-        indices = stage_indices(out_indices, len(channels))
+        small = arch['small_kernel']
+        require(
+            small is None or (small % 2 and small <= min(sizes)),
+            f'small_kernel={small} is no odd one within {sizes}',
+        )
         self.in_channels = in_channels
-        self.out_indices = tuple(sorted(indices))
+        self.out_indices = stage_indices(out_indices, len(channels))
         self.units = UnitConfig(
             conv_cfg, norm_cfg, act_cfg, block_cfg, deploy, sizes, with_cp
         )
@@ -295,7 +300,7 @@ class RepLKNet(ReparamBackbone):
                     int(width * arch['dw_ratio']),
                     sizes[i],
                     self.units,
-                    arch['small_kernel'],
+                    small,
                     dilations[i],
                     rate,
                 )

@@ -71,10 +71,14 @@ class UnitConfig:
         """Whether the configured type of block has an argument."""
         kind = self.block_cfg.get('type')
         kind = MODELS.get(kind) if isinstance(kind, str) else kind
-        return any(
-            argument in inspect.signature(base.__init__).parameters
-            for base in getattr(kind, '__mro__', ())
-        )
+        for base in getattr(kind, '__mro__', ()):
+            parameters = inspect.signature(base.__init__).parameters
+            if argument in parameters:
+                return True
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+                # It hands none on to the next.
+                return False
+        return False
 
     def conv_and_norm(
         self,

@@ -158,6 +158,12 @@ class TestArguments:
         own = small(block_cfg=dict(type='mmrep.LargeKernelBlock', small_kernel=1))
         assert own.stages[0].blocks[0].large_kernel.small_kernel == 1
 
+    def test_dilations_are_those_of_the_large_kernels(self):
+        model = small(**NETWORKS['strides and dilations'])
+        blocks = [b.large_kernel for s in model.stages for b in list(s.blocks)[::2]]
+        assert [block.dilation[0] for block in blocks] == [1, 1, 1, 2, 4]
+        assert all(block.lkb_origin.conv.dilation == block.dilation for block in blocks)
+
     def test_configs_reach_every_layer(self):
         model = RepLKNet(
             **SMALL,
@@ -189,6 +195,8 @@ class TestArguments:
                 dict(arch=TINY | dict(large_kernel_sizes=[9, 8, 5, 3])),
                 r'large_kernel_sizes=\[9, 8, 5, 3\] must be odd',
             ),
+            (dict(arch=TINY | dict(small_kernel=4)), 'small_kernel=4 is no odd one within'),
+            (dict(arch=TINY | dict(small_kernel=5)), 'small_kernel=5 is no odd one within'),
             (dict(out_indices=(1, 1)), r'out_indices=\(1, 1\) of 4 stages'),
             (dict(out_indices=(4,)), r'out_indices=\(4,\) of 4 stages'),
         ],
