@@ -2,8 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Container, Mapping
+from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 from torch import Tensor
@@ -128,23 +128,8 @@ def _to_host(node: ConfigDict, kind: type) -> type:
     if own_block is not None and norm_cfg and norm_cfg['type'] == 'SyncBN':
         # Of the same keys; mmpretrain's blocks fuse no other, and have none afterwards.
         values['norm_cfg'] = dict(norm_cfg, type='BN')
-    unread = _UNREAD.get(kind, {})
-    unknown = [
-        f'{name}={value!r}'
-        for name, value in values.items()
-        if (name in unread and not _is_that(value, unread[name]))
-        or (
-            name not in (*theirs, *_OF_BLOCKS, *_OF_TRAINING)
-            and value != mine[name].default
-        )
-    ]
-    if own_block is not None:
-        if block_cfg != dict(type=f'{SCOPE}.{own_block.__name__}'):
-            unknown.append(f'block_cfg={block_cfg!r}')
-        sizes = values.get('reparam_kernels', ())
-        if sizes and set(sizes) != set(mine['reparam_kernels'].default):
-            unknown.append(f'reparam_kernels={sizes!r}')
-    if unknown:
+    defaults = {name: parameter.default for name, parameter in mine.items()}
+    if unknown := _unknown(kind, values, defaults, theirs):
         raise ConfigError(
             f'{", ".join(unknown)} of {node["type"]} is nothing that {of} can be: leave '
             '--host out'
@@ -176,7 +161,31 @@ def _to_host(node: ConfigDict, kind: type) -> type:
     return host
 
 
-def _is_that(value: object, own: object) -> bool:
+def _unknown(
+    kind: type,
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    theirs: Container[str],
+) -> list[str]:
+    """The arguments of a body that mean something which the host's body cannot be told."""
+    unread, own_block = _UNREAD.get(kind, {}), _BLOCKS.get(kind)
+    names = [name for name in unread if not _is_that(values[name], unread[name])]
+    names += [
+        name
+        for name, value in values.items()
+        if not (name in theirs or name in _OF_BLOCKS or name in _OF_TRAINING)
+        if value != defaults[name]
+    ]
+    if own_block is not None:
+        if values['block_cfg'] != dict(type=f'{SCOPE}.{own_block.__name__}'):
+            names.append('block_cfg')
+        sizes = values.get('reparam_kernels', ())
+        if sizes and set(sizes) != set(defaults['reparam_kernels']):
+            names.append('reparam_kernels')
+    return [f'{name}={values[name]!r}' for name in names]
+
+
+def _is_that(value: Any, own: Any) -> bool:
     """Whether an argument, or each of its entries, is what the host's body has."""
     if isinstance(value, list | tuple):
         return set(value) == {own}
