@@ -99,18 +99,25 @@ def test_what_a_stem_lacks_is_named(tmp_path):
         import_weights(state, tmp_path)
 
 
-@pytest.mark.parametrize('layout', ['orepa', 'orepa-repvgg'])
-def test_small_files_stay_small(layout, tmp_path):
-    """Weights of which the product would be large."""
-    if layout == 'orepa':
-        state = resnet(50, **OREPA_UNITS).state_dict()
-        unit = 'stage1.0.conv1.weight_or1x1_'
-        state[f'{unit}l2i_conv1'] = torch.zeros(1, 8, 3000, 1)
-        state[f'{unit}l2i_conv2'] = torch.zeros(8, 1, 3000, 1)
-        state['stage2.0.conv2.id_tensor'] = torch.zeros(100000, 1, 1, 1)
-    else:
-        state = RepVGG(**TINY, block=OREPARepVGGBlock).state_dict()
-        state['stage1.0.rbr_dense.weight_rbr_origin'] = torch.zeros(100000, 1, 3, 3)
+@pytest.mark.parametrize(
+    'shapes',
+    [
+        {
+            'stage1.0.conv1.weight_or1x1_origin': (1000, 1000, 1, 1),
+            'stage1.0.conv1.weight_or1x1_l2i_conv1': (1, 1000, 50, 1),
+            'stage1.0.conv1.weight_or1x1_l2i_conv2': (1000, 1, 50, 1),
+            'stage1.0.conv1.vector': (2, 1000),
+        },
+        {'stage2.0.conv2.id_tensor': (10000, 1, 1, 1)},
+        {'stage0.conv1.weight0.weight_orepa_origin': (8, 10000, 1, 1)},
+        {'stage1.0.conv2.weight_orepa_origin': (10000, 1, 3, 3)},
+    ],
+    ids=lambda shapes: next(iter(shapes)),
+)
+def test_small_files_stay_small(shapes, tmp_path):
+    """Weights of which a product, or the network, would be large."""
+    state = resnet(50, **OREPA_UNITS).state_dict()
+    state |= {key: torch.zeros(shape) for key, shape in shapes.items()}
 
     def refused() -> None:
         with pytest.raises(CheckpointError):
