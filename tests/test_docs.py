@@ -10,7 +10,7 @@ from processes import run_python
 from torch import nn
 
 from mmrep.analysis import branch_boxes, draw_block
-from mmrep.deployment import build_model, read_config
+from mmrep.deployment import BLOCKS, build_model, read_config
 from mmrep.models import blocks
 from mmrep.registry import MODELS
 from mmrep.reparam import reparam_blocks
@@ -89,6 +89,13 @@ def test_it_trains_and_deploys(own_block):
     for line in lines:
         run(*line.split()[2:])
     assert (own_block / 'deploy.pth').exists() and (own_block / 'deploy.py').exists()
+
+
+def test_costs_and_gains_are_of_every_compared_block():
+    """Whoever adds one measures it."""
+    page = (ROOT / 'docs' / 'blocks.md').read_text()
+    found = set(re.findall(r'^\| (\w+) \| \d+\.\d+ ± \d+\.\d+ \|', page, re.M))
+    assert found == {'plain', 'branches', *BLOCKS}
 
 
 class TestPictures:
