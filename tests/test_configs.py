@@ -115,6 +115,7 @@ KINDS = [
     'mobileone-s0_8xb32_in1k',
     'mobileone-s0-d8_deeplabv3_4xb2-80k_cityscapes-512x1024',
     'unireplknet-a_32xb128_in1k',
+    'branches-tiny_1xb64_digits',
     'unireplknet-tiny_1xb64_digits',
     'replknet-tiny_1xb64_digits',
     'repvgg-tiny_1xb64_fashion-mnist',

@@ -74,6 +74,7 @@ NETWORKS = {
     'mobileone-s0-cls': Network(config=f'{MOBILEONE}-s0-{VGG}', **CLS),
     'qarepvgg-cls': Network(config=f'{BLOCKS}/qarepvgg-{VGG}', **CLS),
     'orepa-repvgg-cls': Network(config=f'{BLOCKS}/orepa-repvgg-{VGG}', **CLS),
+    'branches-cls': Network(config=f'{BLOCKS}/branches-{VGG}', **CLS),
     'unireplknet-cls': Network(config=f'{UNIREPLKNET}-{VGG}', **CLS),
     'replknet-cls': Network(config=f'{REPLKNET}-{VGG}', **CLS),
     'dbb-seg': Network(config=f'{DBB}_fcn_1xb16-1k_digits-64x64.py', **SEG),
