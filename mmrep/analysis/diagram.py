@@ -16,8 +16,8 @@ Box = tuple[str, str]
 _COLORS = dict(
     conv='#cfe2f3', norm='#fce5cd', fixed='#d9ead3', scale='#d9d2e9', other='#eeeeee'
 )
-#: Width and height of a box, and from a box to the next, in inches.
-_WIDTH, _HEIGHT, _APART = 1.15, 0.3, 0.48
+#: Width of a box, and from a box to the one below, in inches.
+_WIDTH, _APART = 1.15, 0.48
 
 
 def branch_boxes(branch: nn.Module) -> list[Box]:

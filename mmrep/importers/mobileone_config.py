@@ -17,6 +17,7 @@ from .shapes import (
     find_se_cfg,
     is_se_cfg,
     kernel,
+    named_arch,
     squeezed,
 )
 
@@ -70,14 +71,9 @@ def mobileone_config(
         ),
         num_se_blocks=tuple(sum(map(bool, inner[::2])) for inner in se),
     )
-    told = [key for key in measured if not (deploy and key == 'num_conv_branches')]
+    untold = ('num_conv_branches',) if deploy else ()
     if arch is None:
-        same = (
-            name
-            for name, settings in named.items()
-            if all(measured[key] == settings[key] for key in told) and base == _BASE
-        )
-        arch = next(same, measured)
+        arch = named_arch(measured, named, untold) if base == _BASE else measured
     config = dict(type='mmrep.MobileOne', arch=arch, out_indices=(len(stages) - 1,))
     if base != _BASE:
         config['base_channels'] = base

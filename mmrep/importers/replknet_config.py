@@ -10,7 +10,7 @@ from mmrep.errors import CheckpointError
 from mmrep.models.backbones import RepLKNet
 
 from .layout import Layout
-from .shapes import check_name, count_blocks, factor, kernel
+from .shapes import check_name, count_blocks, factor, kernel, named_arch
 
 #: ``RepLKNet``'s default ``ffn_ratio``.
 _FFN_RATIO = 4
@@ -61,16 +61,9 @@ def replknet_config(
         small_kernel=None if small is None else small.shape[-1],
         dw_ratio=factor(first.dw_channels, first.channels),
     )
-    told = [
-        key for key in measured if not (key == 'small_kernel' and is_deploy_form(state))
-    ]
+    untold = ('small_kernel',) if is_deploy_form(state) else ()
     if arch is None:
-        same = (
-            name
-            for name, settings in named.items()
-            if all(measured[key] == settings[key] for key in told)
-        )
-        arch = next(same, measured)
+        arch = named_arch(measured, named, untold)
     # Each output has a norm.
     outputs = [i for i in range(len(stages)) if f'stages.{i}.norm.weight' in state]
     if not outputs:

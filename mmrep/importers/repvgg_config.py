@@ -16,8 +16,12 @@ _BASE = 64
 
 #: What the main conv of a block is called: of RepVGG's, of those with one kxk conv, of
 #: OREPA-RepVGG's, and in deploy form.
-_MAIN = ('branch_3x3.conv', 'branch_kxk.conv', 'branch_orepa.branch_kxk.conv')
-_CONVS = (*_MAIN, 'branch_reparam')
+_CONVS = (
+    'branch_3x3.conv',
+    'branch_kxk.conv',
+    'branch_orepa.branch_kxk.conv',
+    'branch_reparam',
+)
 
 
 class _Block(NamedTuple):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -57,6 +58,27 @@ def kernel(state: Mapping[str, Tensor], block: str, *names: str) -> Tensor:
     if weight is None or weight.dim() != 4:
         raise CheckpointError(f"the main conv of mmrep's block {block} is missing")
     return weight
+
+
+def named_arch(
+    measured: dict[str, Any],
+    named: Mapping[str, Mapping[str, Any]],
+    untold: Iterable[str] = (),
+) -> str | dict[str, Any]:
+    """The name of the architecture that was measured; itself, where it has none.
+
+    Args:
+        measured: What the shapes say.
+        named: The architectures that have names.
+        untold: Keys that these weights do not tell. Default: none.
+    """
+    told = set(measured) - set(untold)
+    same = (
+        name
+        for name, settings in named.items()
+        if all(measured[key] == settings[key] for key in told)
+    )
+    return next(same, measured)
 
 
 def factor(width: int, unit: int) -> float:

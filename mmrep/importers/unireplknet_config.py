@@ -8,7 +8,7 @@ from mmrep.errors import CheckpointError
 from mmrep.models.backbones import UniRepLKNet
 
 from .layout import Layout
-from .shapes import check_name, count_blocks, kernel
+from .shapes import check_name, count_blocks, kernel, named_arch
 
 _CONVS = ('branch_large.conv', 'branch_kxk.conv', 'branch_reparam')
 
@@ -40,8 +40,7 @@ def unireplknet_config(
         kernel_sizes=tuple(tuple(weight.shape[-1] for weight in b) for b in stages),
     )
     if arch is None:
-        same = (name for name, settings in named.items() if settings == measured)
-        arch = next(same, measured)
+        arch = named_arch(measured, named)
     # Each output has a norm; one of the last alone is that of a classifier.
     outputs = [i for i in range(len(stages)) if f'norm_{i + 1}.weight' in state]
     config = dict(type='mmrep.UniRepLKNet', arch=arch, out_indices=tuple(outputs))
