@@ -88,6 +88,9 @@ def with_block(path: str, options: dict | None, block: str) -> Config:
         raise ConfigError(
             f'{path} has no train_dataloader.batch_size: give a config with one'
         )
+    if any('EMAHook' in str(hook.get('type')) for hook in cfg.get('custom_hooks') or []):
+        # It swaps weights around a validation, which the switch would come between.
+        raise ConfigError(f'{path} averages weights: leave its EMAHook out')
     backbone.block_cfg = COMPARED[block]
     return cfg
 

@@ -96,6 +96,11 @@ def test_wrong_input(config, refused, tmp_path):
     refused('compare_blocks', config, *options, *no_data, says='train_dataloader')
     no_size = ['--cfg-options', 'train_dataloader.batch_size=None']
     refused('compare_blocks', config, *options, *no_size, says='no train_dataloader.batch')
+    cfg = Config.fromfile(config)
+    cfg.custom_hooks = [dict(type='EMAHook')]
+    cfg.dump(tmp_path / 'averaged.py')
+    averaged = tmp_path / 'averaged.py'
+    refused('compare_blocks', averaged, *options, says='leave its EMAHook out')
     (tmp_path / 'seg').mkdir()
     segmentor = write_segmentation(tmp_path / 'seg')
     refused(
