@@ -28,7 +28,11 @@ def network(name, deploy, width=8):
 
 
 @FORMS
-@pytest.mark.parametrize('published', [False, True], ids=['names', 'published-names'])
+@pytest.mark.parametrize(
+    'published',
+    [pytest.param(False, marks=pytest.mark.long), True],
+    ids=['names', 'published-names'],
+)
 @pytest.mark.parametrize('name', NETWORKS)
 def test_official_dbb(name, deploy, published, tmp_path):
     model = network(name, deploy)

@@ -446,7 +446,13 @@ HOSTS = {
 }
 
 
-@pytest.mark.parametrize('name', HOSTS)
+#: Those of many layers.
+LONG = ('HRNet', 'InceptionV3', 'ResNeSt', 'SwinTransformer')
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in HOSTS]
+)
 def test_networks_of_mmpretrain(name):
     config, pairs, convs = HOSTS[name]
     with MODELS.switch_scope_and_registry('mmpretrain') as models:

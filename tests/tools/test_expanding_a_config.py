@@ -74,6 +74,7 @@ def test_what_is_printed(flow):
     assert '│ backbone.layer1.0.conv1 │ backbone.layer1.0.bn1 │' in lines
 
 
+@pytest.mark.long
 def test_same_scores_before_training(flow, tmp_path):
     expected = predicted(flow.plain.config, flow.plain.checkpoint, tmp_path)
     assert expected.std() > 0

@@ -86,6 +86,7 @@ class TestForms:
 
 
 class TestOptions:
+    @pytest.mark.long
     def test_augmentation(self, pair, predict):
         """Of images that it leaves as they are, and so of the same weights."""
         train, deployed = pair
