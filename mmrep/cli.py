@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from os.path import expanduser
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
@@ -147,10 +147,7 @@ def rtol_argument(text: str) -> float:
 
     All that is 1 or more would pass a model whose output is nothing but zeros.
     """
-    try:
-        rtol = float(text)
-    except ValueError:
-        rtol = math.nan
+    rtol = _number(text)
     if not 0 < rtol < 1:
         raise argparse.ArgumentTypeError(
             f'{printable(text, 40)!r} is no relative error: give a number between 0 and 1, '
@@ -161,13 +158,28 @@ def rtol_argument(text: str) -> float:
 
 def seconds_argument(text: str) -> float:
     """A time in seconds."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
+    seconds = _number(text)
     if not 0 <= seconds < math.inf:
         raise argparse.ArgumentTypeError(f'{printable(text, 40)!r} is no number of seconds')
     return seconds
+
+
+def drop_argument(text: str) -> float:
+    """What a metric may lose, in its own unit."""
+    drop = _number(text)
+    if not 0 <= drop < math.inf:
+        raise argparse.ArgumentTypeError(
+            f'{printable(text, 40)!r} is no loss of a metric: give a number, as 0.5'
+        )
+    return drop
+
+
+def _number(text: str) -> float:
+    """A number, or not-a-number for any other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -213,6 +225,29 @@ def shape_argument(text: str) -> tuple[int, int, int]:
     size = numbers if len(numbers) == 1 else numbers[-2:]
     channels = numbers[0] if len(numbers) == 3 else 3
     return channels, size[0], size[-1]
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of tools that export a graph; see :func:`export_options`."""
+    add = parser.add_argument
+    add('--dynamic', action='store_true', help='take every batch size, height and width')
+    add(
+        '--opset',
+        type=whole_number(1),
+        default=17,
+        help="of ONNX's operators (default: 17)",
+    )
+    shape_help = 'shape C,H,W or C H W of an image (default: from the config)'
+    add('--shape', type=shape_argument, help=shape_help)
+    rtol_help = 'largest relative L2 error of an output in fp32 (default: 1e-4)'
+    add('--rtol', type=rtol_argument, default=1e-4, help=rtol_help)
+    add('--overwrite', action='store_true', help='replace OUT')
+
+
+def export_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`add_export_arguments` gave, and the config's name."""
+    names = ('dynamic', 'opset', 'shape', 'rtol', 'overwrite')
+    return {name: getattr(args, name) for name in names} | {'source_config': args.config}
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,10 @@ from rich.table import Table
 from mmrep.cli import (
     ToolParser,
     add_config_options,
+    add_export_arguments,
+    export_options,
     name_argument,
-    rtol_argument,
     run_tool,
-    shape_argument,
-    whole_number,
 )
 from mmrep.deployment import OnnxExport, export_onnx, read_config
 from mmrep.errors import printable
@@ -37,18 +36,7 @@ def parse_args() -> argparse.Namespace:
         default='deploy',
         help='fuse every block first, or export it with its branches (default: deploy)',
     )
-    add('--dynamic', action='store_true', help='take every batch size, height and width')
-    add(
-        '--opset',
-        type=whole_number(1),
-        default=17,
-        help="of ONNX's operators (default: 17)",
-    )
-    shape_help = 'shape C,H,W or C H W of an image (default: from the config)'
-    add('--shape', type=shape_argument, help=shape_help)
-    rtol_help = 'largest relative L2 error of an output (default: 1e-4)'
-    add('--rtol', type=rtol_argument, default=1e-4, help=rtol_help)
-    add('--overwrite', action='store_true', help='replace OUT')
+    add_export_arguments(parser)
     add_config_options(parser)
     return parser.parse_args()
 
@@ -81,12 +69,7 @@ def main() -> None:
         args.checkpoint,
         args.out,
         form=args.form,
-        dynamic=args.dynamic,
-        opset=args.opset,
-        shape=args.shape,
-        rtol=args.rtol,
-        overwrite=args.overwrite,
-        source_config=args.config,
+        **export_options(args),
     )
     show(done, args.form)
 

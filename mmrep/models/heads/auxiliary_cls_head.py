@@ -84,7 +84,7 @@ class AuxiliaryClsHead(BaseModule):
 
     def predict(self, feats: Features, data_samples: list | None = None) -> list:
         """The main head's predictions."""
-        return self.head.predict(self._mean(feats[-1]), data_samples)
+        return self.head._get_predictions(self(feats), data_samples)
 
     def switch_to_deploy(self) -> None:
         """Drop the auxiliary classifiers."""

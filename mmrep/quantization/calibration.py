@@ -1,0 +1,111 @@
+"""The images that an int8 model is calibrated with."""
+
+import copy
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.runner import Runner
+from torch import nn
+
+from mmrep.errors import ConfigError
+
+from .progress import Track
+
+
+def calibration_dataset(config: Config) -> ConfigDict:
+    """The config of the training set, whose images go through the test pipeline.
+
+    A data set that mixes several images, as mosaics do, gives way to the one inside.
+
+    Raises:
+        ConfigError: If the config has no training set or no pipeline to test with.
+    """
+    train = _dataset(config, 'train_dataloader')
+    if train is None:
+        raise ConfigError(
+            'this config has no train_dataloader.dataset, whose images int8 is calibrated '
+            'with: give the config that the checkpoint was trained with'
+        )
+    pipeline = None
+    for name in ('val_dataloader', 'test_dataloader'):
+        pipeline = pipeline or _pipeline(_dataset(config, name))
+    if pipeline is None:
+        raise ConfigError(
+            'this config has no pipeline in val_dataloader.dataset or '
+            'test_dataloader.dataset: give a config with one'
+        )
+    return _with_pipeline(copy.deepcopy(train), pipeline)
+
+
+def calibration_images(
+    dataset: BaseDataset, model: nn.Module, samples: int, track: Track, seed: int = 0
+) -> list[np.ndarray]:
+    """Random images of a data set as the network gets them, ``(1, C, H, W)`` each.
+
+    Args:
+        dataset: The data set, as :func:`calibration_dataset` describes it.
+        model: The model, whose data preprocessor is used.
+        samples: The most images.
+        track: Wraps what is read, with a title.
+        seed: Seed of the choice. Default: 0.
+    """
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    images = []
+    for index in track(order[:samples].tolist(), 'reading calibration images'):
+        data = model.data_preprocessor(pseudo_collate([dataset[index]]), False)
+        images.append(data['inputs'].numpy())
+    return images
+
+
+def build_dataset(config: ConfigDict) -> BaseDataset:
+    """The data set of a config.
+
+    Raises:
+        ConfigError: If there is nothing in it.
+    """
+    # What a Runner makes of it; its sampler and workers are not used.
+    dataset = Runner.build_dataloader(
+        dict(
+            dataset=config,
+            batch_size=1,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        )
+    ).dataset
+    if not len(dataset):
+        raise ConfigError(
+            'the training set of this config is empty: int8 is calibrated with its images'
+        )
+    return dataset
+
+
+def _dataset(config: Config, loader: str) -> ConfigDict | None:
+    """The data set of a data loader."""
+    node = config.get(loader)
+    dataset = node.get('dataset') if isinstance(node, dict) else None
+    return dataset if isinstance(dataset, dict) else None
+
+
+def _pipeline(dataset: ConfigDict | None) -> list | None:
+    """The pipeline of a data set, or of the first one inside it."""
+    while dataset is not None and 'pipeline' not in dataset:
+        inner = dataset.get('dataset') or next(iter(dataset.get('datasets') or ()), None)
+        dataset = inner if isinstance(inner, dict) else None
+    return dataset['pipeline'] if dataset is not None else None
+
+
+def _with_pipeline(dataset: ConfigDict, pipeline: list) -> ConfigDict:
+    """The same data set with another pipeline, in place where it can be."""
+    if isinstance(dataset.get('dataset'), dict):
+        inner = _with_pipeline(dataset.dataset, pipeline)
+        if 'pipeline' in dataset:
+            return inner
+        dataset.dataset = inner
+    elif isinstance(dataset.get('datasets'), list | tuple):
+        dataset.datasets = [_with_pipeline(inner, pipeline) for inner in dataset.datasets]
+    else:
+        # With test_mode, an image that cannot be read is an error and not another image.
+        dataset.update(pipeline=copy.deepcopy(pipeline), test_mode=True)
+    return dataset

@@ -1,0 +1,154 @@
+"""Evaluate raw outputs, wherever they come from, as the host evaluates its model."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.registry import EVALUATOR
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmrep.errors import ConfigError, UserError
+
+from .progress import Track, untracked
+
+#: What makes the raw outputs of a classifier and a segmentor of the hosts.
+_HEADS = ('head', 'decode_head')
+
+#: The metric of an evaluator that gives several, if the config does not name one.
+_USUAL = ('accuracy/top1', 'mIoU', 'multi-label/mAP')
+
+#: From a batch of preprocessed images to raw outputs.
+Infer = Callable[[Tensor], Tensor]
+
+
+class HostEvaluation:
+    """The validation set, the evaluator and the post-processing of a config.
+
+    Args:
+        config: The config, with ``val_dataloader`` and ``val_evaluator``.
+        model: Its model, of which :func:`has_one_head` is true. Its weights do not matter.
+        metric: What is looked at, one of those that the evaluator gives. Default: what
+            ``default_hooks.checkpoint.save_best`` names, or the only one, or
+            ``accuracy/top1`` or ``mIoU``.
+
+    Raises:
+        ConfigError: If the config lacks one of them.
+    """
+
+    def __init__(self, config: Config, model: nn.Module, metric: str | None = None) -> None:
+        for name in ('val_dataloader', 'val_evaluator'):
+            if not config.get(name):
+                raise ConfigError(
+                    f'this config has no {name}, by which the loss of int8 is measured: '
+                    'give a config with one'
+                )
+        self.model = model
+        self.loader = Runner.build_dataloader(config.val_dataloader)
+        self._evaluator = config.val_evaluator
+        self._metric = metric
+        self._named = _save_best(config)
+
+    def measure(
+        self, infer: Infer, form: str = '', track: Track = untracked
+    ) -> dict[str, float]:
+        """The metrics of raw outputs on the validation set.
+
+        Args:
+            infer: What makes them.
+            form: What they are of, for the progress. Default: ''.
+            track: Wraps the batches, with a title. Default: nothing is shown.
+        """
+        with _silent():
+            evaluator = _built(self._evaluator)
+        evaluator.dataset_meta = self.loader.dataset.metainfo
+        with _predicting(self.model, infer), torch.no_grad():
+            for data in track(self.loader, f'evaluating {form}'):
+                evaluator.process(self.model.val_step(data), data)
+        with _silent():
+            metrics = evaluator.evaluate(len(self.loader.dataset))
+        return {name: float(value) for name, value in metrics.items() if _is_number(value)}
+
+    def metric_of(self, metrics: dict[str, float]) -> str:
+        """The name of the metric that is looked at.
+
+        Raises:
+            UserError: If the evaluator does not give it, or gives several of which none
+                is named.
+        """
+        given = ', '.join(metrics) or 'none that is a number'
+        if self._metric is not None:
+            if self._metric not in metrics:
+                raise UserError(
+                    f'the evaluator gives no {self._metric}: choose --metric from {given}'
+                )
+            return self._metric
+        names = [name for name in (self._named, *_USUAL) if name in metrics]
+        if not names and len(metrics) == 1:
+            names = list(metrics)
+        if not names:
+            raise UserError(f'the evaluator gives {given}: choose one by --metric')
+        return names[0]
+
+
+def _built(config: dict | list) -> Evaluator:
+    if isinstance(config, dict) and 'metrics' in config:
+        return EVALUATOR.build({'type': 'Evaluator', **config})
+    return Evaluator(config)
+
+
+def _save_best(config: Config) -> str | None:
+    """The metric by which the config tells its best checkpoint."""
+    hooks = config.get('default_hooks')
+    checkpoint = hooks.get('checkpoint') if isinstance(hooks, dict) else None
+    best = checkpoint.get('save_best') if isinstance(checkpoint, dict) else None
+    return best if isinstance(best, str) else None
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def has_one_head(model: nn.Module) -> bool:
+    """Whether a model is a classifier or a segmentor, whose one head makes its outputs."""
+    return _head_of(model) is not None
+
+
+def _head_of(model: nn.Module) -> nn.Module | None:
+    heads = [getattr(model, name, None) for name in _HEADS]
+    heads = [head for head in heads if isinstance(head, nn.Module)]
+    fits = len(heads) == 1 and hasattr(model, 'extract_feat')
+    return heads[0] if fits and hasattr(heads[0], 'predict') else None
+
+
+@contextmanager
+def _predicting(model: nn.Module, infer: Infer) -> Iterator[None]:
+    """Let a model's predictions be made of other raw outputs than its own."""
+    head = _head_of(model)
+    model.extract_feat = lambda inputs, *args, **kwargs: infer(inputs)
+    head.forward = lambda outputs: outputs
+    try:
+        yield
+    finally:
+        # Those of the classes come to light again.
+        del model.extract_feat, head.forward
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Hide the tables of the host's metrics."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,254 @@
+"""Quantize an ONNX graph to int8 by ONNX Runtime, calibrating once for each method."""
+
+import copy
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from fnmatch import fnmatchcase
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from mmrep.errors import UserError, reason
+
+if TYPE_CHECKING:
+    # Imported where they are needed: mmrep works without them.
+    from onnx import ModelProto, NodeProto, TensorProto
+
+#: How the range of an activation is found.
+METHODS = ('minmax', 'percentile')
+
+#: Of the values of an activation, the share that its range holds, for ``'percentile'``.
+PERCENTILE = 99.99
+
+#: Operators with weights: the layers.
+_WEIGHTED = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
+
+#: Images whose activations are held at once while histograms are made.
+_CHUNK = 4
+
+
+class Recipe(NamedTuple):
+    """How a graph is quantized.
+
+    Args:
+        method: One of :data:`METHODS`.
+        per_channel: Whether each output channel of a weight has its own scale.
+    """
+
+    method: str
+    per_channel: bool
+
+    def __str__(self) -> str:
+        return f'{self.method}, per {"channel" if self.per_channel else "tensor"}'
+
+
+class Quantizer:
+    """A fused graph in fp32, which can be quantized in several ways.
+
+    Activations become uint8 and weights int8, as ``QuantizeLinear`` and
+    ``DequantizeLinear`` around each operator (QDQ).
+
+    Args:
+        model: The graph.
+        images: What it is calibrated with, ``(1, C, H, W)`` each.
+        reduce_range: Whether weights get 7 bits, for CPUs without VNNI, whose sums of
+            products overflow with 8. Default: False.
+
+    Raises:
+        UserError: If ONNX Runtime cannot prepare the graph, or nothing in it can be
+            quantized.
+    """
+
+    def __init__(
+        self, model: 'ModelProto', images: Sequence[np.ndarray], reduce_range: bool = False
+    ) -> None:
+        self.images = images
+        self.reduce_range = reduce_range
+        self.model = model
+        self._nodes = _layers(model)
+        #: The names of the nodes with weights, in the order of computation.
+        self.layers = list(self._nodes)
+        if not self.layers:
+            raise UserError(
+                f'the graph has none of {", ".join(_WEIGHTED)} with weights: there is '
+                'nothing to quantize in this model'
+            )
+        self._ranges: dict[str, Any] = {}
+
+    def matching(self, patterns: Sequence[str]) -> list[str]:
+        """The layers whose names match one of the patterns.
+
+        Raises:
+            UserError: If a pattern matches none.
+        """
+        found = []
+        for pattern in patterns:
+            matched = [name for name in self.layers if fnmatchcase(name, pattern)]
+            if not matched:
+                raise UserError(
+                    f'--exclude {pattern} matches no layer: choose from '
+                    f'{", ".join(self.layers)}'
+                )
+            found += matched
+        return list(dict.fromkeys(found))
+
+    def channel_ranges(self, layer: str) -> np.ndarray:
+        """``max |w|`` of each output channel of a layer."""
+        from onnx import numpy_helper
+
+        node, weight = self._nodes[layer]
+        array = abs(numpy_helper.to_array(weight))
+        axis = _output_axis(node) % array.ndim
+        return array.max(tuple(i for i in range(array.ndim) if i != axis))
+
+    def quantize(
+        self, recipe: Recipe, keep: Sequence[str] = (), only: str | None = None
+    ) -> 'ModelProto':
+        """The graph in int8.
+
+        Args:
+            recipe: How.
+            keep: Layers that stay in fp32. Default: none.
+            only: The one node that is quantized. Default: all that can be.
+
+        Raises:
+            UserError: If ONNX Runtime cannot quantize it.
+        """
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        if recipe.method not in self._ranges:
+            with _explaining(f'calibrate this model ({recipe.method})'):
+                self._ranges[recipe.method] = self._calibrate(recipe.method)
+        with _explaining(f'quantize this model ({recipe})'):
+            quantizer = QDQQuantizer(
+                copy.deepcopy(self.model),
+                recipe.per_channel,
+                self.reduce_range,
+                QuantType.QInt8,
+                QuantType.QUInt8,
+                self._ranges[recipe.method],
+                [only] if only else [],
+                list(keep),
+                _quantizable(),
+                {},
+            )
+            quantizer.quantize_model()
+            # What it adds stands at the end.
+            quantizer.model.topological_sort()
+        return quantizer.model.model
+
+    def _calibrate(self, method: str) -> Any:
+        """The range of each activation."""
+        import onnx
+        from onnxruntime.quantization import CalibrationMethod, create_calibrator
+
+        # Left to itself it makes the ranges symmetric, of which ReLU's use one half.
+        options = {'percentile': PERCENTILE, 'symmetric': False}
+        with TemporaryDirectory() as folder:
+            path, augmented = Path(folder, 'model.onnx'), Path(folder, 'augmented.onnx')
+            onnx.save(self.model, path)
+            calibrator = create_calibrator(
+                path,
+                _quantizable(),
+                str(augmented),
+                {
+                    'minmax': CalibrationMethod.MinMax,
+                    'percentile': CalibrationMethod.Percentile,
+                }[method],
+                extra_options=options if method == 'percentile' else {},
+            )
+            for start in range(0, len(self.images), _CHUNK):
+                calibrator.collect_data(_Reader(self.images[start : start + _CHUNK]))
+            return calibrator.compute_data()
+
+
+class _Reader:
+    """Gives calibration its inputs."""
+
+    def __init__(self, images: Sequence[np.ndarray]) -> None:
+        self._images = iter(images)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next input; None after the last."""
+        image = next(self._images, None)
+        return None if image is None else {'input': image}
+
+
+def prepared(path: Path) -> 'ModelProto':
+    """An exported graph as ONNX Runtime wants it for quantizing.
+
+    Its layers are called as the modules that they come from.
+
+    Raises:
+        UserError: If it cannot be prepared.
+    """
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with TemporaryDirectory() as folder, _explaining('prepare this model'):
+        out = Path(folder, 'prepared.onnx')
+        quant_pre_process(path, out)
+        model = onnx.load(out)
+    names = {node.name for node in model.graph.node}
+    for node, _ in _layers(model).values():
+        name = _module_name(node.name)
+        if name not in names:
+            names.add(name)
+            node.name = name
+    return model
+
+
+def _module_name(scope: str) -> str:
+    """``backbone.stage_1.0.conv`` of ``/model/backbone/stage_1/stage_1.0/conv/Conv``."""
+    parts = scope.removeprefix('/model').strip('/').split('/')
+    # The last is the operator. A list is in the names of its entries, too.
+    followed = zip(parts[:-1], parts[1:], strict=True)
+    return '.'.join(part for part, after in followed if not after.startswith(f'{part}.'))
+
+
+def _layers(model: 'ModelProto') -> dict[str, tuple['NodeProto', 'TensorProto']]:
+    """The nodes with weights, and these, by the node's name."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    return {
+        node.name: (node, weights[node.input[1]])
+        for node in model.graph.node
+        if node.op_type in _WEIGHTED and node.input[1] in weights
+    }
+
+
+def _output_axis(node: 'NodeProto') -> int:
+    """The axis of a layer's weight that its output channels lie on."""
+    if node.op_type == 'Gemm':
+        return 0 if any(a.name == 'transB' and a.i for a in node.attribute) else 1
+    return {'Conv': 0, 'ConvTranspose': 1, 'MatMul': -1}[node.op_type]
+
+
+def _quantizable() -> list[str]:
+    """The operators that ONNX Runtime quantizes."""
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    return sorted({*QDQRegistry, *QLinearOpsRegistry})
+
+
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Make one sentence of what ONNX Runtime raises, and hide what it prints."""
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        # It may raise anything.
+        raise UserError(
+            f'ONNX Runtime cannot {what} ({reason(error)}): leave layers out by --exclude, '
+            'or export it in fp32 by tools/export_onnx.py'
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)

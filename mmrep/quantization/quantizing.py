@@ -1,0 +1,354 @@
+"""From a config and a checkpoint to an int8 ONNX file whose accuracy was measured."""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmrep.benchmark import interleave
+from mmrep.checkpoints import atomic_writes, out_path, plain, refuse_existing
+from mmrep.deployment import VerificationError, build_model, export_onnx
+from mmrep.errors import UserError
+
+from .calibration import build_dataset, calibration_dataset, calibration_images
+from .equalization import equalize
+from .evaluation import HostEvaluation, has_one_head
+from .judging import Judgement, MetricJudge, OutputJudge
+from .picture import draw_layers
+from .progress import Track, untracked
+from .quantizer import METHODS, Quantizer, Recipe, prepared
+from .search import Search, fewest
+from .sessions import Session, errors, mean_sqnr
+
+if TYPE_CHECKING:
+    # Imported where they are needed: mmrep works without them.
+    from onnx import ModelProto
+
+AUTO = 'auto'
+
+#: Equalizing changes nothing but the last bits: 1e-6 as relative L2.
+_EQUALIZED_SQNR = 120.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the graph.
+
+    Args:
+        name: The name of its node.
+        form: ``'int8'`` or ``'fp32'``.
+        ranges: Smallest, median and largest ``max |w|`` of its output channels.
+        sqnr: SQNR of the graph's outputs in dB where this layer alone is quantized; None
+            for one that was excluded.
+    """
+
+    name: str
+    form: str
+    ranges: tuple[float, float, float]
+    sqnr: float | None
+
+
+@dataclass(frozen=True)
+class QuantizedOnnx:
+    """What :func:`quantize_onnx` did.
+
+    Args:
+        out: The file.
+        picture: The picture of the layers.
+        record: All that is said here, as JSON.
+        recipe: How it was quantized.
+        recipes: SQNR of each recipe that was tried, on the calibration images, in dB.
+        samples: Number of calibration images.
+        equalized: Number of convs whose channels were equalized; None if not asked for.
+        metric: The metric that is looked at; None where raw outputs decide.
+        metrics: All metrics, by form; empty where raw outputs decide.
+        outputs: SQNR in dB and argmax agreement of each raw output, on the validation
+            set, or on the calibration images where raw outputs decide.
+        drops: Loss of the metric with so many layers left in fp32, as far as tried.
+        sizes: Bytes of each form.
+        latencies: Median seconds of each form for one image.
+        layers: The layers, in order.
+    """
+
+    out: Path
+    picture: Path
+    record: Path
+    recipe: Recipe
+    recipes: dict[Recipe, float]
+    samples: int
+    equalized: int | None
+    metric: str | None
+    metrics: dict[str, dict[str, float]]
+    outputs: dict[str, tuple[float, float]]
+    drops: dict[int, float]
+    sizes: dict[str, int]
+    latencies: dict[str, float]
+    layers: list[Layer]
+
+    @property
+    def left(self) -> list[str]:
+        """The layers that are left in fp32."""
+        return [layer.name for layer in self.layers if layer.form == 'fp32']
+
+
+def quantize_onnx(
+    config: Config,
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    max_drop: float = 0.5,
+    allow_drop: bool = False,
+    samples: int = 128,
+    method: str = AUTO,
+    per_channel: bool | None = None,
+    exclude: Sequence[str] = (),
+    equalized: bool = False,
+    reduce_range: bool = False,
+    metric: str | None = None,
+    overwrite: bool = False,
+    source_config: str | Path = '',
+    track: Track = untracked,
+    **export,
+) -> QuantizedOnnx:
+    """Write a checkpoint as an int8 ONNX file, and measure what that costs.
+
+    The deploy form is exported in fp32 as by :func:`~mmrep.deployment.export_onnx`. It is
+    calibrated on images of the training set, which go through the test pipeline, and
+    quantized by ONNX Runtime: QDQ, weights int8, activations uint8. Of several recipes the
+    one is taken whose raw outputs have the largest SQNR on the calibration images. Then
+    both forms are evaluated by the host on the validation set. If the metric loses more
+    than ``max_drop``, the layers whose quantization alone costs most, on the calibration
+    images, are left in fp32: as few as bring the loss under it, and at most half of all.
+
+    A model that is no classifier and no segmentor, as a detector, is judged by its raw
+    outputs on the calibration images; ``max_drop`` is not asked for then.
+
+    Args:
+        config: The config that the checkpoint was trained with, or its deploy config.
+        checkpoint: The checkpoint, in train, deploy or host form.
+        out: The file, ``.onnx``. Beside it, a record ``.json`` and a picture ``.png``.
+        max_drop: The largest loss of the metric, in its own unit. Default: 0.5.
+        allow_drop: Whether to write a file that loses more. Default: False.
+        samples: The most calibration images. Default: 128.
+        method: ``'minmax'``, ``'percentile'`` or ``'auto'``, the better. Default:
+            ``'auto'``.
+        per_channel: Whether each output channel of a weight has a scale. Default: None,
+            what is better.
+        exclude: Patterns of layers that stay in fp32, as ``'*conv_seg*'``. Default: none.
+        equalized: Whether to :func:`~mmrep.quantization.equalize` first. Default: False.
+        reduce_range: Whether weights get 7 bits, for CPUs without VNNI. Default: False.
+        metric: The metric that may lose ``max_drop``. Default: see
+            :class:`~mmrep.quantization.HostEvaluation`.
+        overwrite: Whether to replace existing files. Default: False.
+        source_config: Name of the config, for the record. Default: ''.
+        track: Wraps what takes long, with a title, to show progress. Default: nothing.
+        **export: ``dynamic``, ``opset``, ``shape`` and ``rtol`` of
+            :func:`~mmrep.deployment.export_onnx`.
+
+    Raises:
+        UserError: With one sentence, if anything is wrong, or the loss is larger and not
+            allowed; then nothing is written.
+    """
+    out = out_path(out, '.onnx')
+    picture, record = out.with_suffix('.png'), out.with_suffix('.json')
+    refuse_existing(out, picture, record, overwrite=overwrite)
+    model = build_model(_as_run(config))
+    evaluation = _evaluation(config, model, metric)
+    dataset = build_dataset(calibration_dataset(config))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, 'fp32.onnx')
+        export_onnx(config, checkpoint, path, source_config=source_config, **export)
+        graph, source, size = prepared(path), _said_of(path), path.stat().st_size
+    images = calibration_images(dataset, model, samples, track)
+    convs = _equalize(graph, images) if equalized else None
+    quantizer = Quantizer(graph, images, reduce_range)
+    search = Search(quantizer, quantizer.matching(exclude))
+    recipes = search.recipes(_recipes(method, per_channel), track)
+    recipe = next(iter(recipes))
+    alone = search.layers(recipe, track)
+    judge = (
+        MetricJudge(evaluation, graph, track) if evaluation else OutputJudge(images, graph)
+    )
+    trials = _Trials(search, recipe, list(alone), judge)
+    int8, left, judgement = trials.best(max_drop, allow_drop)
+    done = QuantizedOnnx(
+        out=out,
+        picture=picture,
+        record=record,
+        recipe=recipe,
+        recipes=recipes,
+        samples=len(images),
+        equalized=convs,
+        metric=judge.metric,
+        metrics={'fp32': judge.reference, 'int8': judgement.metrics},
+        outputs={n: (e.sqnr, e.agreement) for n, e in judgement.outputs.items()},
+        drops=trials.drops,
+        sizes={'fp32': size, 'int8': int8.ByteSize()},
+        latencies=_latencies({'fp32': graph, 'int8': int8}, images[0]),
+        layers=_layers(quantizer, left, alone),
+    )
+    _write(done, int8, source)
+    return done
+
+
+class _Trials:
+    """Quantized graphs with more and more layers left in fp32."""
+
+    def __init__(
+        self,
+        search: Search,
+        recipe: Recipe,
+        ranking: list[str],
+        judge: MetricJudge | OutputJudge,
+    ) -> None:
+        self._search, self._recipe = search, recipe
+        self._ranking, self._judge = ranking, judge
+        self._judgements: dict[int, Judgement] = {}
+
+    @property
+    def drops(self) -> dict[int, float]:
+        """What the metric loses with so many layers left in fp32, as far as tried."""
+        return {count: self._judgements[count].drop for count in sorted(self._judgements)}
+
+    def best(
+        self, max_drop: float, allow_drop: bool
+    ) -> tuple['ModelProto', list[str], Judgement]:
+        """The graph with the fewest layers in fp32 that loses at most ``max_drop``.
+
+        Returns:
+            It, its layers in fp32, and what was measured.
+
+        Raises:
+            UserError: If none is; unless that is allowed, which gives the best.
+        """
+        count = 0
+        if self._judged(0).drop > max_drop:
+            most = len(self._ranking) // 2
+            count = fewest(most, lambda n: self._judged(n).drop <= max_drop)
+        if count is None:
+            count = min(self.drops, key=self.drops.get)
+            if not allow_drop:
+                raise UserError(self._complaint(max_drop, count))
+        return self._quantized(count), self._left(count), self._judged(count)
+
+    def _complaint(self, max_drop: float, best: int) -> str:
+        drops, metric = self.drops, self._judge.metric
+        fp32 = self._judge.reference[metric]
+        return (
+            f'int8 ({self._recipe}) loses {drops[0]:.2f} of {fp32:.2f} {metric}, and at '
+            f'best {drops[best]:.2f} with the {best} layers in fp32 that cost most, which '
+            f'is more than --max-drop {max_drop:g}: nothing was written; try --equalize, '
+            'more --samples, or --allow-drop'
+        )
+
+    def _left(self, count: int) -> list[str]:
+        return [*self._search.keep, *self._ranking[:count]]
+
+    def _quantized(self, count: int) -> 'ModelProto':
+        return self._search.quantizer.quantize(self._recipe, self._left(count))
+
+    def _judged(self, count: int) -> Judgement:
+        if count not in self._judgements:
+            self._judgements[count] = self._judge(self._quantized(count))
+        return self._judgements[count]
+
+
+def _as_run(config: Config) -> Config:
+    """A config whose model has the data preprocessor that a Runner gives it."""
+    config = copy.deepcopy(config)
+    config.model.setdefault('data_preprocessor', config.get('data_preprocessor'))
+    return config
+
+
+def _evaluation(
+    config: Config, model: nn.Module, metric: str | None
+) -> HostEvaluation | None:
+    """How the host evaluates the model; None for one that is judged by raw outputs."""
+    if has_one_head(model):
+        return HostEvaluation(config, model, metric)
+    if metric is not None:
+        raise UserError(
+            f'{type(model).__name__} is judged by its raw outputs, since its predictions '
+            'are not made by one head of a classifier or a segmentor: leave --metric out'
+        )
+    return None
+
+
+def _recipes(method: str, per_channel: bool | None) -> list[Recipe]:
+    """What there is to try; all else being equal, the first is taken."""
+    methods = METHODS if method == AUTO else (method,)
+    granularities = (True, False) if per_channel is None else (per_channel,)
+    return [Recipe(*pair) for pair in product(methods, granularities)]
+
+
+def _equalize(graph: 'ModelProto', images: Sequence[np.ndarray]) -> int:
+    """Equalize a graph in place; see that it is the same function."""
+    before = Session(graph)
+    count = equalize(graph)
+    seen = images[:1]
+    sqnr = mean_sqnr(errors([before(image) for image in seen], Session(graph), seen))
+    if not sqnr >= _EQUALIZED_SQNR:
+        raise VerificationError(
+            f'the equalized graph has an SQNR of {sqnr:.0f} dB, which is more than '
+            'rounding: nothing was written; leave --equalize out, or report the config'
+        )
+    return count
+
+
+def _layers(
+    quantizer: Quantizer, left: Sequence[str], alone: dict[str, float]
+) -> list[Layer]:
+    """What there is to say of each layer."""
+    layers = []
+    for name in quantizer.layers:
+        ranges = quantizer.channel_ranges(name)
+        spread = float(ranges.min()), float(np.median(ranges)), float(ranges.max())
+        form = 'fp32' if name in left else 'int8'
+        layers.append(Layer(name, form, spread, alone.get(name)))
+    return layers
+
+
+def _latencies(graphs: dict[str, 'ModelProto'], image: np.ndarray) -> dict[str, float]:
+    """Median seconds for one image, in turns."""
+    sessions = {form: Session(graph) for form, graph in graphs.items()}
+    runs = {form: partial(session, image) for form, session in sessions.items()}
+    return {form: measured.median for form, measured in interleave(runs).items()}
+
+
+def _said_of(path: Path) -> dict:
+    """What an exported file says of where it comes from."""
+    import onnx
+
+    properties = onnx.load(path, load_external_data=False).metadata_props
+    return next(json.loads(entry.value) for entry in properties if entry.key == 'mmrep')
+
+
+def _write(done: QuantizedOnnx, int8: 'ModelProto', source: dict) -> None:
+    """Write the graph, its record and its picture, all or none."""
+    import onnx
+    import onnxruntime
+
+    record = asdict(done)
+    for name in ('out', 'picture', 'record'):
+        del record[name]
+    record['recipe'] = done.recipe._asdict()
+    record['recipes'] = {str(recipe): sqnr for recipe, sqnr in done.recipes.items()}
+    record['versions'] = {
+        package.__name__: package.__version__ for package in (torch, onnx, onnxruntime)
+    }
+    said = plain({**source, 'int8': record})
+    onnx.helper.set_model_props(int8, {'mmrep': json.dumps(said)})
+    with atomic_writes(done.record, done.picture, done.out) as (text, picture, graph):
+        text.write_text(json.dumps(said, indent=2) + '\n', 'utf-8')
+        draw_layers(done.layers, picture)
+        onnx.save(int8, graph)

@@ -1,0 +1,141 @@
+"""Quantize a checkpoint to an int8 ONNX file, and measure what that costs."""
+
+import argparse
+from functools import partial
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mmrep.cli import (
+    ToolParser,
+    add_config_options,
+    add_export_arguments,
+    drop_argument,
+    export_options,
+    name_argument,
+    run_tool,
+    whole_number,
+)
+from mmrep.deployment import read_config
+from mmrep.errors import printable
+from mmrep.quantization import AUTO, METHODS, QuantizedOnnx, quantize_onnx
+
+_PER_CHANNEL = {AUTO: None, 'yes': True, 'no': False}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = ToolParser(
+        description='Fuse a checkpoint, export it, calibrate it on images of the '
+        "config's training set, quantize it by ONNX Runtime, and evaluate both forms on "
+        'the validation set. Writes OUT.onnx, its record OUT.json and OUT.png, a picture '
+        'of its layers.',
+        epilog='example: tools/quantize_onnx.py configs/repvgg/'
+        'repvgg-tiny_1xb64_digits.py work_dirs/epoch_15.pth int8.onnx',
+    )
+    add = parser.add_argument
+    add(
+        'config',
+        type=name_argument,
+        help='config that the checkpoint was trained with, or its deploy config',
+    )
+    add('checkpoint', type=name_argument, help='checkpoint, in train, deploy or host form')
+    add('out', type=name_argument, help='file to write, ending in .onnx')
+    drop_help = 'largest loss of the metric, in its own unit (default: 0.5)'
+    add('--max-drop', type=drop_argument, default=0.5, help=drop_help)
+    add('--allow-drop', action='store_true', help='write OUT even if it loses more')
+    add(
+        '--metric',
+        type=name_argument,
+        help='one that the evaluator gives (default: accuracy/top1 or mIoU)',
+    )
+    add(
+        '--samples',
+        type=whole_number(1),
+        default=128,
+        help='images to calibrate with (default: 128)',
+    )
+    method_help = 'how ranges of activations are found (default: auto, what is better)'
+    add('--method', choices=[AUTO, *METHODS], default=AUTO, help=method_help)
+    channel_help = 'a scale for each channel of a weight (default: auto, what is better)'
+    add('--per-channel', choices=_PER_CHANNEL, default=AUTO, help=channel_help)
+    add(
+        '--exclude',
+        nargs='+',
+        default=[],
+        metavar='PATTERN',
+        help="layers to leave in fp32, as '*conv_seg*'",
+    )
+    equalize_help = 'equalize the ranges of weights between convs first'
+    add('--equalize', action='store_true', help=equalize_help)
+    range_help = '7 bits for weights, for CPUs without VNNI'
+    add('--reduce-range', action='store_true', help=range_help)
+    add_export_arguments(parser)
+    add_config_options(parser)
+    return parser.parse_args()
+
+
+def show(console: Console, done: QuantizedOnnx) -> None:
+    """Print what was done."""
+    recipes = Table('recipe', 'SQNR of the outputs, dB')
+    for recipe, sqnr in done.recipes.items():
+        recipes.add_row(str(recipe), f'{sqnr:.1f}')
+    console.print(f'{done.samples} images of the training set:', recipes)
+    if done.equalized is not None:
+        console.print(f'convs equalized: {done.equalized}')
+    layers = Table('layer', 'form', 'max |w|: min', 'median', 'max', 'alone, dB')
+    layers.columns[0].overflow = 'fold'
+    for layer in done.layers:
+        ranges = [f'{value:.3g}' for value in layer.ranges]
+        sqnr = '' if layer.sqnr is None else f'{layer.sqnr:.1f}'
+        layers.add_row(layer.name, layer.form, *ranges, sqnr)
+    console.print(layers)
+    outputs = Table('output', 'SQNR, dB', 'argmax agreement')
+    for name, (sqnr, agreement) in done.outputs.items():
+        outputs.add_row(name, f'{sqnr:.1f}', f'{agreement:.2%}')
+    judged = 'validation set' if done.metric else 'calibration images'
+    console.print(f'int8 against fp32 on the {judged}:', outputs)
+    metrics = list(done.metrics['fp32'])
+    forms = Table('form', *metrics, 'bytes', 'ms for one image', 'layers')
+    for form, values in done.metrics.items():
+        forms.add_row(
+            form,
+            *(f'{values[name]:.2f}' for name in metrics),
+            f'{done.sizes[form]:,}',
+            f'{1e3 * done.latencies[form]:.2f}',
+            str(len(done.layers) - len(done.left) if form == 'int8' else len(done.layers)),
+        )
+    console.print(forms)
+    for count, drop in done.drops.items():
+        console.print(f'{done.metric} lost with {count} layers left in fp32: {drop:.2f}')
+    if done.metric is None:
+        console.print('note: no classifier and no segmentor: judged by its raw outputs')
+    for path in (done.out, done.record, done.picture):
+        console.print(f'written: {printable(path)}', soft_wrap=True)
+
+
+def main() -> None:
+    args = parse_args()
+    config = read_config(args.config, args.cfg_options)
+    console = Console(markup=False, emoji=False)
+    done = quantize_onnx(
+        config,
+        args.checkpoint,
+        args.out,
+        max_drop=args.max_drop,
+        allow_drop=args.allow_drop,
+        samples=args.samples,
+        method=args.method,
+        per_channel=_PER_CHANNEL[args.per_channel],
+        exclude=args.exclude,
+        equalized=args.equalize,
+        reduce_range=args.reduce_range,
+        metric=args.metric,
+        track=partial(track, console=console, disable=not console.is_terminal),
+        **export_options(args),
+    )
+    show(console, done)
+
+
+if __name__ == '__main__':
+    run_tool(main)
