@@ -114,6 +114,12 @@ ROOMS = {
         'mmrep.hosts',
         'mmrep.reparam',
     ),
+    'mmrep.quantization': (
+        'mmrep.errors',
+        'mmrep.benchmark',
+        'mmrep.checkpoints',
+        'mmrep.deployment',
+    ),
     'mmrep.cli': ('mmrep.errors', 'mmrep.deployment'),
     'mmrep': ('mmrep',),
 }

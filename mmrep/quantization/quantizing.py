@@ -16,7 +16,13 @@ from mmengine.config import Config
 from torch import nn
 
 from mmrep.benchmark import interleave
-from mmrep.checkpoints import atomic_writes, out_path, plain, refuse_existing
+from mmrep.checkpoints import (
+    atomic_writes,
+    out_path,
+    plain,
+    refuse_existing,
+    refuse_unwritable,
+)
 from mmrep.deployment import VerificationError, build_model, export_onnx
 from mmrep.errors import UserError
 
@@ -162,6 +168,8 @@ def quantize_onnx(
     out = out_path(out, '.onnx')
     picture, record = out.with_suffix('.png'), out.with_suffix('.json')
     refuse_existing(out, picture, record, overwrite=overwrite)
+    # It is written last, after minutes.
+    refuse_unwritable(out)
     model = build_model(_as_run(config))
     evaluation = _evaluation(config, model, metric)
     dataset = build_dataset(calibration_dataset(config))
@@ -218,7 +226,10 @@ class _Trials:
     @property
     def drops(self) -> dict[int, float]:
         """What the metric loses with so many layers left in fp32, as far as tried."""
-        return {count: self._judgements[count].drop for count in sorted(self._judgements)}
+        return {
+            len(self._left(count)): judgement.drop
+            for count, judgement in sorted(self._judgements.items())
+        }
 
     def best(
         self, max_drop: float, allow_drop: bool
@@ -236,19 +247,19 @@ class _Trials:
             most = len(self._ranking) // 2
             count = fewest(most, lambda n: self._judged(n).drop <= max_drop)
         if count is None:
-            count = min(self.drops, key=self.drops.get)
+            count = min(self._judgements, key=lambda n: self._judgements[n].drop)
             if not allow_drop:
-                raise UserError(self._complaint(max_drop, count))
+                raise UserError(self._complaint(max_drop))
         return self._quantized(count), self._left(count), self._judged(count)
 
-    def _complaint(self, max_drop: float, best: int) -> str:
+    def _complaint(self, max_drop: float) -> str:
         drops, metric = self.drops, self._judge.metric
-        fp32 = self._judge.reference[metric]
+        first, best = min(drops), min(drops, key=drops.get)
         return (
-            f'int8 ({self._recipe}) loses {drops[0]:.2f} of {fp32:.2f} {metric}, and at '
-            f'best {drops[best]:.2f} with the {best} layers in fp32 that cost most, which '
-            f'is more than --max-drop {max_drop:g}: nothing was written; try --equalize, '
-            'more --samples, or --allow-drop'
+            f'int8 ({self._recipe}) loses {drops[first]:.2f} of '
+            f'{self._judge.reference[metric]:.2f} {metric}, and at best {drops[best]:.2f}, '
+            f'with {best} layers left in fp32, which is more than --max-drop {max_drop:g}: '
+            'nothing was written; try --equalize, more --samples, or --allow-drop'
         )
 
     def _left(self, count: int) -> list[str]:

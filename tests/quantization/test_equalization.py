@@ -1,6 +1,7 @@
 """Cross-layer equalization: the same function, with ranges that are alike."""
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def ranges(model) -> list[tuple[np.ndarray, np.ndarray]]:
     nodes = [node for node in model.graph.node if node.op_type == 'Conv']
     weights = arrays(model)
     found = []
-    for first, second in zip(nodes, nodes[1:], strict=False):
+    for first, second in pairwise(nodes):
         (group,) = (a.i for a in second.attribute if a.name == 'group')
         one, two = weights[first.input[1]], weights[second.input[1]]
         behind = []

@@ -145,7 +145,9 @@ def test_reduced_range():
 def test_matching(quantizer):
     assert quantizer.matching([]) == []
     assert quantizer.matching(['conv_[24]', '*_2']) == ['conv_2', 'conv_4']
-    with pytest.raises(UserError, match='--exclude head matches no layer: choose from conv_0, conv_2'):
+    with pytest.raises(
+        UserError, match='--exclude head matches no layer: choose from conv_0, conv_2'
+    ):
         quantizer.matching(['conv_0', 'head'])
 
 

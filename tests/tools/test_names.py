@@ -18,7 +18,20 @@ from mmrep.checkpoints import sha256_of
 from mmrep.registry import MODELS
 
 #: The tools that write, with the suffix that their result has.
-SUFFIXES = {'reparam': '.pth', 'convert_checkpoint': '.pth', 'export_onnx': '.onnx'}
+SUFFIXES = {
+    'reparam': '.pth',
+    'convert_checkpoint': '.pth',
+    'export_onnx': '.onnx',
+    'quantize_onnx': '.onnx',
+}
+
+#: What is written besides.
+BESIDES = {'reparam': ['.py'], 'quantize_onnx': ['.json', '.png']}
+
+#: A network that has hardly been trained may lose much.
+OPTIONS = {
+    'quantize_onnx': ['--samples=2', '--allow-drop', '--method=minmax', '--per-channel=yes']
+}
 
 #: Would be code, markup, an emoji and a terminal's command.
 STRANGE = 'a\nimport os\n[red]:smile:é\'"{{ fileBasename }}\x1b[2J'
@@ -51,6 +64,12 @@ def sources(classifier, foreign) -> Callable[[str], list]:
     return lambda tool: [foreign] if tool == 'convert_checkpoint' else project
 
 
+@pytest.fixture
+def call(call) -> Callable:
+    """Call a tool with its options."""
+    return lambda tool, *arguments: call(tool, *OPTIONS.get(tool, ()), *arguments)
+
+
 @pytest.mark.parametrize('tool', SUFFIXES)
 def test_strange_name(sources, tool, tmp_path, call, capsys):
     copies = []
@@ -62,7 +81,7 @@ def test_strange_name(sources, tool, tmp_path, call, capsys):
     call(tool, *copies, out)
     printed = capsys.readouterr().out
     assert f'{tmp_path / PRINTED}{out.suffix}' in printed
-    made = {out.name, out.with_suffix('.py').name} if tool == 'reparam' else {out.name}
+    made = {out.with_suffix(suffix).name for suffix in (out.suffix, *BESIDES.get(tool, ()))}
     assert set(os.listdir(tmp_path)) - before == made
     if tool == 'convert_checkpoint':
         exec(printed, names := {})
