@@ -119,6 +119,8 @@ KINDS = [
     'unireplknet-tiny_1xb64_digits',
     'replknet-tiny_1xb64_digits',
     'repvgg-tiny_1xb64_fashion-mnist',
+    'repvgg-tiny_custom-l2_1xb64_fashion-mnist',
+    'unireplknet-tiny_1xb64_fashion-mnist',
     'acb-resnet18_8xb32_in1k',
     'orepa-repvgg-a0_8xb32_in1k',
     'qarepvgg-a0_8xb32_in1k',
@@ -305,7 +307,7 @@ def is_decayed(recipe: str, name: str, parameter: torch.Tensor) -> bool:
 def weight_decay(recipe: str) -> float:
     if 'replknet' in recipe:
         return 0.05
-    if 'custom-l2' in recipe or 'repvgg-plus' in recipe:
+    if re.search('custom-l2.*in1k|repvgg-plus', recipe):
         return 4e-5
     return 5e-4 if re.match(r'dbb-r(18|50)|mobileone-.*city', recipe) else 1e-4
 

@@ -19,9 +19,15 @@ from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
 from mmrep.benchmark import evaluation, interleave, peak_memory, step
-from mmrep.checkpoints import atomic_write, out_path, refuse_existing
+from mmrep.checkpoints import (
+    atomic_write,
+    out_path,
+    refuse_existing,
+    write_checkpoint,
+)
 from mmrep.cli import (
     ToolParser,
     add_config_options,
@@ -30,8 +36,15 @@ from mmrep.cli import (
     run_tool,
     whole_number,
 )
-from mmrep.deployment import BLOCKS, build_model, input_shape, read_config
+from mmrep.deployment import (
+    BLOCKS,
+    build_model,
+    deploy_config,
+    input_shape,
+    read_config,
+)
 from mmrep.errors import ConfigError, UserError
+from mmrep.quantization import Recipe, int8_metrics
 from mmrep.reparam import count_parameters, switch_to_deploy
 
 #: What is compared, by short names.
@@ -46,8 +59,28 @@ COMPARED = {
 }
 #: Those of large kernels, which other bodies have.
 LARGE = ('DilatedReparam', 'LargeKernel')
-USUAL = [name for name in COMPARED if name not in LARGE]
+#: Other ways to train a block, by what they change in the config.
+TRAINED = {
+    # The kernels' own decay is left out for that of the kernel that they equal.
+    'RepVGG-L2': dict(
+        custom_hooks=[dict(type='mmrep.EquivalentKernelDecayHook', weight_decay=1e-4)],
+        optim_wrapper=dict(
+            paramwise_cfg=dict(
+                custom_keys={
+                    'branch_3x3.conv': dict(decay_mult=0.0),
+                    'branch_1x1.conv': dict(decay_mult=0.0),
+                }
+            )
+        ),
+    )
+}
+COMPARED |= {'RepVGG-L2': COMPARED['RepVGG']}
+USUAL = [name for name in COMPARED if name not in LARGE and name not in TRAINED]
 METRIC = 'accuracy/top1'
+RECIPES = {
+    'int8 per tensor': Recipe('minmax', per_channel=False),
+    'int8 per channel': Recipe('minmax', per_channel=True),
+}
 
 
 @dataclass
@@ -62,6 +95,7 @@ class Result:
         parameters: In train and in deploy form.
         accuracy: Top-1 in per cent, of each seed.
         deployed_accuracy: The same after the switch to deploy form.
+        int8: The same in int8, by the recipe's name; empty if not asked for.
     """
 
     block: str
@@ -71,6 +105,7 @@ class Result:
     parameters: tuple[int, int]
     accuracy: list[float]
     deployed_accuracy: list[float]
+    int8: dict[str, list[float]]
 
 
 def with_block(path: str, options: dict | None, block: str) -> Config:
@@ -92,6 +127,7 @@ def with_block(path: str, options: dict | None, block: str) -> Config:
         # It swaps weights around a validation, which the switch would come between.
         raise ConfigError(f'{path} averages weights: leave its EMAHook out')
     backbone.block_cfg = COMPARED[block]
+    cfg.merge_from_dict(TRAINED.get(block, {}))
     return cfg
 
 
@@ -112,8 +148,10 @@ def measure(configs: dict[str, Config], rounds: int) -> dict[str, dict]:
     return costs
 
 
-def train(cfg: Config, seed: int, work_dir: str) -> tuple[float, float]:
-    """Top-1 accuracies of a trained network, and of the same in deploy form.
+def train(
+    cfg: Config, seed: int, work_dir: str, int8: bool = False
+) -> tuple[float, float, dict[str, float]]:
+    """Top-1 accuracies of a trained network: in train form, deploy form and int8.
 
     Raises:
         UserError: If they differ by more than an image, which may lie between two classes.
@@ -140,7 +178,15 @@ def train(cfg: Config, seed: int, work_dir: str) -> tuple[float, float]:
             f'the deploy form of {Path(work_dir).name} has a top-1 of {after}, and its '
             f'train form one of {before}'
         )
-    return before, after
+    return before, after, quantized(cfg, runner.model, work_dir) if int8 else {}
+
+
+def quantized(cfg: Config, model: nn.Module, folder: str) -> dict[str, float]:
+    """Top-1 accuracies of a model in deploy form, in int8 by each recipe."""
+    path = Path(folder, 'deploy.pth')
+    write_checkpoint(path, model.state_dict(), {})
+    _, found = int8_metrics(deploy_config(cfg), path, list(RECIPES.values()))
+    return {name: found[recipe] for name, recipe in RECIPES.items()}
 
 
 def spread(values: list[float]) -> str:
@@ -150,13 +196,15 @@ def spread(values: list[float]) -> str:
 
 
 def show(console: Console, results: list[Result], seeds: int) -> None:
-    columns = ('block', 'top-1', 'step', 'memory', 'latency', 'parameters')
-    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    columns = ('step', 'memory', 'latency', 'parameters')
+    table = Table('block', 'top-1', *results[0].int8, *columns, box=box.SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)
     for result in results:
         train, deploy = result.parameters
         table.add_row(
             result.block,
             spread(result.accuracy),
+            *map(spread, result.int8.values()),
             f'{result.step_ms:.1f}',
             f'{result.memory / 2**20:.0f}',
             f'{result.latency_ms:.2f}',
@@ -189,6 +237,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--rounds', type=whole_number(1, 1000), default=15, help='timings (default: 15)'
     )
+    parser.add_argument(
+        '--int8', action='store_true', help='quantize each network, too, in two ways'
+    )
     parser.add_argument('--out', type=path_argument, help='JSON file to write')
     parser.add_argument('--overwrite', action='store_true', help='replace it')
     add_config_options(parser)
@@ -210,18 +261,23 @@ def main() -> None:
 
     costs = measure(configs(), args.rounds)
     runs = [(block, seed) for seed in range(args.seeds) for block in args.blocks]
-    accuracies: dict[str, list[tuple[float, float]]] = {block: [] for block in args.blocks}
+    trained: dict[str, list] = {block: [] for block in args.blocks}
     quiet = not console.is_terminal
     with TemporaryDirectory() as folder:
         for block, seed in track(runs, 'training', console=console, disable=quiet):
-            trained = train(configs()[block], seed, f'{folder}/{block}')
-            accuracies[block].append(trained)
+            found = train(configs()[block], seed, f'{folder}/{block}', args.int8)
+            trained[block].append(found)
+            if quiet:
+                console.print(f'{block}, seed {seed}: {found[0]:.2f}')
     results = [
         Result(
             block=block,
             **costs[block],
-            accuracy=[before for before, _ in accuracies[block]],
-            deployed_accuracy=[after for _, after in accuracies[block]],
+            accuracy=[before for before, _, _ in trained[block]],
+            deployed_accuracy=[after for _, after, _ in trained[block]],
+            int8={
+                n: [int8[n] for *_, int8 in trained[block]] for n in trained[block][0][2]
+            },
         )
         for block in args.blocks
     ]

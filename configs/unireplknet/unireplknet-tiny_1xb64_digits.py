@@ -1,21 +1,6 @@
 _base_ = [
+    '../_base_/models/unireplknet-tiny.py',
     '../_base_/datasets/digits_bs64.py',
     '../_base_/schedules/digits_adamw_bs64_15e.py',
     '../_base_/mmpretrain_runtime.py',
 ]
-
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(
-        type='mmrep.UniRepLKNet',
-        # With the stem's stride of 4, 32x32 pixels end as 4x4.
-        arch=dict(channels=(32, 64), kernel_sizes=((7, 7), (7, 3, 7))),
-        out_indices=(1,),
-    ),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=10,
-        in_channels=64,
-        loss=dict(type='CrossEntropyLoss'),
-    ),
-)

@@ -1,5 +1,6 @@
 """From a checkpoint to an int8 ONNX file whose accuracy was measured."""
 
+from .comparison import int8_metrics
 from .equalization import equalize
 from .evaluation import HostEvaluation
 from .quantizer import METHODS, Recipe
@@ -13,5 +14,6 @@ __all__ = [
     'QuantizedOnnx',
     'Recipe',
     'equalize',
+    'int8_metrics',
     'quantize_onnx',
 ]

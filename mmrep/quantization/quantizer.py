@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -207,7 +208,7 @@ def _module_name(scope: str) -> str:
     """``backbone.stage_1.0.conv`` of ``/model/backbone/stage_1/stage_1.0/conv/Conv``."""
     parts = scope.removeprefix('/model').strip('/').split('/')
     # The last is the operator. A list is in the names of its entries, too.
-    followed = zip(parts[:-1], parts[1:], strict=True)
+    followed = pairwise(parts)
     return '.'.join(part for part, after in followed if not after.startswith(f'{part}.'))
 
 

@@ -1,19 +1,16 @@
 """From a config and a checkpoint to an int8 ONNX file whose accuracy was measured."""
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from torch import nn
 
 from mmrep.benchmark import interleave
 from mmrep.checkpoints import (
@@ -23,18 +20,16 @@ from mmrep.checkpoints import (
     refuse_existing,
     refuse_unwritable,
 )
-from mmrep.deployment import VerificationError, build_model, export_onnx
-from mmrep.errors import UserError
+from mmrep.deployment import VerificationError
 
-from .calibration import build_dataset, calibration_dataset, calibration_images
 from .equalization import equalize
-from .evaluation import HostEvaluation, has_one_head
-from .judging import Judgement, MetricJudge, OutputJudge
 from .picture import draw_layers
 from .progress import Track, untracked
-from .quantizer import METHODS, Quantizer, Recipe, prepared
-from .search import Search, fewest
+from .quantizer import METHODS, Quantizer, Recipe
+from .search import Search
 from .sessions import Session, errors, mean_sqnr
+from .source import load_source
+from .trials import Trials
 
 if TYPE_CHECKING:
     # Imported where they are needed: mmrep works without them.
@@ -170,24 +165,17 @@ def quantize_onnx(
     refuse_existing(out, picture, record, overwrite=overwrite)
     # It is written last, after minutes.
     refuse_unwritable(out)
-    model = build_model(_as_run(config))
-    evaluation = _evaluation(config, model, metric)
-    dataset = build_dataset(calibration_dataset(config))
-    with TemporaryDirectory() as folder:
-        path = Path(folder, 'fp32.onnx')
-        export_onnx(config, checkpoint, path, source_config=source_config, **export)
-        graph, source, size = prepared(path), _said_of(path), path.stat().st_size
-    images = calibration_images(dataset, model, samples, track)
+    export['source_config'] = source_config
+    source = load_source(config, checkpoint, metric, samples, track, **export)
+    graph, images = source.graph, source.images
     convs = _equalize(graph, images) if equalized else None
     quantizer = Quantizer(graph, images, reduce_range)
     search = Search(quantizer, quantizer.matching(exclude))
     recipes = search.recipes(_recipes(method, per_channel), track)
     recipe = next(iter(recipes))
     alone = search.layers(recipe, track)
-    judge = (
-        MetricJudge(evaluation, graph, track) if evaluation else OutputJudge(images, graph)
-    )
-    trials = _Trials(search, recipe, list(alone), judge)
+    judge = source.judge(track)
+    trials = Trials(search, recipe, list(alone), judge)
     int8, left, judgement = trials.best(max_drop, allow_drop)
     done = QuantizedOnnx(
         out=out,
@@ -201,98 +189,12 @@ def quantize_onnx(
         metrics={'fp32': judge.reference, 'int8': judgement.metrics},
         outputs={n: (e.sqnr, e.agreement) for n, e in judgement.outputs.items()},
         drops=trials.drops,
-        sizes={'fp32': size, 'int8': int8.ByteSize()},
+        sizes={'fp32': source.size, 'int8': int8.ByteSize()},
         latencies=_latencies({'fp32': graph, 'int8': int8}, images[0]),
         layers=_layers(quantizer, left, alone),
     )
-    _write(done, int8, source)
+    _write(done, int8, source.said)
     return done
-
-
-class _Trials:
-    """Quantized graphs with more and more layers left in fp32."""
-
-    def __init__(
-        self,
-        search: Search,
-        recipe: Recipe,
-        ranking: list[str],
-        judge: MetricJudge | OutputJudge,
-    ) -> None:
-        self._search, self._recipe = search, recipe
-        self._ranking, self._judge = ranking, judge
-        self._judgements: dict[int, Judgement] = {}
-
-    @property
-    def drops(self) -> dict[int, float]:
-        """What the metric loses with so many layers left in fp32, as far as tried."""
-        return {
-            len(self._left(count)): judgement.drop
-            for count, judgement in sorted(self._judgements.items())
-        }
-
-    def best(
-        self, max_drop: float, allow_drop: bool
-    ) -> tuple['ModelProto', list[str], Judgement]:
-        """The graph with the fewest layers in fp32 that loses at most ``max_drop``.
-
-        Returns:
-            It, its layers in fp32, and what was measured.
-
-        Raises:
-            UserError: If none is; unless that is allowed, which gives the best.
-        """
-        count = 0
-        if self._judged(0).drop > max_drop:
-            most = len(self._ranking) // 2
-            count = fewest(most, lambda n: self._judged(n).drop <= max_drop)
-        if count is None:
-            count = min(self._judgements, key=lambda n: self._judgements[n].drop)
-            if not allow_drop:
-                raise UserError(self._complaint(max_drop))
-        return self._quantized(count), self._left(count), self._judged(count)
-
-    def _complaint(self, max_drop: float) -> str:
-        drops, metric = self.drops, self._judge.metric
-        first, best = min(drops), min(drops, key=drops.get)
-        return (
-            f'int8 ({self._recipe}) loses {drops[first]:.2f} of '
-            f'{self._judge.reference[metric]:.2f} {metric}, and at best {drops[best]:.2f}, '
-            f'with {best} layers left in fp32, which is more than --max-drop {max_drop:g}: '
-            'nothing was written; try --equalize, more --samples, or --allow-drop'
-        )
-
-    def _left(self, count: int) -> list[str]:
-        return [*self._search.keep, *self._ranking[:count]]
-
-    def _quantized(self, count: int) -> 'ModelProto':
-        return self._search.quantizer.quantize(self._recipe, self._left(count))
-
-    def _judged(self, count: int) -> Judgement:
-        if count not in self._judgements:
-            self._judgements[count] = self._judge(self._quantized(count))
-        return self._judgements[count]
-
-
-def _as_run(config: Config) -> Config:
-    """A config whose model has the data preprocessor that a Runner gives it."""
-    config = copy.deepcopy(config)
-    config.model.setdefault('data_preprocessor', config.get('data_preprocessor'))
-    return config
-
-
-def _evaluation(
-    config: Config, model: nn.Module, metric: str | None
-) -> HostEvaluation | None:
-    """How the host evaluates the model; None for one that is judged by raw outputs."""
-    if has_one_head(model):
-        return HostEvaluation(config, model, metric)
-    if metric is not None:
-        raise UserError(
-            f'{type(model).__name__} is judged by its raw outputs, since its predictions '
-            'are not made by one head of a classifier or a segmentor: leave --metric out'
-        )
-    return None
 
 
 def _recipes(method: str, per_channel: bool | None) -> list[Recipe]:
@@ -336,15 +238,7 @@ def _latencies(graphs: dict[str, 'ModelProto'], image: np.ndarray) -> dict[str, 
     return {form: measured.median for form, measured in interleave(runs).items()}
 
 
-def _said_of(path: Path) -> dict:
-    """What an exported file says of where it comes from."""
-    import onnx
-
-    properties = onnx.load(path, load_external_data=False).metadata_props
-    return next(json.loads(entry.value) for entry in properties if entry.key == 'mmrep')
-
-
-def _write(done: QuantizedOnnx, int8: 'ModelProto', source: dict) -> None:
+def _write(done: QuantizedOnnx, int8: 'ModelProto', said: dict) -> None:
     """Write the graph, its record and its picture, all or none."""
     import onnx
     import onnxruntime
@@ -357,7 +251,7 @@ def _write(done: QuantizedOnnx, int8: 'ModelProto', source: dict) -> None:
     record['versions'] = {
         package.__name__: package.__version__ for package in (torch, onnx, onnxruntime)
     }
-    said = plain({**source, 'int8': record})
+    said = plain({**said, 'int8': record})
     onnx.helper.set_model_props(int8, {'mmrep': json.dumps(said)})
     with atomic_writes(done.record, done.picture, done.out) as (text, picture, graph):
         text.write_text(json.dumps(said, indent=2) + '\n', 'utf-8')

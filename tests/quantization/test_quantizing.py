@@ -21,7 +21,7 @@ from mmrep.checkpoints import sha256_of
 from mmrep.deployment import build_model, deploy_checkpoint, enter_scope, read_config
 from mmrep.errors import UserError
 from mmrep.hosts import forward
-from mmrep.quantization import Recipe, quantize_onnx, quantizing
+from mmrep.quantization import Recipe, quantize_onnx, quantizing, source
 from mmrep.quantization.judging import Judgement
 from mmrep.reparam import compare_tensors
 
@@ -181,7 +181,7 @@ def losing(drops: dict[int, float], fp32: float = 90.0) -> type:
 
 def test_fewest_layers_are_left_in_fp32(classifier, monkeypatch):
     judge = losing({0: 9.0, 1: 3.0, 2: 0.6, 3: 0.4})
-    monkeypatch.setattr(quantizing, 'MetricJudge', judge)
+    monkeypatch.setattr(source, 'MetricJudge', judge)
     done = classifier.quantize(max_drop=0.5)
     assert done.drops == {0: 9.0, 1: 3.0, 2: 0.6, 3: 0.4}
     worst = sorted(done.layers, key=lambda layer: layer.sqnr)[:3]
@@ -198,7 +198,7 @@ def test_fewest_layers_are_left_in_fp32(classifier, monkeypatch):
 
 
 def test_a_larger_loss_is_one_sentence(classifier, monkeypatch):
-    monkeypatch.setattr(quantizing, 'MetricJudge', losing({0: 9.0, 1: 3.0, 2: 0.7, 3: 0.8}))
+    monkeypatch.setattr(source, 'MetricJudge', losing({0: 9.0, 1: 3.0, 2: 0.7, 3: 0.8}))
     says = (
         r'^int8 \(.*\) loses 9.00 of 90.00 accuracy/top1, and at best 0.70, with 2 layers '
         r'left in fp32, which is more than --max-drop 0.5: nothing was '
@@ -212,7 +212,7 @@ def test_a_larger_loss_is_one_sentence(classifier, monkeypatch):
 
 
 def test_what_is_excluded_is_not_counted_twice(classifier, monkeypatch):
-    monkeypatch.setattr(quantizing, 'MetricJudge', losing({2: 9.0, 3: 0.1}))
+    monkeypatch.setattr(source, 'MetricJudge', losing({2: 9.0, 3: 0.1}))
     done = classifier.quantize(max_drop=0.5, exclude=['*stage_2*'])
     assert len(done.left) == 3 and done.drops == {2: 9.0, 3: 0.1}
 

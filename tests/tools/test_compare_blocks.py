@@ -39,6 +39,41 @@ def test_figures_and_table(config, tmp_path):
     assert not list(tmp_path.glob('work_dirs*'))
 
 
+def test_int8(config, tmp_path):
+    """Each recipe of each network has its accuracy, and the figures differ."""
+    pytest.importorskip('onnxruntime')
+    out = tmp_path / 'int8.json'
+    options = ['--blocks', 'RepVGG', 'RepVGG-L2', '--seeds', '2', '--rounds', '1']
+    decay = ['--cfg-options', 'optim_wrapper.optimizer.weight_decay=1e-4']
+    arguments = [config, *options, '--int8', '--out', out, *decay]
+    printed = succeed(tool('compare_blocks', *arguments))
+    results = json.loads(out.read_text())
+    assert [result['block'] for result in results] == ['RepVGG', 'RepVGG-L2']
+    for result in results:
+        assert list(result['int8']) == ['int8 per tensor', 'int8 per channel']
+        for accuracies in result['int8'].values():
+            assert len(accuracies) == 2 and all(0 <= top1 <= 100 for top1 in accuracies)
+    assert re.search(r'block +top-1 +int8 per tensor +int8 per channel +step', printed)
+    # What is not a terminal has a line for each network.
+    assert re.search(r'^RepVGG-L2, seed 1: \d+\.\d\d$', printed, re.MULTILINE)
+
+
+def test_the_l2_of_the_equivalent_kernel(config, monkeypatch):
+    compare = load('compare_blocks')
+    own, other = (
+        compare.with_block(str(config), None, name) for name in ('RepVGG-L2', 'RepVGG')
+    )
+    assert own.model == other.model
+    (hook,) = own.custom_hooks
+    assert hook.type == 'mmrep.EquivalentKernelDecayHook'
+    keys = own.optim_wrapper.paramwise_cfg.custom_keys
+    assert {key: value.decay_mult for key, value in keys.items()} == {
+        'branch_3x3.conv': 0,
+        'branch_1x1.conv': 0,
+    }
+    assert not other.get('custom_hooks')
+
+
 def test_another_seed_is_another_network(config, monkeypatch):
     compare = load('compare_blocks')
     found = []
@@ -55,7 +90,7 @@ def test_another_seed_is_another_network(config, monkeypatch):
 
 def test_every_block_is_there(config):
     compare = load('compare_blocks')
-    assert {'plain', 'branches', *BLOCKS} == set(compare.COMPARED)
+    assert {'plain', 'branches', *BLOCKS, *compare.TRAINED} == set(compare.COMPARED)
     sizes = {}
     for name in compare.USUAL:
         cfg = compare.with_block(str(config), None, name)

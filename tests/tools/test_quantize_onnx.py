@@ -103,15 +103,15 @@ def test_wrong_options(call, capsys, options):
 
 
 def test_a_larger_loss_ends_the_tool(classifier, tmp_path, refused, monkeypatch):
-    from mmrep.quantization import quantizing
+    from mmrep.quantization.judging import MetricJudge
 
-    real = quantizing.MetricJudge.__call__
+    real = MetricJudge.__call__
 
     def worse(judge, int8):
         judgement = real(judge, int8)
         return type(judgement)(judgement.outputs, judgement.metrics, 7.0)
 
-    monkeypatch.setattr(quantizing.MetricJudge, '__call__', worse)
+    monkeypatch.setattr(MetricJudge, '__call__', worse)
     out = tmp_path / 'new' / 'a.onnx'
     arguments = [*FAST, classifier.config, classifier.checkpoint, out]
     refused('quantize_onnx', *arguments, says=('loses 7.00 of', '--max-drop 0.5'))

@@ -1,0 +1,6 @@
+# What the blocks are compared with: one conv and one norm.
+_base_ = '../repvgg/repvgg-tiny_1xb64_fashion-mnist.py'
+
+model = dict(
+    backbone=dict(block_cfg=None),
+)
