@@ -196,15 +196,13 @@ def spread(values: list[float]) -> str:
 
 
 def show(console: Console, results: list[Result], seeds: int) -> None:
-    columns = ('step', 'memory', 'latency', 'parameters')
-    table = Table('block', 'top-1', *results[0].int8, *columns, box=box.SIMPLE_HEAD)
-    table.padding = (0, 1, 0, 0)
+    columns = ('block', 'top-1', 'step', 'memory', 'latency', 'parameters')
+    table = _table(*columns)
     for result in results:
         train, deploy = result.parameters
         table.add_row(
             result.block,
             spread(result.accuracy),
-            *map(spread, result.int8.values()),
             f'{result.step_ms:.1f}',
             f'{result.memory / 2**20:.0f}',
             f'{result.latency_ms:.2f}',
@@ -216,6 +214,17 @@ def show(console: Console, results: list[Result], seeds: int) -> None:
         'forward and backward\nmemory: MiB that a step holds; latency: ms, one image in '
         'deploy form; all on one thread'
     )
+    if results[0].int8:
+        table = _table('block', 'fp32', *results[0].int8)
+        for result in results:
+            figures = (result.deployed_accuracy, *result.int8.values())
+            table.add_row(result.block, *map(spread, figures))
+        console.print(table)
+        console.print('top-1 in deploy form; int8 by ONNX Runtime, MinMax, all layers')
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def parse_args() -> argparse.Namespace:

@@ -53,7 +53,7 @@ def test_int8(config, tmp_path):
         assert list(result['int8']) == ['int8 per tensor', 'int8 per channel']
         for accuracies in result['int8'].values():
             assert len(accuracies) == 2 and all(0 <= top1 <= 100 for top1 in accuracies)
-    assert re.search(r'block +top-1 +int8 per tensor +int8 per channel +step', printed)
+    assert re.search(r'block +fp32 +int8 per tensor +int8 per channel *\n', printed)
     # What is not a terminal has a line for each network.
     assert re.search(r'^RepVGG-L2, seed 1: \d+\.\d\d$', printed, re.MULTILINE)
 
