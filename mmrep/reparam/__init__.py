@@ -50,6 +50,7 @@ from .geometry import (
     weight_in_eval_mode,
 )
 from .modules import names_of, set_submodule
+from .norm_statistics import measure_norms
 from .one_conv import conv_norm, one_conv_kernel
 from .pairs import ConvNormPairs, conv_norm_pairs, eval_pass
 from .transforms import (
@@ -105,6 +106,7 @@ __all__ = [
     'is_watched',
     'linear_conv_type',
     'map_tensors',
+    'measure_norms',
     'merge_convs',
     'names_of',
     'norm_tensors',

@@ -63,7 +63,7 @@ def reparam_blocks(model: nn.Module) -> dict[str, nn.Module]:
     return blocks
 
 
-def switch_to_deploy(model: nn.Module) -> DeployReport:
+def switch_to_deploy(model: nn.Module, keep_norm: bool = False) -> DeployReport:
     """Turn every block of a model into the one conv that it equals, in place.
 
     Idempotent, and all or nothing: every block is checked before the first is changed;
@@ -74,6 +74,10 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
     Args:
         model: Any module; blocks of other packages are switched by their own method, see
             :func:`switch_method`, and replaced by what it returns, if that is a module.
+        keep_norm: Whether a norm stays after each conv, for training that goes on, as
+            with quantization in the loop. Each block is replaced by a
+            ``mmrep.ConvNormBlock`` of the same function, which a later call fuses. Norms
+            outside the blocks stay, too. Default: False.
 
     Returns:
         What was done.
@@ -82,6 +86,8 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
         NotFoldableError: If a block cannot be one conv; names the block, the branch and
             the reason. The model is unchanged.
     """
+    if keep_norm:
+        return _to_conv_norm(model)
     blocks = reparam_blocks(model)
     report = DeployReport(params_before=count_parameters(model))
     for name, block in blocks.items():
@@ -119,6 +125,30 @@ def switch_to_deploy(model: nn.Module) -> DeployReport:
     for module in model.modules():
         if callable(getattr(module, 'fuse_plain_units', None)):
             module.fuse_plain_units()
+    report.params_after = count_parameters(model)
+    return report
+
+
+def _to_conv_norm(model: nn.Module) -> DeployReport:
+    """Replace every block of a model by one conv and one norm, all or none."""
+    report = DeployReport(params_before=count_parameters(model))
+    results = {}
+    for name, block in reparam_blocks(model).items():
+        if not name or not hasattr(block, 'conv_norm_form'):
+            raise NotFoldableError(
+                f'{name or "the model"} is a {type(block).__name__}, which cannot keep a '
+                'norm in its place: give a network of blocks of mmrep'
+            )
+        try:
+            results[name] = block.conv_norm_form()
+        except NotFoldableError as error:
+            raise NotFoldableError(f'{name}: {error}') from None
+    names = names_of(model)
+    for name, result in results.items():
+        block = model.get_submodule(name)
+        (report.deployed if result is block else report.switched).append(name)
+        for each in names[block]:
+            set_submodule(model, each, result)
     report.params_after = count_parameters(model)
     return report
 

@@ -14,6 +14,7 @@ from mmengine.model import BaseModule, ModuleDict, ModuleList, Sequential
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmrep.registry import MODELS
 from mmrep.reparam import (
     ConvGeometry,
     LinearConv,
@@ -21,6 +22,7 @@ from mmrep.reparam import (
     conv_geometry,
     fold_branches,
     fold_layer,
+    has_running_statistics,
     linear_conv_type,
     one_conv_kernel,
     register_fold,
@@ -675,6 +677,62 @@ class ReparamBlock(BaseModule):
             start = self.frame.start(self.input_size)
             self.reparam_start = torch.tensor(start, device=conv.weight.device)
             self._read_start()
+
+    @torch.no_grad()
+    def conv_norm_form(self) -> 'ReparamBlock':
+        """One conv and a norm with this block's function: a ``mmrep.ConvNormBlock``.
+
+        A ``post_norm`` stays, and the branches before it become the conv. In any other
+        block the norm changes nothing in eval mode, until it is given the statistics of
+        what it reads: :func:`~mmrep.reparam.measure_norms`. SE and activation are this
+        block's own, and so are dtype, device and ``requires_grad``.
+
+        Raises:
+            NotFoldableError: If the block is not foldable, its kernel depends on the size
+                of the input, its norms have no running statistics, or it has hooks, which
+                another module would not have.
+        """
+        if self.frame.moves_with_size:
+            raise NotFoldableError("it pads by the size of its input ('SAME')")
+        if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks:
+            raise NotFoldableError('it has hooks: remove them first')
+        block = MODELS.build(dict(self._conv_norm_config(), type='mmrep.ConvNormBlock'))
+        block.register_module(block.se_name, self._se)
+        block.act = self.act
+        main = block.get_submodule(block.branch_names[0])
+        if self.post_norm is None:
+            weight, bias = self.equivalent_kernel_bias(dtype=torch.float64)
+            norm = getattr(main, block.norm_name)
+        else:
+            folded = self._fold(self.branches(), self.input_size, torch.float64)
+            weight, bias, norm = folded.weight, folded.bias, copy.deepcopy(self.post_norm)
+            setattr(main, block.norm_name, norm)
+        if not has_running_statistics(norm) or norm.weight is None:
+            raise NotFoldableError(
+                f'a {type(norm).__name__} cannot be kept: give norms with running '
+                'statistics and an affine map'
+            )
+        parts = self.linear_parts() or [self.main_conv]
+        replaced = [p for part in parts for p in part.parameters()]
+        set_kernel(main.conv, weight, bias, replaced)
+        main.conv.bias = None
+        if self.post_norm is None:
+            # Its input, as long as it keeps the statistics that it has now.
+            norm.to(main.conv.weight).requires_grad_(main.conv.weight.requires_grad)
+            norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+            norm.bias.copy_(norm.running_mean)
+        # norm(z + bias), where the conv makes z.
+        norm.running_mean -= bias.to(norm.running_mean)
+        return block.train(self.training)
+
+    def _conv_norm_config(self) -> dict:
+        """The arguments of a block of one conv and one norm in this one's place."""
+        names = (
+            *('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding'),
+            *('dilation', 'groups', 'padding_mode', 'se_position', 'with_cp'),
+            *('conv_cfg', 'norm_cfg', 'one_conv'),
+        )
+        return {name: getattr(self, name) for name in names} | {'act_cfg': None}
 
     def _same_size_padding(self) -> Size:
         span = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
