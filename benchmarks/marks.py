@@ -25,6 +25,8 @@ from tempfile import TemporaryDirectory
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 import torch
+from mmengine.config import Config
+from onnx import ModelProto
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -40,11 +42,13 @@ from mmrep.benchmark import (
     step,
     subjects_of,
 )
+from mmrep.benchmark import compiled as compiled_evaluation
 from mmrep.checkpoints import write_checkpoint
 from mmrep.cli import run_tool
-from mmrep.deployment import build_model, read_config
+from mmrep.deployment import build_model, deploy_config, export_onnx, read_config
 from mmrep.hosts import forward
 from mmrep.models.blocks import DiverseBranchBlock
+from mmrep.quantization import Quantizer, Recipe, Session, prepared
 from mmrep.reparam import branch_by_branch, compare_outputs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +58,7 @@ from official_dbb import OfficialDBB  # noqa: E402
 
 CONFIGS = {
     'RepVGG-A0': ROOT / 'configs/repvgg/repvgg-a0_8xb32_in1k.py',
+    'RepVGG-B0': ROOT / 'configs/repvgg/repvgg-b0_8xb32_in1k.py',
     'RepVGG-B3': ROOT / 'configs/repvgg/repvgg-b3_8xb32_in1k.py',
     'DBB-ResNet-18': ROOT / 'configs/dbb/dbb-resnet18_8xb32_in1k.py',
     'DBB-ResNet-50': ROOT / 'configs/dbb/dbb-resnet50_8xb32_in1k.py',
@@ -330,7 +335,41 @@ def loss(subject: Subject, x: Tensor) -> float:
     return difference.rel_l2
 
 
-_GROUPS = evaluate, norm_eval, train, orepa, compiled, memory, reparam, start, error
+def int8(rounds: int) -> Iterator[Mark]:
+    """Deploy forms in int8 over the fastest peer in fp32, for one image and for eight."""
+    for name in ('RepVGG-A0', 'RepVGG-B0'):
+        models = subjects(name)
+        ours = models.pop('mmrep')
+        config = deploy_config(read_config(CONFIGS[name]))
+        graphs = fp32_and_int8(config, ours.deploy_form)
+        for batch in (1, 8):
+            x = images(batch, 224)
+            peers = {
+                f'{peer}{how}': run(models[peer].deploy_form, x)
+                for peer in models
+                for how, run in (('', evaluation), (', torch.compile', compiled_evaluation))
+            }
+            sessions = {form: Session(graph) for form, graph in graphs.items()}
+            runs = {f: partial(session, x.numpy()) for f, session in sessions.items()}
+            figures = milliseconds(rounds, runs | peers)
+            fastest = min(peers, key=figures.get)
+            first = ('int8', fastest)
+            figures = {n: figures[n] for n in (*first, *(figures.keys() - {*first}))}
+            yield Mark(f'{name}, batch {batch}', 0.30, figures)
+
+
+def fp32_and_int8(config: Config, model: nn.Module) -> dict[str, ModelProto]:
+    """The graphs of a deploy form, which take batches of every size."""
+    with TemporaryDirectory() as folder:
+        checkpoint, path = Path(folder, 'deploy.pth'), Path(folder, 'fp32.onnx')
+        write_checkpoint(checkpoint, model.state_dict(), {})
+        export_onnx(config, checkpoint, path, dynamic=True)
+        fp32 = prepared(path)
+    quantizer = Quantizer(fp32, [images(1, 224).numpy()])
+    return {'fp32': fp32, 'int8': quantizer.quantize(Recipe('minmax', per_channel=True))}
+
+
+_GROUPS = evaluate, norm_eval, train, orepa, compiled, memory, reparam, start, error, int8
 GROUPS = {function.__name__: function for function in _GROUPS}
 
 

@@ -3,8 +3,9 @@
 from .comparison import int8_metrics
 from .equalization import equalize
 from .evaluation import HostEvaluation
-from .quantizer import METHODS, Recipe
+from .quantizer import METHODS, Quantizer, Recipe, prepared
 from .quantizing import AUTO, Layer, QuantizedOnnx, quantize_onnx
+from .sessions import Session
 
 __all__ = [
     'AUTO',
@@ -12,8 +13,11 @@ __all__ = [
     'HostEvaluation',
     'Layer',
     'QuantizedOnnx',
+    'Quantizer',
     'Recipe',
+    'Session',
     'equalize',
     'int8_metrics',
+    'prepared',
     'quantize_onnx',
 ]
