@@ -8,7 +8,7 @@ help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: venv ## Train, re-parameterize and compare a small network
+demo: venv ## Train, re-parameterize, quantize and compare small networks
 	$(VENV)/bin/python tools/demo.py $(ARGS)
 
 .PHONY: test

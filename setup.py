@@ -52,7 +52,7 @@ def requirements(name: str) -> list[str]:
 # 'all' leaves it out.
 extras = {
     name: requirements(name)
-    for name in ('lite', 'pretrain', 'seg', 'det', 'onnx', 'keras', 'tests')
+    for name in ('lite', 'pretrain', 'seg', 'det', 'onnx', 'keras', 'qat', 'tests')
 }
 optional = ('pretrain', 'seg', 'det', 'onnx', 'keras')
 extras['all'] = [line for name in optional for line in extras[name]]

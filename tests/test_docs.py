@@ -1,15 +1,18 @@
 """What a user reads: it runs, and leads where it says."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import torch
 from processes import run_python
 from torch import nn
 
 from mmrep.analysis import branch_boxes, draw_block
+from mmrep.checkpoints import read_checkpoint
 from mmrep.deployment import BLOCKS, build_model, read_config
 from mmrep.models import blocks
 from mmrep.registry import MODELS
@@ -18,6 +21,8 @@ from mmrep.reparam import reparam_blocks
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')])
 OWN_BLOCK = ROOT / 'docs' / 'your_own_block.md'
+INT8 = ROOT / 'docs' / 'int8.md'
+version = tuple(map(int, torch.__version__.split('.')[:2]))
 
 
 def code(page: Path, language: str) -> list[str]:
@@ -89,6 +94,38 @@ def test_it_trains_and_deploys(own_block):
     for line in lines:
         run(*line.split()[2:])
     assert (own_block / 'deploy.pth').exists() and (own_block / 'deploy.py').exists()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(version < (2, 11), reason='torchao needs torch 2.11')
+def test_quantization_in_the_loop(tmp_path):
+    """The digits, as the page says: what comes out loses next to nothing in int8."""
+    pytest.importorskip('torchao')
+    pytest.importorskip('onnxruntime')
+    for name in ('configs', 'tools'):
+        (tmp_path / name).symlink_to(ROOT / name)
+
+    def run(*arguments: str) -> None:
+        ran = run_python(*arguments, cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+
+    (script,) = code(INT8, 'python')
+    config = re.search(r"^CONFIG = '(.+)'$", script, re.M)[1]
+    run('tools/dataset_converters/digits.py', 'data/digits')
+    run('tools/train.py', config)
+    run('-c', script)
+    lines = code(INT8, 'bash')[-1].splitlines()
+    assert [line.split()[0] for line in lines] == ['python']
+    run(*lines[0].split()[1:])
+    said = json.loads((tmp_path / 'qat.json').read_text())['int8']
+    top1 = {form: metrics['accuracy/top1'] for form, metrics in said['metrics'].items()}
+    assert top1['fp32'] > 97 and top1['fp32'] - top1['int8'] <= 0.5
+    assert all(layer['form'] == 'int8' for layer in said['layers'])
+    # The weights were trained: they are not those of before.
+    checkpoint = re.search(r"^CHECKPOINT = '(.+)'$", script, re.M)[1]
+    before = read_checkpoint(tmp_path / checkpoint)
+    after = torch.load(tmp_path / 'qat.pth')['state_dict']['head.fc.weight']
+    assert not torch.equal(before['state_dict']['head.fc.weight'], after)
 
 
 def test_costs_and_gains_are_of_every_compared_block():
