@@ -51,7 +51,7 @@ class HostEvaluation:
         self.loader = Runner.build_dataloader(config.val_dataloader)
         self._evaluator = config.val_evaluator
         self._metric = metric
-        self._named = _save_best(config)
+        self._named, self._rule = _save_best(config)
 
     def measure(
         self, infer: Infer, form: str = '', track: Track = untracked
@@ -94,6 +94,10 @@ class HostEvaluation:
             raise UserError(f'the evaluator gives {given}: choose one by --metric')
         return names[0]
 
+    def less_is_better(self, metric: str) -> bool:
+        """Whether the config's rule for its best checkpoint says so of a metric."""
+        return metric == self._named and self._rule == 'less'
+
 
 def _built(config: dict | list) -> Evaluator:
     if isinstance(config, dict) and 'metrics' in config:
@@ -101,12 +105,13 @@ def _built(config: dict | list) -> Evaluator:
     return Evaluator(config)
 
 
-def _save_best(config: Config) -> str | None:
-    """The metric by which the config tells its best checkpoint."""
+def _save_best(config: Config) -> tuple[str | None, str | None]:
+    """The metric by which the config tells its best checkpoint, and its rule."""
     hooks = config.get('default_hooks')
     checkpoint = hooks.get('checkpoint') if isinstance(hooks, dict) else None
-    best = checkpoint.get('save_best') if isinstance(checkpoint, dict) else None
-    return best if isinstance(best, str) else None
+    checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
+    best = checkpoint.get('save_best')
+    return best if isinstance(best, str) else None, checkpoint.get('rule')
 
 
 def _is_number(value: object) -> bool:

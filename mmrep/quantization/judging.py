@@ -1,5 +1,6 @@
 """What int8 costs: by the host's metric, or by the raw outputs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+
+from mmrep.errors import UserError
 
 from .evaluation import HostEvaluation
 from .progress import Track
@@ -39,6 +42,9 @@ class MetricJudge:
         evaluation: The host's.
         fp32: The graph that the others are compared with.
         track: Wraps the batches, with a title.
+
+    Raises:
+        UserError: If there is no such metric, or the graph's is not a number.
     """
 
     def __init__(
@@ -50,6 +56,11 @@ class MetricJudge:
         #: The metrics of the fp32 graph, and the one that is looked at.
         self.reference = evaluation.measure(self._fp32.infer, 'fp32', track)
         self.metric = evaluation.metric_of(self.reference)
+        if math.isnan(self.reference[self.metric]):
+            raise UserError(
+                f'{self.metric} of the fp32 model is not a number: look at the validation '
+                'set, or choose another --metric'
+            )
 
     def __call__(self, int8: 'ModelProto') -> Judgement:
         """Judge a quantized graph."""
@@ -66,7 +77,9 @@ class MetricJudge:
 
         metrics = self._evaluation.measure(infer, 'int8', self._track)
         drop = self.reference[self.metric] - metrics[self.metric]
-        return Judgement(outputs, metrics, drop)
+        if self._evaluation.less_is_better(self.metric):
+            drop = -drop
+        return Judgement(outputs, metrics, math.inf if math.isnan(drop) else drop)
 
 
 class OutputJudge:

@@ -198,7 +198,7 @@ def prepared(path: Path) -> 'ModelProto':
     names = {node.name for node in model.graph.node}
     for node, _ in _layers(model).values():
         name = _module_name(node.name)
-        if name not in names:
+        if name and name not in names:
             names.add(name)
             node.name = name
     return model

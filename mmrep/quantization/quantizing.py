@@ -251,6 +251,8 @@ def _write(done: QuantizedOnnx, int8: 'ModelProto', said: dict) -> None:
     record['versions'] = {
         package.__name__: package.__version__ for package in (torch, onnx, onnxruntime)
     }
+    # JSON has no infinity, which is the SQNR of what int8 does not change.
+    record = json.loads(json.dumps(plain(record)), parse_constant=lambda _: None)
     said = plain({**said, 'int8': record})
     onnx.helper.set_model_props(int8, {'mmrep': json.dumps(said)})
     with atomic_writes(done.record, done.picture, done.out) as (text, picture, graph):

@@ -54,7 +54,7 @@ class Trials:
             UserError: If none is; unless that is allowed, which gives the best.
         """
         count = 0
-        if self._judged(0).drop > max_drop:
+        if not self._judged(0).drop <= max_drop:
             most = len(self._ranking) // 2
             count = fewest(most, lambda n: self._judged(n).drop <= max_drop)
         if count is None:

@@ -1,6 +1,7 @@
 """From a config and a checkpoint to an int8 file."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,6 +210,30 @@ def test_a_larger_loss_is_one_sentence(classifier, monkeypatch):
     done = classifier.quantize(max_drop=0.5, allow_drop=True)
     assert len(done.left) == 2 and done.drops[2] == 0.7
     assert len(classifier.files) == 3
+
+
+def test_a_metric_that_is_no_number_is_a_loss(classifier, monkeypatch):
+    nan = dict.fromkeys(range(4), math.inf)
+    monkeypatch.setattr(source, 'MetricJudge', losing(nan))
+    with pytest.raises(UserError, match=r'loses inf of 90\.00 accuracy/top1'):
+        classifier.quantize(max_drop=0.5)
+
+
+def test_the_record_is_json(classifier, monkeypatch):
+    """An SQNR of infinity is not."""
+    real = quantizing.Search.layers
+
+    def layers(*args):
+        return dict.fromkeys(real(*args), math.inf)
+
+    monkeypatch.setattr(quantizing.Search, 'layers', layers)
+    done = classifier.quantize()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    record = json.loads(done.record.read_text(), parse_constant=refuse)
+    assert {layer['sqnr'] for layer in record['int8']['layers']} == {None}
 
 
 def test_what_is_excluded_is_not_counted_twice(classifier, monkeypatch):
