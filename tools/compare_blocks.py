@@ -44,7 +44,7 @@ from mmrep.deployment import (
     read_config,
 )
 from mmrep.errors import ConfigError, UserError
-from mmrep.quantization import Recipe, int8_metrics
+from mmrep.quantization import Int8, Recipe, compare_recipes
 from mmrep.reparam import count_parameters, switch_to_deploy
 
 #: What is compared, by short names.
@@ -78,8 +78,8 @@ COMPARED |= {'RepVGG-L2': COMPARED['RepVGG']}
 USUAL = [name for name in COMPARED if name not in LARGE and name not in TRAINED]
 METRIC = 'accuracy/top1'
 RECIPES = {
-    'int8 per tensor': Recipe('minmax', per_channel=False),
-    'int8 per channel': Recipe('minmax', per_channel=True),
+    'per tensor': Recipe('minmax', per_channel=False),
+    'per channel': Recipe('minmax', per_channel=True),
 }
 
 
@@ -96,6 +96,7 @@ class Result:
         accuracy: Top-1 in per cent, of each seed.
         deployed_accuracy: The same after the switch to deploy form.
         int8: The same in int8, by the recipe's name; empty if not asked for.
+        sqnr: Of the int8 outputs, in dB, by the recipe's name.
     """
 
     block: str
@@ -106,6 +107,7 @@ class Result:
     accuracy: list[float]
     deployed_accuracy: list[float]
     int8: dict[str, list[float]]
+    sqnr: dict[str, list[float]]
 
 
 def with_block(path: str, options: dict | None, block: str) -> Config:
@@ -150,7 +152,7 @@ def measure(configs: dict[str, Config], rounds: int) -> dict[str, dict]:
 
 def train(
     cfg: Config, seed: int, work_dir: str, int8: bool = False
-) -> tuple[float, float, dict[str, float]]:
+) -> tuple[float, float, dict[str, Int8]]:
     """Top-1 accuracies of a trained network: in train form, deploy form and int8.
 
     Raises:
@@ -181,11 +183,11 @@ def train(
     return before, after, quantized(cfg, runner.model, work_dir) if int8 else {}
 
 
-def quantized(cfg: Config, model: nn.Module, folder: str) -> dict[str, float]:
-    """Top-1 accuracies of a model in deploy form, in int8 by each recipe."""
+def quantized(cfg: Config, model: nn.Module, folder: str) -> dict[str, Int8]:
+    """What a model in deploy form has in int8, by each recipe."""
     path = Path(folder, 'deploy.pth')
     write_checkpoint(path, model.state_dict(), {})
-    _, found = int8_metrics(deploy_config(cfg), path, list(RECIPES.values()))
+    _, found = compare_recipes(deploy_config(cfg), path, list(RECIPES.values()))
     return {name: found[recipe] for name, recipe in RECIPES.items()}
 
 
@@ -215,12 +217,32 @@ def show(console: Console, results: list[Result], seeds: int) -> None:
         'deploy form; all on one thread'
     )
     if results[0].int8:
-        table = _table('block', 'fp32', *results[0].int8)
+        table = _table('block', 'fp32', *(n for recipe in RECIPES for n in (recipe, 'dB')))
         for result in results:
-            figures = (result.deployed_accuracy, *result.int8.values())
-            table.add_row(result.block, *map(spread, figures))
+            cells = [spread(result.deployed_accuracy)]
+            for recipe in RECIPES:
+                sqnr = statistics.mean(result.sqnr[recipe])
+                cells += [spread(result.int8[recipe]), f'{sqnr:.1f}']
+            table.add_row(result.block, *cells)
         console.print(table)
-        console.print('top-1 in deploy form; int8 by ONNX Runtime, MinMax, all layers')
+        console.print(
+            'top-1 in deploy form, and in int8 by ONNX Runtime (MinMax, all layers); '
+            'dB: mean SQNR of the logits'
+        )
+
+
+def collected(block: str, costs: dict, runs: list[tuple]) -> Result:
+    """What was measured of a block, from all seeds."""
+    before, after, int8 = zip(*runs, strict=True)
+    names = list(int8[0])
+    return Result(
+        block=block,
+        **costs,
+        accuracy=list(before),
+        deployed_accuracy=list(after),
+        int8={name: [found[name].metric for found in int8] for name in names},
+        sqnr={name: [found[name].sqnr for found in int8] for name in names},
+    )
 
 
 def _table(*columns: str) -> Table:
@@ -278,18 +300,7 @@ def main() -> None:
             trained[block].append(found)
             if quiet:
                 console.print(f'{block}, seed {seed}: {found[0]:.2f}')
-    results = [
-        Result(
-            block=block,
-            **costs[block],
-            accuracy=[before for before, _, _ in trained[block]],
-            deployed_accuracy=[after for _, after, _ in trained[block]],
-            int8={
-                n: [int8[n] for *_, int8 in trained[block]] for n in trained[block][0][2]
-            },
-        )
-        for block in args.blocks
-    ]
+    results = [collected(block, costs[block], trained[block]) for block in args.blocks]
     show(console, results, args.seeds)
     if args.out:
         with atomic_write(args.out) as temporary:

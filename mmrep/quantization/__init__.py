@@ -1,6 +1,6 @@
 """From a checkpoint to an int8 ONNX file whose accuracy was measured."""
 
-from .comparison import int8_metrics
+from .comparison import Int8, compare_recipes
 from .equalization import equalize
 from .evaluation import HostEvaluation
 from .quantizer import METHODS, Quantizer, Recipe, prepared
@@ -11,13 +11,14 @@ __all__ = [
     'AUTO',
     'METHODS',
     'HostEvaluation',
+    'Int8',
     'Layer',
     'QuantizedOnnx',
     'Quantizer',
     'Recipe',
     'Session',
+    'compare_recipes',
     'equalize',
-    'int8_metrics',
     'prepared',
     'quantize_onnx',
 ]

@@ -1,7 +1,8 @@
-"""Compare recipes by what the metric loses."""
+"""Compare recipes by what they lose."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mmengine.config import Config
 
@@ -9,17 +10,30 @@ from mmrep.errors import UserError
 
 from .progress import Track, untracked
 from .quantizer import Quantizer, Recipe
+from .sessions import mean_sqnr
 from .source import load_source
 
 
-def int8_metrics(
+class Int8(NamedTuple):
+    """What a recipe gives.
+
+    Args:
+        metric: The metric in int8.
+        sqnr: SQNR in dB of the raw outputs on the validation set, their mean.
+    """
+
+    metric: float
+    sqnr: float
+
+
+def compare_recipes(
     config: Config,
     checkpoint: str | Path,
     recipes: Sequence[Recipe],
     samples: int = 128,
     track: Track = untracked,
-) -> tuple[float, dict[Recipe, float]]:
-    """The metric of a checkpoint in fp32, and by each recipe in int8.
+) -> tuple[float, dict[Recipe, Int8]]:
+    """The metric of a checkpoint in fp32, and what each recipe gives in int8.
 
     Everything that can be is quantized; see :func:`quantize_onnx` for how and with what.
 
@@ -38,5 +52,9 @@ def int8_metrics(
         raise UserError('no classifier and no segmentor: there is no metric to compare')
     quantizer = Quantizer(source.graph, source.images)
     judge = source.judge(track)
-    found = {r: judge(quantizer.quantize(r)).metrics[judge.metric] for r in recipes}
+    found = {}
+    for recipe in recipes:
+        judged = judge(quantizer.quantize(recipe))
+        sqnr = mean_sqnr([*judged.outputs.values()])
+        found[recipe] = Int8(judged.metrics[judge.metric], sqnr)
     return judge.reference[judge.metric], found

@@ -50,10 +50,13 @@ def test_int8(config, tmp_path):
     results = json.loads(out.read_text())
     assert [result['block'] for result in results] == ['RepVGG', 'RepVGG-L2']
     for result in results:
-        assert list(result['int8']) == ['int8 per tensor', 'int8 per channel']
-        for accuracies in result['int8'].values():
+        assert list(result['int8']) == list(result['sqnr'])
+        assert list(result['int8']) == ['per tensor', 'per channel']
+        for name, accuracies in result['int8'].items():
             assert len(accuracies) == 2 and all(0 <= top1 <= 100 for top1 in accuracies)
-    assert re.search(r'block +fp32 +int8 per tensor +int8 per channel *\n', printed)
+            assert len(result['sqnr'][name]) == 2 and min(result['sqnr'][name]) > 5
+        assert sum(result['sqnr']['per tensor']) < sum(result['sqnr']['per channel'])
+    assert re.search(r'block +fp32 +per tensor +dB +per channel +dB *\n', printed)
     # What is not a terminal has a line for each network.
     assert re.search(r'^RepVGG-L2, seed 1: \d+\.\d\d$', printed, re.MULTILINE)
 
