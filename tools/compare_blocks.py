@@ -59,23 +59,10 @@ COMPARED = {
 }
 #: Those of large kernels, which other bodies have.
 LARGE = ('DilatedReparam', 'LargeKernel')
-#: Other ways to train a block, by what they change in the config.
-TRAINED = {
-    # The kernels' own decay is left out for that of the kernel that they equal.
-    'RepVGG-L2': dict(
-        custom_hooks=[dict(type='mmrep.EquivalentKernelDecayHook', weight_decay=1e-4)],
-        optim_wrapper=dict(
-            paramwise_cfg=dict(
-                custom_keys={
-                    'branch_3x3.conv': dict(decay_mult=0.0),
-                    'branch_1x1.conv': dict(decay_mult=0.0),
-                }
-            )
-        ),
-    )
-}
-COMPARED |= {'RepVGG-L2': COMPARED['RepVGG']}
-USUAL = [name for name in COMPARED if name not in LARGE and name not in TRAINED]
+#: RepVGG's block with the decay of the kernel that its kernels equal.
+CUSTOM_L2 = 'RepVGG-L2'
+COMPARED |= {CUSTOM_L2: COMPARED['RepVGG']}
+USUAL = [name for name in COMPARED if name not in (*LARGE, CUSTOM_L2)]
 METRIC = 'accuracy/top1'
 RECIPES = {
     'per tensor': Recipe('minmax', per_channel=False),
@@ -129,8 +116,24 @@ def with_block(path: str, options: dict | None, block: str) -> Config:
         # It swaps weights around a validation, which the switch would come between.
         raise ConfigError(f'{path} averages weights: leave its EMAHook out')
     backbone.block_cfg = COMPARED[block]
-    cfg.merge_from_dict(TRAINED.get(block, {}))
+    if block == CUSTOM_L2:
+        decay_equivalent_kernels(cfg)
     return cfg
+
+
+def decay_equivalent_kernels(cfg: Config) -> None:
+    """Let a config decay what RepVGG's kernels equal, and not these; in place."""
+    decay = cfg.optim_wrapper.optimizer.get('weight_decay')
+    if not decay:
+        raise ConfigError(
+            f'{cfg.filename} has no optim_wrapper.optimizer.weight_decay, which '
+            f'{CUSTOM_L2} applies to other kernels: give one, or leave {CUSTOM_L2} out'
+        )
+    hook = dict(type='mmrep.EquivalentKernelDecayHook', weight_decay=decay)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    none = dict(decay_mult=0.0)
+    keys = {'branch_3x3.conv': none, 'branch_1x1.conv': none}
+    cfg.merge_from_dict(dict(optim_wrapper=dict(paramwise_cfg=dict(custom_keys=keys))))
 
 
 def measure(configs: dict[str, Config], rounds: int) -> dict[str, dict]:
@@ -187,7 +190,8 @@ def quantized(cfg: Config, model: nn.Module, folder: str) -> dict[str, Int8]:
     """What a model in deploy form has in int8, by each recipe."""
     path = Path(folder, 'deploy.pth')
     write_checkpoint(path, model.state_dict(), {})
-    _, found = compare_recipes(deploy_config(cfg), path, list(RECIPES.values()))
+    recipes = list(RECIPES.values())
+    _, found = compare_recipes(deploy_config(cfg), path, recipes, metric=METRIC)
     return {name: found[recipe] for name, recipe in RECIPES.items()}
 
 

@@ -47,7 +47,8 @@ def parse_args() -> argparse.Namespace:
     add(
         '--metric',
         type=name_argument,
-        help='one that the evaluator gives (default: accuracy/top1 or mIoU)',
+        help="one that the evaluator gives (default: the config's save_best, "
+        'accuracy/top1 or mIoU)',
     )
     add(
         '--samples',
@@ -109,7 +110,10 @@ def show(console: Console, done: QuantizedOnnx) -> None:
     for count, drop in done.drops.items():
         console.print(f'{done.metric} lost with {count} layers left in fp32: {drop:.2f}')
     if done.metric is None:
-        console.print('note: no classifier and no segmentor: judged by its raw outputs')
+        console.print(
+            'note: its predictions are not made of the one output of one head, so that it '
+            'is judged by its raw outputs, without --max-drop'
+        )
     for path in (done.out, done.record, done.picture):
         console.print(f'written: {printable(path)}', soft_wrap=True)
 

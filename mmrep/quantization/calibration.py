@@ -1,13 +1,13 @@
 """The images that an int8 model is calibrated with."""
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.runner import Runner
-from torch import nn
 
 from mmrep.errors import ConfigError
 
@@ -30,7 +30,8 @@ def calibration_dataset(config: Config) -> ConfigDict:
         )
     pipeline = None
     for name in ('val_dataloader', 'test_dataloader'):
-        pipeline = pipeline or _pipeline(_dataset(config, name))
+        if pipeline is None:
+            pipeline = _pipeline(_dataset(config, name))
     if pipeline is None:
         raise ConfigError(
             'this config has no pipeline in val_dataloader.dataset or '
@@ -40,22 +41,28 @@ def calibration_dataset(config: Config) -> ConfigDict:
 
 
 def calibration_images(
-    dataset: BaseDataset, model: nn.Module, samples: int, track: Track, seed: int = 0
+    dataset: BaseDataset,
+    inputs_of: Callable[[dict], list[np.ndarray]],
+    samples: int,
+    track: Track,
+    seed: int = 0,
 ) -> list[np.ndarray]:
     """Random images of a data set as the network gets them, ``(1, C, H, W)`` each.
 
     Args:
         dataset: The data set, as :func:`calibration_dataset` describes it.
-        model: The model, whose data preprocessor is used.
+        inputs_of: From a batch of one image to what the network gets: the image, or its
+            crops, of which one is taken.
         samples: The most images.
         track: Wraps what is read, with a title.
         seed: Seed of the choice. Default: 0.
     """
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(dataset), generator=generator)
     images = []
     for index in track(order[:samples].tolist(), 'reading calibration images'):
-        data = model.data_preprocessor(pseudo_collate([dataset[index]]), False)
-        images.append(data['inputs'].numpy())
+        inputs = inputs_of(pseudo_collate([dataset[index]]))
+        images.append(inputs[torch.randint(len(inputs), (), generator=generator)])
     return images
 
 
@@ -105,7 +112,7 @@ def _with_pipeline(dataset: ConfigDict, pipeline: list) -> ConfigDict:
         dataset.dataset = inner
     elif isinstance(dataset.get('datasets'), list | tuple):
         dataset.datasets = [_with_pipeline(inner, pipeline) for inner in dataset.datasets]
-    else:
-        # With test_mode, an image that cannot be read is an error and not another image.
-        dataset.update(pipeline=copy.deepcopy(pipeline), test_mode=True)
+    elif 'pipeline' in dataset:
+        # Not test_mode, by which some data sets choose what they read.
+        dataset.pipeline = copy.deepcopy(pipeline)
     return dataset

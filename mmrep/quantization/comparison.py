@@ -10,7 +10,7 @@ from mmrep.errors import UserError
 
 from .progress import Track, untracked
 from .quantizer import Quantizer, Recipe
-from .sessions import mean_sqnr
+from .sessions import total_sqnr
 from .source import load_source
 
 
@@ -19,7 +19,7 @@ class Int8(NamedTuple):
 
     Args:
         metric: The metric in int8.
-        sqnr: SQNR in dB of the raw outputs on the validation set, their mean.
+        sqnr: SQNR in dB of the raw outputs on the validation set.
     """
 
     metric: float
@@ -31,6 +31,7 @@ def compare_recipes(
     checkpoint: str | Path,
     recipes: Sequence[Recipe],
     samples: int = 128,
+    metric: str | None = None,
     track: Track = untracked,
 ) -> tuple[float, dict[Recipe, Int8]]:
     """The metric of a checkpoint in fp32, and what each recipe gives in int8.
@@ -42,12 +43,13 @@ def compare_recipes(
         checkpoint: The checkpoint.
         recipes: What is compared.
         samples: The most calibration images. Default: 128.
+        metric: See :class:`HostEvaluation`. Default: None.
         track: Wraps what takes long, with a title. Default: nothing.
 
     Raises:
         UserError: With one sentence, if anything is wrong.
     """
-    source = load_source(config, checkpoint, None, samples, track)
+    source = load_source(config, checkpoint, metric, samples, track)
     if source.evaluation is None:
         raise UserError('no classifier and no segmentor: there is no metric to compare')
     quantizer = Quantizer(source.graph, source.images)
@@ -55,6 +57,6 @@ def compare_recipes(
     found = {}
     for recipe in recipes:
         judged = judge(quantizer.quantize(recipe))
-        sqnr = mean_sqnr([*judged.outputs.values()])
+        sqnr = total_sqnr([*judged.outputs.values()])
         found[recipe] = Int8(judged.metrics[judge.metric], sqnr)
     return judge.reference[judge.metric], found

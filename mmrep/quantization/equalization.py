@@ -5,12 +5,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mmrep.deployment.onnx_graph import nodes_of
+
 if TYPE_CHECKING:
     # Imported where they are needed: mmrep works without them.
     from onnx import ModelProto, NodeProto
 
 #: Operators with ``f(s x) = s f(x)`` for ``s > 0``, each channel by itself.
 _HOMOGENEOUS = ('Relu', 'LeakyRelu', 'MaxPool', 'AveragePool', 'GlobalAveragePool')
+
+#: Of the range of the largest channel, what one that is not equalized has at most.
+_DEAD = 1e-4
 
 #: The most sweeps over all pairs; they stop when no scale is further from 1 than this.
 _SWEEPS, _ENOUGH = 100, 1e-3
@@ -34,8 +39,9 @@ def equalize(model: 'ModelProto') -> int:
 
     where ``r1 = max |W1[c]|`` and ``r2 = max |W2[:, c]|``, so that both ranges become
     ``sqrt(r1 r2)``: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization
-    and Bias Correction", section 4.1. The pairs are gone through again and again, until
-    they agree. The function stays the same but for the rounding of each weight.
+    and Bias Correction", section 4.1. A channel with next to no weights stays as it is. The
+    pairs are gone through until they agree. The function stays the same but for the
+    rounding of each weight.
 
     Args:
         model: The graph of a fused model.
@@ -69,8 +75,8 @@ def _scale(pair: _Pair, arrays: dict[str, np.ndarray]) -> bool:
     after = [_by_group(node, arrays) for node in pair.after]
     before = abs(first).max((1, 2, 3))
     behind = np.max([abs(weight).max((1, 3, 4)).ravel() for weight in after], 0)
-    # A channel that is zero on one side has no range to share.
-    used = (before > 0) & (behind > 0)
+    # A channel of next to no weights has no range to share: its bias would grow with them.
+    used = (before > _DEAD * before.max()) & (behind > _DEAD * behind.max())
     scale = np.ones_like(before)
     scale[used] = np.sqrt(before[used] / behind[used])
     for name in _own(pair.first):
@@ -96,12 +102,12 @@ def _pairs(model: 'ModelProto') -> list[_Pair]:
     """The convs in the order of computation that have nothing but convs after them."""
     graph = model.graph
     readers = defaultdict(list)
-    for node in graph.node:
+    for node in nodes_of(graph.node):
         for name in node.input:
             readers[name].append(node)
     outputs = {value.name for value in graph.output}
     sizes = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    uses = Counter(name for node in graph.node for name in node.input)
+    uses = Counter(name for node in nodes_of(graph.node) for name in node.input)
 
     def is_conv(node: 'NodeProto') -> bool:
         own = _own(node)

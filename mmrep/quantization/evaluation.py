@@ -1,9 +1,12 @@
 """Evaluate raw outputs, wherever they come from, as the host evaluates its model."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
@@ -12,6 +15,7 @@ from mmengine.registry import EVALUATOR
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmrep.deployment.running import run_form, seeded_input
 from mmrep.errors import ConfigError, UserError
 
 from .progress import Track, untracked
@@ -21,6 +25,9 @@ _HEADS = ('head', 'decode_head')
 
 #: The metric of an evaluator that gives several, if the config does not name one.
 _USUAL = ('accuracy/top1', 'mIoU', 'multi-label/mAP')
+
+#: Metrics of which less is better, as mmengine, mmseg and mmdet call them.
+_LESS = re.compile(r'(^|[/_])(loss|rmse|mse|mae|abs_rel|sq_rel|log10|silog|error)')
 
 #: From a batch of preprocessed images to raw outputs.
 Infer = Callable[[Tensor], Tensor]
@@ -65,7 +72,7 @@ class HostEvaluation:
         """
         with _silent():
             evaluator = _built(self._evaluator)
-        evaluator.dataset_meta = self.loader.dataset.metainfo
+        evaluator.dataset_meta = getattr(self.loader.dataset, 'metainfo', None)
         with _predicting(self.model, infer), torch.no_grad():
             for data in track(self.loader, f'evaluating {form}'):
                 evaluator.process(self.model.val_step(data), data)
@@ -95,8 +102,30 @@ class HostEvaluation:
         return names[0]
 
     def less_is_better(self, metric: str) -> bool:
-        """Whether the config's rule for its best checkpoint says so of a metric."""
-        return metric == self._named and self._rule == 'less'
+        """Whether less of a metric is better, by the config's rule or by its name.
+
+        The rule is that for the best checkpoint, where there is one for all metrics.
+        """
+        if self._rule in ('less', 'greater') and self._named in (metric, 'auto'):
+            return self._rule == 'less'
+        return bool(_LESS.search(metric))
+
+    def inputs_of(self, data: dict, infer: Infer) -> list[np.ndarray]:
+        """What the network gets for a batch, ``(1, C, H, W)`` each: images, or crops.
+
+        Args:
+            data: The batch, as a data loader gives it.
+            infer: What makes raw outputs.
+        """
+        seen = []
+
+        def spy(inputs: Tensor) -> Tensor:
+            seen.extend(inputs.split(1))
+            return infer(inputs)
+
+        with _predicting(self.model, spy), torch.no_grad():
+            self.model.val_step(data)
+        return [image.numpy() for image in seen]
 
 
 def _built(config: dict | list) -> Evaluator:
@@ -122,9 +151,33 @@ def _is_number(value: object) -> bool:
     return True
 
 
-def has_one_head(model: nn.Module) -> bool:
-    """Whether a model is a classifier or a segmentor, whose one head makes its outputs."""
-    return _head_of(model) is not None
+@torch.no_grad()
+def has_one_head(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether a model's raw output is one tensor, and what its one head returns.
+
+    As of classifiers and segmentors, whose predictions can be made of any raw output.
+
+    Args:
+        model: The model.
+        shape: Of an input.
+
+    Raises:
+        UserError: If it cannot process one.
+    """
+    if (head := _head_of(model)) is None:
+        return False
+    returned, original = [], head.forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        returned.append(original(*args, **kwargs))
+        return returned[-1]
+
+    head.forward = spy
+    try:
+        output = run_form(model, seeded_input(shape, 0), 'train')
+    finally:
+        del head.forward
+    return isinstance(output, Tensor) and [output is y for y in returned] == [True]
 
 
 def _head_of(model: nn.Module) -> nn.Module | None:

@@ -1,5 +1,6 @@
 """A picture of the layers of a quantized graph."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
 _ROW = 0.2
 
 _COLORS = {'int8': '#1f6fb4', 'fp32': '#c8601a'}
+
+
+def _is_finite(sqnr: float | None) -> bool:
+    return sqnr is not None and math.isfinite(sqnr)
 
 
 def draw_layers(layers: Sequence['Layer'], path: str | Path) -> None:
@@ -31,7 +36,7 @@ def draw_layers(layers: Sequence['Layer'], path: str | Path) -> None:
         low, middle, high = zip(*(layers[row].ranges for row in rows), strict=True)
         ranges.hlines(rows, low, high, color=color, linewidth=3, alpha=0.5)
         ranges.scatter(middle, rows, color=color, s=16, zorder=3, label=form)
-        known = [row for row in rows if layers[row].sqnr is not None]
+        known = [row for row in rows if _is_finite(layers[row].sqnr)]
         costs.barh(known, [layers[row].sqnr for row in known], color=color, height=0.7)
     ranges.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize=7)
     ranges.invert_yaxis()

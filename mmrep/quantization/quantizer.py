@@ -15,6 +15,8 @@ import numpy as np
 
 from mmrep.errors import UserError, reason
 
+from .progress import Track, untracked
+
 if TYPE_CHECKING:
     # Imported where they are needed: mmrep works without them.
     from onnx import ModelProto, NodeProto, TensorProto
@@ -25,11 +27,10 @@ METHODS = ('minmax', 'percentile')
 #: Of the values of an activation, the share that its range holds, for ``'percentile'``.
 PERCENTILE = 99.99
 
+_AS_FP32 = 'export it in fp32 by tools/export_onnx.py, or report the config'
+
 #: Operators with weights: the layers.
 _WEIGHTED = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
-
-#: Images whose activations are held at once while histograms are made.
-_CHUNK = 4
 
 
 class Recipe(NamedTuple):
@@ -58,17 +59,23 @@ class Quantizer:
         images: What it is calibrated with, ``(1, C, H, W)`` each.
         reduce_range: Whether weights get 7 bits, for CPUs without VNNI, whose sums of
             products overflow with 8. Default: False.
+        track: Wraps the images while they are calibrated with, with a title. Default:
+            nothing.
 
     Raises:
-        UserError: If ONNX Runtime cannot prepare the graph, or nothing in it can be
-            quantized.
+        UserError: If nothing in the graph can be quantized.
     """
 
     def __init__(
-        self, model: 'ModelProto', images: Sequence[np.ndarray], reduce_range: bool = False
+        self,
+        model: 'ModelProto',
+        images: Sequence[np.ndarray],
+        reduce_range: bool = False,
+        track: Track = untracked,
     ) -> None:
         self.images = images
         self.reduce_range = reduce_range
+        self._track = track
         self.model = model
         self._nodes = _layers(model)
         #: The names of the nodes with weights, in the order of computation.
@@ -119,29 +126,40 @@ class Quantizer:
         Raises:
             UserError: If ONNX Runtime cannot quantize it.
         """
-        from onnxruntime.quantization import QuantType
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
         if recipe.method not in self._ranges:
-            with _explaining(f'calibrate this model ({recipe.method})'):
-                self._ranges[recipe.method] = self._calibrate(recipe.method)
-        with _explaining(f'quantize this model ({recipe})'):
-            quantizer = QDQQuantizer(
-                copy.deepcopy(self.model),
-                recipe.per_channel,
-                self.reduce_range,
-                QuantType.QInt8,
-                QuantType.QUInt8,
-                self._ranges[recipe.method],
-                [only] if only else [],
-                list(keep),
-                _quantizable(),
-                {},
-            )
+            with _explaining(f'calibrate this model ({recipe.method})', _AS_FP32):
+                ranges = self._calibrate(recipe.method)
+                # What a conv and its activation have in common is written into them.
+                self._quantizer(recipe, ranges, [], [])
+                self._ranges[recipe.method] = ranges
+        remedy = 'leave layers out by --exclude'
+        with _explaining(f'quantize this model ({recipe})', remedy):
+            ranges = copy.deepcopy(self._ranges[recipe.method])
+            quantizer = self._quantizer(recipe, ranges, [only] if only else [], list(keep))
             quantizer.quantize_model()
             # What it adds stands at the end.
             quantizer.model.topological_sort()
         return quantizer.model.model
+
+    def _quantizer(
+        self, recipe: Recipe, ranges: Any, nodes: list[str], keep: list[str]
+    ) -> Any:
+        """ONNX Runtime's, of a copy of the graph."""
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        return QDQQuantizer(
+            copy.deepcopy(self.model),
+            recipe.per_channel,
+            self.reduce_range,
+            QuantType.QInt8,
+            QuantType.QUInt8,
+            ranges,
+            nodes,
+            keep,
+            _quantizable(),
+            {},
+        )
 
     def _calibrate(self, method: str) -> Any:
         """The range of each activation."""
@@ -163,8 +181,9 @@ class Quantizer:
                 }[method],
                 extra_options=options if method == 'percentile' else {},
             )
-            for start in range(0, len(self.images), _CHUNK):
-                calibrator.collect_data(_Reader(self.images[start : start + _CHUNK]))
+            for image in self._track(self.images, f'calibrating, {method}'):
+                # One by one: a histogram is made of all activations that are held.
+                calibrator.collect_data(_Reader([image]))
             return calibrator.compute_data()
 
 
@@ -183,7 +202,8 @@ class _Reader:
 def prepared(path: Path) -> 'ModelProto':
     """An exported graph as ONNX Runtime wants it for quantizing.
 
-    Its layers are called as the modules that they come from.
+    Its layers are called as the modules that they come from, as far as the exporter tells:
+    where a head is called by its ``forward``, its own name is missing.
 
     Raises:
         UserError: If it cannot be prepared.
@@ -191,7 +211,7 @@ def prepared(path: Path) -> 'ModelProto':
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with TemporaryDirectory() as folder, _explaining('prepare this model'):
+    with TemporaryDirectory() as folder, _explaining('prepare this model', _AS_FP32):
         out = Path(folder, 'prepared.onnx')
         quant_pre_process(path, out)
         model = onnx.load(out)
@@ -237,9 +257,10 @@ def _quantizable() -> list[str]:
 
 
 @contextmanager
-def _explaining(what: str) -> Iterator[None]:
+def _explaining(what: str, remedy: str) -> Iterator[None]:
     """Make one sentence of what ONNX Runtime raises, and hide what it prints."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with redirect_stdout(io.StringIO()):
             yield
@@ -248,8 +269,7 @@ def _explaining(what: str) -> Iterator[None]:
     except Exception as error:
         # It may raise anything.
         raise UserError(
-            f'ONNX Runtime cannot {what} ({reason(error)}): leave layers out by --exclude, '
-            'or export it in fp32 by tools/export_onnx.py'
+            f'ONNX Runtime cannot {what} ({reason(error)}): {remedy}'
         ) from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +22,14 @@ from mmrep.checkpoints import (
     refuse_unwritable,
 )
 from mmrep.deployment import VerificationError
+from mmrep.errors import UserError
 
 from .equalization import equalize
 from .picture import draw_layers
 from .progress import Track, untracked
 from .quantizer import METHODS, Quantizer, Recipe
 from .search import Search
-from .sessions import Session, errors, mean_sqnr
+from .sessions import Session, errors, total_sqnr
 from .source import load_source
 from .trials import Trials
 
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 AUTO = 'auto'
+
+#: The first by which a weight can have a scale for each channel.
+_OPSET = 13
 
 #: Equalizing changes nothing but the last bits: 1e-6 as relative L2.
 _EQUALIZED_SQNR = 120.0
@@ -76,7 +81,7 @@ class QuantizedOnnx:
         outputs: SQNR in dB and argmax agreement of each raw output, on the validation
             set, or on the calibration images where raw outputs decide.
         drops: Loss of the metric with so many layers left in fp32, as far as tried.
-        sizes: Bytes of each form.
+        sizes: Bytes of each form's graph.
         latencies: Median seconds of each form for one image.
         layers: The layers, in order.
     """
@@ -163,13 +168,19 @@ def quantize_onnx(
     out = out_path(out, '.onnx')
     picture, record = out.with_suffix('.png'), out.with_suffix('.json')
     refuse_existing(out, picture, record, overwrite=overwrite)
-    # It is written last, after minutes.
-    refuse_unwritable(out)
+    for path in (out, picture, record):
+        for read in (checkpoint, source_config):
+            if Path(expanduser(read)).resolve() == path.resolve():
+                raise UserError(f'{path} would replace {read}: give another name')
+        # They are written last, after minutes.
+        refuse_unwritable(path)
+    if export.get('opset', _OPSET) < _OPSET:
+        raise UserError(f'int8 takes opset {_OPSET} or newer: give another --opset')
     export['source_config'] = source_config
     source = load_source(config, checkpoint, metric, samples, track, **export)
     graph, images = source.graph, source.images
     convs = _equalize(graph, images) if equalized else None
-    quantizer = Quantizer(graph, images, reduce_range)
+    quantizer = Quantizer(graph, images, reduce_range, track)
     search = Search(quantizer, quantizer.matching(exclude))
     recipes = search.recipes(_recipes(method, per_channel), track)
     recipe = next(iter(recipes))
@@ -189,11 +200,17 @@ def quantize_onnx(
         metrics={'fp32': judge.reference, 'int8': judgement.metrics},
         outputs={n: (e.sqnr, e.agreement) for n, e in judgement.outputs.items()},
         drops=trials.drops,
-        sizes={'fp32': source.size, 'int8': int8.ByteSize()},
+        sizes={'fp32': graph.ByteSize(), 'int8': int8.ByteSize()},
         latencies=_latencies({'fp32': graph, 'int8': int8}, images[0]),
         layers=_layers(quantizer, left, alone),
     )
-    _write(done, int8, source.said)
+    options = dict(
+        max_drop=max_drop,
+        allow_drop=allow_drop,
+        exclude=list(exclude),
+        reduce_range=reduce_range,
+    )
+    _write(done, int8, {**source.said, 'options': options})
     return done
 
 
@@ -209,7 +226,7 @@ def _equalize(graph: 'ModelProto', images: Sequence[np.ndarray]) -> int:
     before = Session(graph)
     count = equalize(graph)
     seen = images[:1]
-    sqnr = mean_sqnr(errors([before(image) for image in seen], Session(graph), seen))
+    sqnr = total_sqnr(errors([before(image) for image in seen], Session(graph), seen))
     if not sqnr >= _EQUALIZED_SQNR:
         raise VerificationError(
             f'the equalized graph has an SQNR of {sqnr:.0f} dB, which is more than '

@@ -6,10 +6,10 @@ import numpy as np
 
 from .progress import Track
 from .quantizer import Quantizer, Recipe
-from .sessions import Session, errors, mean_sqnr
+from .sessions import Session, errors, total_sqnr
 
-#: Of the images, how many tell what a layer alone costs.
-_FOR_RANKING = 32
+#: Of the images, how many outputs are compared: of a recipe, and of a layer alone.
+COMPARED, _FOR_RANKING = 32, 16
 
 
 class Search:
@@ -24,14 +24,14 @@ class Search:
         self.quantizer = quantizer
         self.keep = list(keep)
         fp32 = Session(quantizer.model)
-        self._references = [fp32(image) for image in quantizer.images]
+        self._references = [fp32(image) for image in quantizer.images[:COMPARED]]
 
     def recipes(self, recipes: Sequence[Recipe], track: Track) -> dict[Recipe, float]:
         """The SQNR of each recipe in dB, the best first."""
         found = {}
         for recipe in track(recipes, 'trying recipes'):
             quantized = Session(self.quantizer.quantize(recipe, self.keep))
-            found[recipe] = self._sqnr(quantized, len(self.quantizer.images))
+            found[recipe] = self._sqnr(quantized, COMPARED)
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def layers(self, recipe: Recipe, track: Track) -> dict[str, float]:
@@ -45,7 +45,7 @@ class Search:
 
     def _sqnr(self, session: Session, count: int) -> float:
         images: Sequence[np.ndarray] = self.quantizer.images
-        return mean_sqnr(errors(self._references[:count], session, images[:count]))
+        return total_sqnr(errors(self._references[:count], session, images[:count]))
 
 
 def fewest(most: int, is_enough: Callable[[int], bool]) -> int | None:

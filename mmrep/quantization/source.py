@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 from mmengine.config import Config
 from torch import nn
 
-from mmrep.deployment import build_model, export_onnx
+from mmrep.deployment import Shape, build_model, export_onnx, input_shape
 from mmrep.errors import UserError
 
 from .calibration import build_dataset, calibration_dataset, calibration_images
@@ -19,6 +20,8 @@ from .evaluation import HostEvaluation, has_one_head
 from .judging import MetricJudge, OutputJudge
 from .progress import Track
 from .quantizer import prepared
+from .search import COMPARED
+from .sessions import Session
 
 if TYPE_CHECKING:
     # Imported where they are needed: mmrep works without them.
@@ -31,14 +34,12 @@ class Source:
 
     Args:
         graph: Its deploy form in fp32, verified and prepared.
-        size: Bytes of the exported file.
         said: What the file says of where it comes from.
         images: Calibration images, ``(1, C, H, W)`` each.
         evaluation: How the host evaluates it; None where raw outputs decide.
     """
 
     graph: 'ModelProto'
-    size: int
     said: dict
     images: list[np.ndarray]
     evaluation: HostEvaluation | None
@@ -46,7 +47,7 @@ class Source:
     def judge(self, track: Track) -> MetricJudge | OutputJudge:
         """What says how much a quantized graph loses against the graph as it is now."""
         if self.evaluation is None:
-            return OutputJudge(self.images, self.graph)
+            return OutputJudge(self.images[:COMPARED], self.graph)
         return MetricJudge(self.evaluation, self.graph, track)
 
 
@@ -72,37 +73,55 @@ def load_source(
         UserError: With one sentence, if anything is wrong.
     """
     model = build_model(_as_run(config))
-    evaluation = _evaluation(config, model, metric)
+    export['shape'] = export.get('shape') or _shape(config)
+    evaluation = _evaluation(config, model, metric, (1, *export['shape']))
     dataset = build_dataset(calibration_dataset(config))
     with TemporaryDirectory() as folder:
         path = Path(folder, 'fp32.onnx')
         export_onnx(config, checkpoint, path, **export)
-        graph, size, said = prepared(path), path.stat().st_size, _said_of(path)
-    images = calibration_images(dataset, model, samples, track)
-    return Source(graph, size, said, images, evaluation)
+        graph, said = prepared(path), _said_of(path)
+    inputs_of = partial(_preprocessed, model)
+    if evaluation is not None:
+        inputs_of = partial(evaluation.inputs_of, infer=Session(graph).infer)
+    images = calibration_images(dataset, inputs_of, samples, track)
+    return Source(graph, said, images, evaluation)
 
 
 def _as_run(config: Config) -> Config:
     """A config whose model has the data preprocessor that a Runner gives it."""
     config = copy.deepcopy(config)
-    config.model.setdefault('data_preprocessor', config.get('data_preprocessor'))
+    if config.get('data_preprocessor') is not None:
+        config.model.setdefault('data_preprocessor', config.data_preprocessor)
     return config
 
 
+def _preprocessed(model: nn.Module, data: dict) -> list[np.ndarray]:
+    """A batch of one image as the model's data preprocessor gives it."""
+    return [model.data_preprocessor(data, False)['inputs'].numpy()]
+
+
+def _shape(config: Config) -> Shape:
+    """Channels, height and width of what the network gets: in sliding, a crop."""
+    shape, test = input_shape(config), config.model.get('test_cfg')
+    if isinstance(test, dict) and test.get('mode') == 'slide':
+        shape = (shape[0], *test['crop_size'])
+    return shape
+
+
 def _evaluation(
-    config: Config, model: nn.Module, metric: str | None
+    config: Config, model: nn.Module, metric: str | None, shape: tuple[int, ...]
 ) -> HostEvaluation | None:
     """How the host evaluates the model; None for one that is judged by raw outputs.
 
     Raises:
         UserError: If a metric is asked of such a one.
     """
-    if has_one_head(model):
+    if has_one_head(model, shape):
         return HostEvaluation(config, model, metric)
     if metric is not None:
         raise UserError(
             f'{type(model).__name__} is judged by its raw outputs, since its predictions '
-            'are not made by one head of a classifier or a segmentor: leave --metric out'
+            'are not made of the one output of one head: leave --metric out'
         )
     return None
 

@@ -1,5 +1,6 @@
 """Leave as few layers in fp32 as bring the loss under a limit."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mmrep.errors import UserError
@@ -11,6 +12,10 @@ from .search import Search, fewest
 if TYPE_CHECKING:
     # Imported where they are needed: mmrep works without them.
     from onnx import ModelProto
+
+
+#: Metrics are means in float32.
+_ROUNDING = 1e-4
 
 
 class Trials:
@@ -54,9 +59,9 @@ class Trials:
             UserError: If none is; unless that is allowed, which gives the best.
         """
         count = 0
-        if not self._judged(0).drop <= max_drop:
+        if not self._loses_at_most(max_drop, 0):
             most = len(self._ranking) // 2
-            count = fewest(most, lambda n: self._judged(n).drop <= max_drop)
+            count = fewest(most, partial(self._loses_at_most, max_drop))
         if count is None:
             count = min(self._judgements, key=lambda n: self._judgements[n].drop)
             if not allow_drop:
@@ -78,6 +83,9 @@ class Trials:
 
     def _quantized(self, count: int) -> 'ModelProto':
         return self._search.quantizer.quantize(self._recipe, self._left(count))
+
+    def _loses_at_most(self, max_drop: float, count: int) -> bool:
+        return self._judged(count).drop <= max_drop + _ROUNDING
 
     def _judged(self, count: int) -> Judgement:
         if count not in self._judgements:

@@ -1,5 +1,7 @@
 """The images that int8 is calibrated with."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from mmengine.config import Config
@@ -8,12 +10,15 @@ from torch.utils.data import Dataset
 
 from mmrep.deployment import build_model, enter_scope
 from mmrep.errors import ConfigError
+from mmrep.hosts import forward
+from mmrep.quantization import HostEvaluation
 from mmrep.quantization.calibration import (
     build_dataset,
     calibration_dataset,
     calibration_images,
 )
 from mmrep.quantization.progress import untracked
+from mmrep.quantization.source import _preprocessed
 
 
 def config_of(**dataloaders) -> Config:
@@ -25,9 +30,7 @@ def loader(**dataset) -> dict:
 
 
 VAL = loader(type='Images', part='val', pipeline=[dict(type='Resize', scale=32)])
-PLAIN = dict(
-    type='Images', part='train', pipeline=[dict(type='Resize', scale=32)], test_mode=True
-)
+PLAIN = dict(type='Images', part='train', pipeline=[dict(type='Resize', scale=32)])
 
 
 def images_of(**more) -> dict:
@@ -96,14 +99,16 @@ def test_images_as_the_network_gets_them(tmp_path, write):
     enter_scope(config)
     model = build_model(config)
     dataset = build_dataset(calibration_dataset(config))
-    images = calibration_images(dataset, model, 3, untracked)
+    inputs_of = HostEvaluation(config, model).inputs_of
+    inputs_of = partial(inputs_of, infer=partial(forward, build_model(config)))
+    images = calibration_images(dataset, inputs_of, 3, untracked)
     assert [image.shape for image in images] == [(1, 3, HEIGHT, WIDTH)] * 3
     for image in images:
         assert image.dtype == np.float32 and -2.2 < image.min() < image.max() < 2
-    every = calibration_images(dataset, model, 100, untracked)
+    every = calibration_images(dataset, partial(_preprocessed, model), 100, untracked)
     assert len(every) == len(dataset) == (8 if write is write_classification else 4)
     assert all((a == b).all() for a, b in zip(images, every, strict=False))
-    other = calibration_images(dataset, model, 3, untracked, seed=1)
+    other = calibration_images(dataset, inputs_of, 3, untracked, seed=1)
     assert any((a != b).any() for a, b in zip(images, other, strict=True))
 
 

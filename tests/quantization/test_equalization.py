@@ -142,6 +142,20 @@ def test_dead_channels_stay():
             np.testing.assert_array_equal(array[2], arrays(before)[name][2])
 
 
+def test_a_channel_of_next_to_no_weights_stays():
+    """Its bias would become large, and with it the range of what int8 has to hold."""
+    graph, out = chain(relu)()
+    weight = numpy_helper.to_array(graph.tensors[0]).copy()
+    weight[3] *= 1e-9
+    graph.tensors[0].CopyFrom(numpy_helper.from_array(weight, graph.tensors[0].name))
+    model = graph.model(out)
+    before = arrays(copy.deepcopy(model))
+    assert equalize(model) == 1
+    after = arrays(model)
+    assert after['tensor_1'][3] == before['tensor_1'][3]
+    assert (after['tensor_1'] != before['tensor_1']).sum() == 7
+
+
 def test_what_is_read_elsewhere_stays():
     """An output of the graph, and a weight of two convs."""
     graph, out = chain(relu)()

@@ -90,6 +90,28 @@ def test_which_metric(evaluation, given, save_best, metric, expected):
     assert evaluation(metric, save_best).metric_of(metrics) == expected
 
 
+@pytest.mark.parametrize(
+    ('metric', 'save_best', 'rule', 'less'),
+    [
+        ('accuracy/top1', None, None, False),
+        ('mIoU', 'mIoU', 'greater', False),
+        ('own', 'own', 'less', True),
+        ('own', 'auto', 'less', True),
+        ('own', 'other', 'less', False),
+        ('rmse', None, None, True),
+        ('rmse', 'rmse', 'greater', False),
+        ('depth/abs_rel', None, None, True),
+        ('val_loss', None, None, True),
+        ('coco/bbox_mAP', None, None, False),
+        ('mosaic', None, None, False),
+    ],
+)
+def test_what_is_better(evaluation, metric, save_best, rule, less):
+    made = evaluation(save_best=save_best)
+    made._rule = rule
+    assert made.less_is_better(metric) == less
+
+
 def test_no_such_metric_is_one_sentence(evaluation):
     with pytest.raises(UserError, match='gives no mIoU: choose --metric from a, b'):
         evaluation('mIoU').metric_of(dict(a=1.0, b=2.0))
@@ -110,13 +132,34 @@ def test_a_config_without(tmp_path, name):
 
 def test_which_models_have_one_head(tmp_path):
     config = project(write_classification, tmp_path)
-    assert has_one_head(build_model(config))
+    shape = (1, 3, 24, 16)
+    model = build_model(config)
+    assert has_one_head(model, shape) and 'forward' not in vars(model.head)
     config.model.head = None
-    assert not has_one_head(build_model(config))
+    assert not has_one_head(build_model(config), shape)
+    assert not has_one_head(torch.nn.Linear(1, 1), shape)
     # A cascade has several decode heads.
     model = torch.nn.Module()
     model.extract_feat, model.decode_head = None, torch.nn.ModuleList()
-    assert not has_one_head(model)
+    assert not has_one_head(model, shape)
+
+
+@pytest.mark.parametrize('kind', ['DAHead', 'EncHead', 'GCHead'])
+def test_heads_of_several_outputs(tmp_path, kind):
+    """Their predictions cannot be made of one of these."""
+    config = project(write_segmentation, tmp_path)
+    head = dict(config.model.decode_head, type=kind)
+    for name in ('num_convs',) if kind == 'GCHead' else ('num_convs', 'concat_input'):
+        del head[name]
+    head |= dict(DAHead=dict(pam_channels=4), EncHead=dict(num_codes=4), GCHead={})[kind]
+    if kind == 'EncHead':
+        del head['in_index']
+        head |= dict(
+            in_channels=[16, 16], in_index=(0, 0), loss_se_decode=head['loss_decode']
+        )
+    config.model.decode_head = head
+    model = build_model(config)
+    assert has_one_head(model, (1, 3, 24, 16)) == (kind == 'GCHead')
 
 
 def test_the_head_of_auxiliary_classifiers(tmp_path):

@@ -12,7 +12,7 @@ from onnx_graphs import Graph, arrays, images
 from mmrep.errors import UserError
 from mmrep.quantization import METHODS, Recipe
 from mmrep.quantization.quantizer import Quantizer, _module_name, prepared
-from mmrep.quantization.sessions import Session, errors, mean_sqnr
+from mmrep.quantization.sessions import Session, errors, total_sqnr
 
 
 def network(seed: int = 0) -> onnx.ModelProto:
@@ -100,12 +100,32 @@ def test_calibration_in_parts_sees_all():
         some[0][:] /= 50
 
 
+@pytest.mark.parametrize('method', METHODS)
+def test_images_of_several_sizes(method):
+    graph = Graph()
+    model = graph.model(graph.node('Relu', graph.conv('input', 6, 8)))
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f'size_{axis}'
+    some = [image[..., : 4 + i, :] for i, image in enumerate(images(5))]
+    scales = arrays(Quantizer(model, some).quantize(Recipe(method, True)))
+    assert scales['input_scale'] > 0
+
+
+def test_what_was_quantized_before_changes_nothing():
+    recipe = Recipe('minmax', False)
+    fresh, used = Quantizer(network(), images(3)), Quantizer(network(), images(3))
+    used.quantize(recipe)
+    used.quantize(recipe, keep=['conv_0'])
+    first, second = (q.quantize(recipe, only='conv_0') for q in (fresh, used))
+    assert first.SerializeToString() == second.SerializeToString()
+
+
 def test_per_channel_is_closer(quantizer):
     """The channels' ranges are of four orders of magnitude."""
     fp32 = Session(quantizer.model)
     references = [fp32(image) for image in quantizer.images]
     sqnr = {
-        per_channel: mean_sqnr(
+        per_channel: total_sqnr(
             errors(
                 references,
                 Session(quantizer.quantize(Recipe('minmax', per_channel))),

@@ -110,6 +110,9 @@ def test_classifier(classifier):
     assert [layer['name'] for layer in int8['layers']] == [
         layer.name for layer in done.layers
     ]
+    assert record['options'] == dict(
+        max_drop=100, allow_drop=False, exclude=[], reduce_range=False
+    )
     assert int8['versions']['onnxruntime'] == onnxruntime.__version__
     assert done.picture.read_bytes().startswith(b'\x89PNG')
 
@@ -265,6 +268,37 @@ def test_nothing_is_left_of_a_failure(classifier, monkeypatch, name):
     assert classifier.files == []
 
 
+@pytest.mark.parametrize('name', ['net.pth', 'net.json'])
+def test_what_is_read_is_not_replaced(classifier, name):
+    classifier.out = classifier.checkpoint.with_suffix('.onnx')
+    options = dict(source_config=classifier.out.with_suffix('.json'))
+    if name == 'net.pth':
+        classifier.checkpoint = classifier.checkpoint.rename(classifier.out)
+        options = {}
+    with pytest.raises(UserError, match=r'would replace .*: give another name'):
+        classifier.quantize(overwrite=True, **options)
+
+
+def test_sliding_takes_crops(segmentor):
+    """It is calibrated and evaluated with what the network gets."""
+    segmentor.config.model.test_cfg = dict(mode='slide', crop_size=(16, 16), stride=(8, 8))
+    done = segmentor.quantize(method='minmax', per_channel=True)
+    (value,) = onnx.load(done.out).graph.input
+    assert [d.dim_value for d in value.type.tensor_type.shape.dim] == [1, 3, 16, 16]
+    assert done.samples == 4 and set(done.metrics['int8']) == {'aAcc', 'mIoU', 'mAcc'}
+
+
+def test_old_operators_are_refused(classifier):
+    with pytest.raises(UserError, match='int8 takes opset 13 or newer'):
+        classifier.quantize(opset=12)
+
+
+def test_a_model_without_a_data_preprocessor(classifier):
+    classifier.config.data_preprocessor = None
+    del classifier.config.model.data_preprocessor
+    assert 'data_preprocessor' not in source._as_run(classifier.config).model
+
+
 def test_images_of_another_size_are_one_sentence(classifier):
     with pytest.raises(UserError, match=r'takes inputs of shape .*give a fitting --shape'):
         classifier.quantize(shape=(3, 32, 32))
@@ -314,6 +348,8 @@ def test_detectors_by_their_raw_outputs(tmp_path, make):
     assert done.metric is None and done.metrics == {'fp32': {}, 'int8': {}}
     assert len(done.outputs) == (10 if make is retinanet else 4)
     assert all(sqnr > 8 for sqnr, _ in done.outputs.values())
+    # One layer changes some of the outputs.
+    assert all(8 < layer.sqnr < 200 for layer in done.layers)
     with pytest.raises(UserError, match='judged by its raw outputs'):
         quantize_onnx(*arguments, **options, metric='coco/bbox_mAP', overwrite=True)
 
@@ -329,6 +365,8 @@ def test_progress(classifier):
     assert titles == [
         'reading calibration images',
         'trying recipes',
+        'calibrating, minmax',
+        'calibrating, percentile',
         'ranking layers',
         'evaluating fp32',
         'evaluating int8',

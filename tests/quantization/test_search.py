@@ -13,7 +13,7 @@ from mmrep.quantization import METHODS, Recipe
 from mmrep.quantization.progress import untracked
 from mmrep.quantization.quantizer import Quantizer
 from mmrep.quantization.search import Search, fewest
-from mmrep.quantization.sessions import Error
+from mmrep.quantization.sessions import Error, total_sqnr
 
 
 @given(st.integers(0, 40), st.integers(1, 50))
@@ -79,6 +79,15 @@ def test_layers_from_the_worst_on():
     ]
     assert sqnr[0] > sqnr[1]
     assert first not in Search(quantizer, [first]).layers(recipe, untracked)
+
+
+def test_sqnr_of_several_outputs():
+    """One that is exact hides nothing of another."""
+    exact, noisy = Error(signal=1.0, noise=0.0), Error(signal=100.0, noise=1.0)
+    assert total_sqnr([noisy]) == pytest.approx(20)
+    assert total_sqnr([exact, noisy]) == pytest.approx(20 + 10 * np.log10(2))
+    assert total_sqnr([exact]) == np.inf
+    assert total_sqnr([exact, Error(signal=0.0, noise=1.0)]) < 4
 
 
 def test_error_over_batches():

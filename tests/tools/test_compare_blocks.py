@@ -7,6 +7,7 @@ from tiny_projects import write_classification, write_segmentation
 from tool_runs import load, succeed, tool
 
 from mmrep.deployment import BLOCKS, build_model
+from mmrep.errors import ConfigError
 from mmrep.reparam import count_parameters, reparam_blocks
 
 
@@ -63,18 +64,24 @@ def test_int8(config, tmp_path):
 
 def test_the_l2_of_the_equivalent_kernel(config, monkeypatch):
     compare = load('compare_blocks')
+    options = dict(custom_hooks=[dict(type='Mine')])
+    with pytest.raises(ConfigError, match=r'has no optim_wrapper\.optimizer\.weight_decay'):
+        compare.with_block(str(config), options, 'RepVGG-L2')
+    options['optim_wrapper.optimizer.weight_decay'] = 3e-4
     own, other = (
-        compare.with_block(str(config), None, name) for name in ('RepVGG-L2', 'RepVGG')
+        compare.with_block(str(config), options, name) for name in ('RepVGG-L2', 'RepVGG')
     )
     assert own.model == other.model
-    (hook,) = own.custom_hooks
-    assert hook.type == 'mmrep.EquivalentKernelDecayHook'
+    assert own.custom_hooks == [
+        dict(type='Mine'),
+        dict(type='mmrep.EquivalentKernelDecayHook', weight_decay=3e-4),
+    ]
     keys = own.optim_wrapper.paramwise_cfg.custom_keys
     assert {key: value.decay_mult for key, value in keys.items()} == {
         'branch_3x3.conv': 0,
         'branch_1x1.conv': 0,
     }
-    assert not other.get('custom_hooks')
+    assert other.custom_hooks == [dict(type='Mine')]
 
 
 def test_another_seed_is_another_network(config, monkeypatch):
@@ -93,7 +100,7 @@ def test_another_seed_is_another_network(config, monkeypatch):
 
 def test_every_block_is_there(config):
     compare = load('compare_blocks')
-    assert {'plain', 'branches', *BLOCKS, *compare.TRAINED} == set(compare.COMPARED)
+    assert {'plain', 'branches', *BLOCKS, compare.CUSTOM_L2} == set(compare.COMPARED)
     sizes = {}
     for name in compare.USUAL:
         cfg = compare.with_block(str(config), None, name)

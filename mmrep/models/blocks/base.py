@@ -689,16 +689,24 @@ class ReparamBlock(BaseModule):
 
         Raises:
             NotFoldableError: If the block is not foldable, its kernel depends on the size
-                of the input, its norms have no running statistics, or it has hooks, which
-                another module would not have.
+                of the input, its norms have no running statistics, or it has a forward or
+                hooks of its own, which another module would not have.
         """
         if self.frame.moves_with_size:
             raise NotFoldableError("it pads by the size of its input ('SAME')")
-        if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks:
+        own = (type(self).forward, type(self).linear)
+        if own != (ReparamBlock.forward, ReparamBlock.linear):
+            raise NotFoldableError('its class computes in a way of its own')
+        hooks = (
+            *(self._forward_hooks, self._forward_pre_hooks),
+            *(self._backward_hooks, self._backward_pre_hooks),
+        )
+        if any(hooks):
             raise NotFoldableError('it has hooks: remove them first')
         block = MODELS.build(dict(self._conv_norm_config(), type='mmrep.ConvNormBlock'))
         block.register_module(block.se_name, self._se)
         block.act = self.act
+        block.se_cfg, block.act_cfg = self.se_cfg, self.act_cfg
         main = block.get_submodule(block.branch_names[0])
         if self.post_norm is None:
             weight, bias = self.equivalent_kernel_bias(dtype=torch.float64)
@@ -723,7 +731,11 @@ class ReparamBlock(BaseModule):
             norm.bias.copy_(norm.running_mean)
         # norm(z + bias), where the conv makes z.
         norm.running_mean -= bias.to(norm.running_mean)
-        return block.train(self.training)
+        block.train(self.training)
+        # With norm_eval they use their statistics in training, too.
+        norms = [m for part in parts for m in part.modules() if has_running_statistics(m)]
+        norm.train(any(m.training for m in norms) if norms else self.training)
+        return block
 
     def _conv_norm_config(self) -> dict:
         """The arguments of a block of one conv and one norm in this one's place."""

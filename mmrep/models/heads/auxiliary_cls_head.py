@@ -86,6 +86,10 @@ class AuxiliaryClsHead(BaseModule):
         """The main head's predictions."""
         return self.head._get_predictions(self(feats), data_samples)
 
+    def conv_norm_form(self) -> 'AuxiliaryClsHead':
+        """Itself: what is trained on keeps its auxiliary classifiers."""
+        return self
+
     def switch_to_deploy(self) -> None:
         """Drop the auxiliary classifiers."""
         if not self.deploy:

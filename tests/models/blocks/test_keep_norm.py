@@ -10,6 +10,7 @@ from torch import nn
 
 from mmrep.models.backbones import RepVGG
 from mmrep.models.blocks import ConvNormBlock, RepVGGBlock
+from mmrep.models.heads import AuxiliaryClsHead
 from mmrep.reparam import NotFoldableError, measure_norms, switch_to_deploy
 
 #: What keeps no norm that could be trained.
@@ -41,7 +42,7 @@ def test_same_function(name, option):
 
     measure_norms(model, lambda: model(x))
     assert_same(expected, model(x), 1e-10)
-    if kept.se_cfg is None and name != 'conv and norm':
+    if kept._se is None and name != 'conv and norm':
         trained = copy.deepcopy(model).train()
         # Running statistics are unbiased, and a batch's are not.
         assert_same(expected, trained(x), 1e-2)
@@ -137,6 +138,42 @@ def test_hooks_are_not_lost_without_a_word():
         switch_to_deploy(model, keep_norm=True)
     handle.remove()
     switch_to_deploy(model, keep_norm=True)
+
+    for register in ('register_full_backward_pre_hook', 'register_full_backward_hook'):
+        model = nn.Sequential(RepVGGBlock(4, 4))
+        getattr(model[0], register)(lambda *args: None)
+        with pytest.raises(NotFoldableError, match='0: it has hooks'):
+            switch_to_deploy(model, keep_norm=True)
+
+
+@pytest.mark.parametrize('name', ['forward', 'linear'])
+def test_a_way_of_its_own_is_not_lost(name):
+    def twice(block, x):
+        return 2 * getattr(RepVGGBlock, name)(block, x)
+
+    kind = type('Twice', (RepVGGBlock,), {name: twice})
+    with pytest.raises(NotFoldableError, match='0: its class computes in a way of its own'):
+        switch_to_deploy(nn.Sequential(kind(4, 4)), keep_norm=True)
+
+
+@pytest.mark.parametrize('name', ['repvgg', 'qarepvgg'])
+def test_norms_that_use_their_statistics_still_do(name):
+    model = network(build(name)).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    switch_to_deploy(model, keep_norm=True)
+    assert model[0].training and not model[0].branch_kxk.norm.training
+
+
+def test_auxiliary_classifiers_stay():
+    pytest.importorskip('mmpretrain')
+    head = dict(type='mmpretrain.LinearClsHead', num_classes=2)
+    own = [dict(head, in_channels=4)]
+    head = AuxiliaryClsHead(dict(head, in_channels=4), own)
+    model = nn.Sequential(RepVGGBlock(4, 4), head)
+    report = switch_to_deploy(model, keep_norm=True)
+    assert report.switched == ['0'] and model[1] is head and len(head.aux_heads) == 1
 
 
 def test_a_block_by_itself_has_no_place():
