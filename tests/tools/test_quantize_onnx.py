@@ -2,12 +2,16 @@
 
 import json
 import os
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import torch
 from tool_runs import succeed, tool, variant
 
 onnxruntime = pytest.importorskip('onnxruntime')
 
+ROOT = Path(__file__).parents[2]
 FAST = ['--samples', '3', '--method', 'minmax', '--per-channel', 'yes']
 
 
@@ -116,3 +120,52 @@ def test_a_larger_loss_ends_the_tool(classifier, tmp_path, refused, monkeypatch)
     arguments = [*FAST, classifier.config, classifier.checkpoint, out]
     refused('quantize_onnx', *arguments, says=('loses 7.00 of', '--max-drop 0.5'))
     assert not out.parent.exists()
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    """A folder with the digits, and a network in deploy form that knows them."""
+    folder = tmp_path_factory.mktemp('digits')
+    (folder / 'configs').symlink_to(ROOT / 'configs')
+    config = 'configs/repvgg/repvgg-tiny_1xb64_digits.py'
+    succeed(tool('dataset_converters/digits', 'data/digits', cwd=folder))
+    succeed(tool('train', config, '--work-dir', 'work', cwd=folder))
+    succeed(tool('reparam', config, 'work/epoch_15.pth', 'deploy.pth', cwd=folder))
+    return folder
+
+
+@pytest.mark.long
+class TestDigits:
+    """Real images and a trained network."""
+
+    def quantize(self, folder, checkpoint: str, *options: str) -> tuple[float, dict]:
+        """What int8 loses, and the record."""
+        arguments = ['deploy.py', checkpoint, 'int8.onnx', '--overwrite', *options]
+        pair = ['--cfg-options', 'fused_checkpoint=None']
+        succeed(tool('quantize_onnx', *arguments, *pair, cwd=folder))
+        int8 = json.loads((folder / 'int8.json').read_text())['int8']
+        fp32, quantized = (int8['metrics'][f]['accuracy/top1'] for f in ('fp32', 'int8'))
+        assert fp32 > 97
+        return fp32 - quantized, int8
+
+    def test_next_to_nothing_is_lost(self, digits):
+        lost, int8 = self.quantize(digits, 'deploy.pth')
+        assert lost <= 0.5 and int8['samples'] == 128
+        assert all(layer['form'] == 'int8' for layer in int8['layers'])
+
+    def test_equalizing_saves_what_collapses(self, digits):
+        """One channel of each conv times 100, and the next conv's divided by it."""
+        checkpoint = torch.load(digits / 'deploy.pth', weights_only=True)
+        weights = checkpoint['state_dict']
+        names = [key for key in weights if key.endswith('branch_reparam.weight')]
+        for i, (first, second) in enumerate(pairwise(names)):
+            channel = 3 * i % len(weights[first])
+            weights[first][channel] *= 100
+            weights[first.replace('weight', 'bias')][channel] *= 100
+            weights[second][:, channel] /= 100
+        torch.save(dict(state_dict=weights), digits / 'collapsed.pth')
+        per_tensor = ['--method', 'minmax', '--per-channel', 'no', '--max-drop', '100']
+        lost, _ = self.quantize(digits, 'collapsed.pth', *per_tensor)
+        assert lost > 10
+        lost, int8 = self.quantize(digits, 'collapsed.pth', *per_tensor, '--equalize')
+        assert lost < 1 and int8['equalized'] == len(names) - 1
