@@ -135,6 +135,14 @@ def test_costs_and_gains_are_of_every_compared_block():
     assert found == {'plain', 'branches', *BLOCKS}
 
 
+def test_int8_is_of_every_compared_block():
+    found = set(
+        re.findall(r'^\| ([\w-]+) \| \d+\.\d+ ± \d+\.\d+ \|', INT8.read_text(), re.M)
+    )
+    usual = {*BLOCKS} - {'DilatedReparam', 'LargeKernel'}
+    assert found == {'plain', 'branches', 'RepVGG-L2', *usual}
+
+
 class TestPictures:
     def test_there_is_one_of_every_block(self):
         page = (ROOT / 'docs' / 'blocks.md').read_text()
