@@ -113,6 +113,49 @@ class Quantizer:
         axis = _output_axis(node) % array.ndim
         return array.max(tuple(i for i in range(array.ndim) if i != axis))
 
+    def calibrate(self, method: str) -> None:
+        """Find the range of each activation; nothing where it was found before.
+
+        Raises:
+            UserError: If ONNX Runtime cannot.
+        """
+        if method in self._ranges:
+            return
+        what = f'calibrate this model ({method})'
+        with TemporaryDirectory() as folder:
+            with _explaining(what, _AS_FP32):
+                calibrator = self._calibrator(method, Path(folder))
+            for image in self._track(self.images, f'calibrating, {method}'):
+                with _explaining(what, _AS_FP32):
+                    # One by one: a histogram is made of all activations that are held.
+                    calibrator.collect_data(_Reader([image]))
+            with _explaining(what, _AS_FP32):
+                ranges = calibrator.compute_data()
+                # What a conv and its activation have in common is written into them.
+                self._quantizer(Recipe(method, per_channel=False), ranges, [], [])
+        self._ranges[method] = ranges
+
+    def _calibrator(self, method: str, folder: Path) -> Any:
+        """ONNX Runtime's, which writes files into a folder."""
+        import onnx
+        from onnxruntime.quantization import CalibrationMethod, create_calibrator
+
+        path, augmented = folder / 'model.onnx', folder / 'augmented.onnx'
+        onnx.save(self.model, path)
+        methods = {
+            'minmax': CalibrationMethod.MinMax,
+            'percentile': CalibrationMethod.Percentile,
+        }
+        # Left to itself it makes the ranges symmetric, of which ReLU's use one half.
+        options = {'percentile': PERCENTILE, 'symmetric': False}
+        return create_calibrator(
+            path,
+            _quantizable(),
+            str(augmented),
+            methods[method],
+            extra_options=options if method == 'percentile' else {},
+        )
+
     def quantize(
         self, recipe: Recipe, keep: Sequence[str] = (), only: str | None = None
     ) -> 'ModelProto':
@@ -126,12 +169,7 @@ class Quantizer:
         Raises:
             UserError: If ONNX Runtime cannot quantize it.
         """
-        if recipe.method not in self._ranges:
-            with _explaining(f'calibrate this model ({recipe.method})', _AS_FP32):
-                ranges = self._calibrate(recipe.method)
-                # What a conv and its activation have in common is written into them.
-                self._quantizer(recipe, ranges, [], [])
-                self._ranges[recipe.method] = ranges
+        self.calibrate(recipe.method)
         remedy = 'leave layers out by --exclude'
         with _explaining(f'quantize this model ({recipe})', remedy):
             ranges = copy.deepcopy(self._ranges[recipe.method])
@@ -160,31 +198,6 @@ class Quantizer:
             _quantizable(),
             {},
         )
-
-    def _calibrate(self, method: str) -> Any:
-        """The range of each activation."""
-        import onnx
-        from onnxruntime.quantization import CalibrationMethod, create_calibrator
-
-        # Left to itself it makes the ranges symmetric, of which ReLU's use one half.
-        options = {'percentile': PERCENTILE, 'symmetric': False}
-        with TemporaryDirectory() as folder:
-            path, augmented = Path(folder, 'model.onnx'), Path(folder, 'augmented.onnx')
-            onnx.save(self.model, path)
-            calibrator = create_calibrator(
-                path,
-                _quantizable(),
-                str(augmented),
-                {
-                    'minmax': CalibrationMethod.MinMax,
-                    'percentile': CalibrationMethod.Percentile,
-                }[method],
-                extra_options=options if method == 'percentile' else {},
-            )
-            for image in self._track(self.images, f'calibrating, {method}'):
-                # One by one: a histogram is made of all activations that are held.
-                calibrator.collect_data(_Reader([image]))
-            return calibrator.compute_data()
 
 
 class _Reader:

@@ -182,7 +182,10 @@ def quantize_onnx(
     convs = _equalize(graph, images) if equalized else None
     quantizer = Quantizer(graph, images, reduce_range, track)
     search = Search(quantizer, quantizer.matching(exclude))
-    recipes = search.recipes(_recipes(method, per_channel), track)
+    recipes = _recipes(method, per_channel)
+    for each in dict.fromkeys(recipe.method for recipe in recipes):
+        quantizer.calibrate(each)
+    recipes = search.recipes(recipes, track)
     recipe = next(iter(recipes))
     alone = search.layers(recipe, track)
     judge = source.judge(track)

@@ -75,6 +75,19 @@ def test_weights_are_int8_and_activations_uint8(quantizer, method):
         assert {found[name] for name in activations} == {TensorProto.UINT8}
 
 
+@pytest.mark.parametrize('method', METHODS)
+def test_progress_of_calibrating_is_shown(method, capsys):
+    """What ONNX Runtime prints is not."""
+
+    def track(items, title):
+        for item in items:
+            print(title)
+            yield item
+
+    Quantizer(network(), images(3), track=track).quantize(Recipe(method, True))
+    assert capsys.readouterr().out == 3 * f'calibrating, {method}\n'
+
+
 def test_percentile_leaves_outliers_out():
     """One pixel of a thousand images is far away, and only one method looks at it."""
     quantizer = Quantizer(network(), images(300))

@@ -364,9 +364,9 @@ def test_progress(classifier):
     classifier.quantize(track=track)
     assert titles == [
         'reading calibration images',
-        'trying recipes',
         'calibrating, minmax',
         'calibrating, percentile',
+        'trying recipes',
         'ranking layers',
         'evaluating fp32',
         'evaluating int8',
