@@ -11,11 +11,11 @@ class _Moments:
     """Sums of a norm's input, each channel by itself, in float64."""
 
     def __init__(self) -> None:
-        self.count, self.sum, self.squares = 0, 0.0, 0.0
+        self.count = self.sum = self.squares = 0
 
     def __call__(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Forward pre-hook."""
-        x = args[0].detach().double().transpose(0, 1).flatten(1)
+        x = args[0].double().transpose(0, 1).flatten(1)
         self.count += x.shape[1]
         self.sum = self.sum + x.sum(1)
         self.squares = self.squares + x.square().sum(1)

@@ -17,7 +17,7 @@ def test_measured_statistics():
     plain = nn.BatchNorm2d(5, affine=False).double()
     model = nn.ModuleList([norm, unused, plain]).train()
     unused.eval()
-    batches = [3 + 2 * image(n, 5, 4, 3, seed=n) for n in (2, 3)]
+    batches = [3 + 0.2 * image(n, 5, 4, 3, seed=n) for n in (2, 3)]
     expected = [copy.deepcopy(norm).eval()(x) for x in batches]
     before = copy.deepcopy(unused.state_dict()), copy.deepcopy(plain.state_dict())
     count = measure_norms(model, lambda: [norm(x) for x in batches])
@@ -32,6 +32,29 @@ def test_measured_statistics():
     for old, now in zip(before, (unused, plain), strict=True):
         for key, value in now.state_dict().items():
             assert torch.equal(value, old[key])
+
+
+def test_sums_are_exact_enough():
+    """In float32 the squares of these would hide their variance, or make it negative."""
+    norm = nn.BatchNorm2d(2)
+    x = 1e4 + image(4, 2, 8, 8, dtype=torch.float32)
+    x[:, 1] = 1234.567
+    measure_norms(norm, lambda: norm(x))
+    assert_same(x[:, 0].double().var(), norm.running_var[0].double(), 1e-3)
+    assert 0 <= norm.running_var[1] < 1e-4
+
+
+@pytest.mark.parametrize('step', range(20))
+def test_no_variance_is_negative(step):
+    """Sums of one large number over several batches are rounded."""
+    norm, constant = nn.BatchNorm2d(1).double(), 1e6 / 3 + step / 7
+
+    def run():
+        for rows in range(1, 8):
+            norm(torch.full((1, 1, rows, 35), constant).double())
+
+    measure_norms(norm, run)
+    assert 0 <= norm.running_var < 1e-3
 
 
 def test_a_failed_run_changes_nothing():
