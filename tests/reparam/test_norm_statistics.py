@@ -44,6 +44,25 @@ def test_sums_are_exact_enough():
     assert 0 <= norm.running_var[1] < 1e-4
 
 
+@pytest.mark.parametrize('pixels', [1, 2, 3])
+def test_few_values(pixels):
+    """The variance of one is 0, and not infinite."""
+    norm = nn.BatchNorm2d(2).double()
+    x = image(1, 2, 1, pixels)
+    measure_norms(norm, lambda: norm(x))
+    variance = x[0, :, 0].var(1) if pixels > 1 else torch.zeros(2).double()
+    assert_same(variance + 1, norm.running_var + 1, 1e-12)
+
+
+def test_norms_anywhere_in_a_model():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))).double()
+    # Without running statistics there is nothing to measure.
+    model.append(nn.BatchNorm2d(4, track_running_stats=False).double())
+    x = image(4, 3, 5, 5)
+    assert measure_norms(model, lambda: model(x)) == 1
+    assert_same(model[0][0](x).mean((0, 2, 3)), model[0][1].running_mean, 1e-12)
+
+
 @pytest.mark.parametrize('step', range(20))
 def test_no_variance_is_negative(step):
     """Sums of one large number over several batches are rounded."""
