@@ -77,7 +77,7 @@ def test_tables_and_files(request, tmp_path, kind):
             "type='NoSuchDataset' is unknown to mmpretrain",
         ),
         ([], {'val_evaluator.type': 'NoSuchMetric'}, "type='NoSuchMetric' is unknown"),
-        (['--opset', '7'], {}, 'try another --opset'),
+        (['--opset', '99'], {}, 'try another --opset'),
     ],
 )
 def test_wrong_input(classifier, tmp_path, refused, options, entries, says):
