@@ -146,7 +146,7 @@ class Quantizer:
             'minmax': CalibrationMethod.MinMax,
             'percentile': CalibrationMethod.Percentile,
         }
-        # Left to itself it makes the ranges symmetric, of which ReLU's use one half.
+        # Each end by itself: uint8 need not be symmetric.
         options = {'percentile': PERCENTILE, 'symmetric': False}
         return create_calibrator(
             path,
