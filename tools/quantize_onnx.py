@@ -107,7 +107,7 @@ def show(console: Console, done: QuantizedOnnx) -> None:
             str(len(done.layers) - len(done.left) if form == 'int8' else len(done.layers)),
         )
     console.print(forms)
-    for count, drop in done.drops.items():
+    for count, drop in done.drops.items() if done.metric else ():
         console.print(f'{done.metric} lost with {count} layers left in fp32: {drop:.2f}')
     if done.metric is None:
         console.print(

@@ -277,8 +277,6 @@ def _explaining(what: str, remedy: str) -> Iterator[None]:
     try:
         with redirect_stdout(io.StringIO()):
             yield
-    except UserError:
-        raise
     except Exception as error:
         # It may raise anything.
         raise UserError(

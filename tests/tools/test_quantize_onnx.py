@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tool_runs import succeed, tool, variant
+from rich.console import Console
+from tool_runs import load, succeed, tool, variant
+
+from mmrep.quantization import Layer, QuantizedOnnx, Recipe
 
 onnxruntime = pytest.importorskip('onnxruntime')
 
@@ -52,6 +55,28 @@ def test_tables_and_files(request, tmp_path, kind):
     words = f'{metric} lost with {kept} layers left in fp32: {lost:.2f}'
     assert words.split() in printed
     assert printed[-3] == ['written:', str(out)]
+
+
+def test_what_has_no_metric(capsys):
+    """A detector, say, loses none."""
+    done = QuantizedOnnx(
+        *(Path(f'a.{suffix}') for suffix in ('onnx', 'png', 'json')),
+        recipe=Recipe('minmax', True),
+        recipes={Recipe('minmax', True): 30.0},
+        samples=4,
+        equalized=None,
+        metric=None,
+        metrics=dict(fp32={}, int8={}),
+        outputs={'output_0': (30.0, 0.9)},
+        drops={0: 0.0},
+        sizes=dict(fp32=8, int8=2),
+        latencies=dict(fp32=1.0, int8=0.5),
+        layers=[Layer('backbone', 'int8', (1.0, 2.0, 3.0), 30.0)],
+    )
+    load('quantize_onnx').show(Console(width=200), done)
+    printed = capsys.readouterr().out
+    assert 'judged by its raw outputs' in printed and 'on the calibration images' in printed
+    assert 'None' not in printed and 'lost' not in printed
 
 
 @pytest.mark.parametrize(
