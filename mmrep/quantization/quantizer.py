@@ -182,12 +182,12 @@ class Quantizer:
     def _quantizer(
         self, recipe: Recipe, ranges: Any, nodes: list[str], keep: list[str]
     ) -> Any:
-        """ONNX Runtime's, of a copy of the graph."""
+        """ONNX Runtime's, which copies the graph."""
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
         return QDQQuantizer(
-            copy.deepcopy(self.model),
+            self.model,
             recipe.per_channel,
             self.reduce_range,
             QuantType.QInt8,

@@ -138,6 +138,13 @@ def test_what_was_quantized_before_changes_nothing():
     assert first.SerializeToString() == second.SerializeToString()
 
 
+def test_the_graph_in_fp32_stays_as_it_is(quantizer):
+    before = quantizer.model.SerializeToString()
+    for method in METHODS:
+        quantizer.quantize(Recipe(method, per_channel=True))
+        assert quantizer.model.SerializeToString() == before
+
+
 def test_per_channel_is_closer(quantizer):
     """The channels' ranges are of four orders of magnitude."""
     fp32 = Session(quantizer.model)
