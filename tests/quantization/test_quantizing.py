@@ -257,6 +257,13 @@ def test_existing_files(classifier, name):
     assert existing.read_bytes() != b'old' and len(classifier.files) == 3
 
 
+def test_a_place_that_nobody_can_write_to_is_refused_first(classifier, monkeypatch):
+    monkeypatch.setattr(quantizing, 'load_source', None)
+    classifier.out = Path('/proc/net.onnx')
+    with pytest.raises(UserError, match=r'^/proc/net.onnx cannot be written'):
+        classifier.quantize()
+
+
 @pytest.mark.parametrize('name', ['draw_layers', 'atomic_writes', '_latencies'])
 def test_nothing_is_left_of_a_failure(classifier, monkeypatch, name):
     def fail(*args):
@@ -318,10 +325,14 @@ def test_a_wrong_equalization_is_refused(classifier, monkeypatch):
 
 def test_the_data_preprocessor_of_a_runner(classifier):
     """mmpretrain's configs have it beside the model."""
-    expected = classifier.quantize().metrics
+    options = dict(method='minmax', per_channel=True, overwrite=True)
+    expected = classifier.quantize(**options)
     config = classifier.config
     config.data_preprocessor = config.model.pop('data_preprocessor')
-    assert classifier.quantize(overwrite=True).metrics == expected
+    done = classifier.quantize(**options)
+    assert done.metrics == expected.metrics
+    # Random weights have the same metrics on raw images, and other outputs.
+    assert done.outputs['output'] == pytest.approx(expected.outputs['output'], rel=1e-6)
     assert 'data_preprocessor' not in config.model
 
 

@@ -56,8 +56,10 @@ def test_few_values(pixels):
 
 def test_norms_anywhere_in_a_model():
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))).double()
-    # Without running statistics there is nothing to measure.
+    # Without running statistics there is nothing to measure, and without an affine map
+    # nothing that would keep the function.
     model.append(nn.BatchNorm2d(4, track_running_stats=False).double())
+    model.append(nn.BatchNorm2d(4, affine=False).double())
     x = image(4, 3, 5, 5)
     assert measure_norms(model, lambda: model(x)) == 1
     assert_same(model[0][0](x).mean((0, 2, 3)), model[0][1].running_mean, 1e-12)
