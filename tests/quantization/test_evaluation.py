@@ -64,6 +64,19 @@ def test_slide_inference_and_a_list_of_metrics(tmp_path):
     assert evaluation.metric_of(metrics) == 'mIoU'
 
 
+@pytest.mark.parametrize('write', [write_classification, write_segmentation])
+def test_inputs_of_a_batch_are_single(tmp_path, write):
+    config = project(write, tmp_path)
+    config.val_dataloader.batch_size = 3
+    model = randomise(build_model(config)).eval()
+    evaluation = HostEvaluation(config, build_model(config))
+    data = next(iter(evaluation.loader))
+    images = evaluation.inputs_of(data, lambda x: forward(model, x))
+    expected = model.data_preprocessor(data)['inputs']
+    assert len(expected) == 3
+    torch.testing.assert_close([torch.from_numpy(x) for x in images], [*expected.split(1)])
+
+
 @pytest.fixture
 def evaluation(tmp_path):
     config = project(write_classification, tmp_path)
