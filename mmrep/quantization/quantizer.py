@@ -1,6 +1,5 @@
 """Quantize an ONNX graph to int8 by ONNX Runtime, calibrating once for each method."""
 
-import copy
 import io
 import logging
 from collections.abc import Iterator, Sequence
@@ -172,8 +171,8 @@ class Quantizer:
         self.calibrate(recipe.method)
         remedy = 'leave layers out by --exclude'
         with _explaining(f'quantize this model ({recipe})', remedy):
-            ranges = copy.deepcopy(self._ranges[recipe.method])
-            quantizer = self._quantizer(recipe, ranges, [only] if only else [], list(keep))
+            nodes, ranges = [only] if only else [], self._ranges[recipe.method]
+            quantizer = self._quantizer(recipe, ranges, nodes, list(keep))
             quantizer.quantize_model()
             # What it adds stands at the end.
             quantizer.model.topological_sort()

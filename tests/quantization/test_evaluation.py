@@ -148,6 +148,10 @@ def test_which_models_have_one_head(tmp_path):
     shape = (1, 3, 24, 16)
     model = build_model(config)
     assert has_one_head(model, shape) and 'forward' not in vars(model.head)
+    # One that returns something else than its head does.
+    original = model.forward
+    model.forward = lambda *args, **kwargs: 2 * original(*args, **kwargs)
+    assert not has_one_head(model, shape)
     config.model.head = None
     assert not has_one_head(build_model(config), shape)
     assert not has_one_head(torch.nn.Linear(1, 1), shape)

@@ -201,6 +201,12 @@ def test_fewest_layers_are_left_in_fp32(classifier, monkeypatch):
     assert sorted(judge.asked) == [0, 1, 2, 3]
 
 
+def test_rounding_of_a_metric_is_no_loss(classifier, monkeypatch):
+    """A difference of means in float32 may be a little more than it should be."""
+    monkeypatch.setattr(source, 'MetricJudge', losing({0: 0.50001}))
+    assert classifier.quantize(max_drop=0.5).left == []
+
+
 def test_a_larger_loss_is_one_sentence(classifier, monkeypatch):
     monkeypatch.setattr(source, 'MetricJudge', losing({0: 9.0, 1: 3.0, 2: 0.7, 3: 0.8}))
     says = (
