@@ -40,22 +40,27 @@ class BuildPy(build_py):
 
 
 def requirements(name: str) -> list[str]:
-    """Reads ``requirements/{name}.txt``, without its comments."""
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
-    lines = [line.split('#')[0].strip() for line in lines]
-    return [line for line in lines if line]
+    """Reads ``requirements/{name}.txt`` and what it refers to, without comments."""
+    found = []
+    for line in (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines():
+        line = line.split('#')[0].strip()
+        if line.startswith('-r '):
+            found += requirements(line.removeprefix('-r ').removesuffix('.txt'))
+        elif line:
+            found.append(line)
+    return found
 
 
-# mmrep needs mmcv or mmcv-lite, and pip cannot say "or". The two install the same
-# files, so requiring mmcv-lite would overwrite the compiled mmcv that a user already
-# has. Hence neither is required here: the extra 'lite' is for those who have none, and
-# 'all' leaves it out.
+# mmrep needs mmcv or mmcv-lite or onedl-mmcv, and pip cannot say "or". All install the
+# same files, so requiring one would overwrite what a user already has; the same goes for
+# mmengine and onedl-mmengine. Hence none is required here: each mmcv brings its mmengine,
+# the extra 'lite' is for those who have none, and 'all' leaves it out.
 extras = {
     name: requirements(name)
-    for name in ('lite', 'pretrain', 'seg', 'det', 'onnx', 'keras', 'qat', 'tests')
+    for name in ('lite', 'pretrain', 'seg', 'det', 'onedl', 'onnx', 'keras', 'qat', 'tests')
 }
 optional = ('pretrain', 'seg', 'det', 'onnx', 'keras')
-extras['all'] = [line for name in optional for line in extras[name]]
+extras['all'] = list(dict.fromkeys(line for name in optional for line in extras[name]))
 
 setup(
     name='mmrep',

@@ -6,11 +6,12 @@ function.
 
 try:
     import mmcv  # noqa: F401
+    import mmengine  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        'mmrep needs mmcv or mmcv-lite: install the one that your other OpenMMLab '
-        "packages use (mim install 'mmcv>=2.0.0rc4,<2.2.0'), or, with none of them, "
-        "pip install 'mmrep[lite]'"
+        f'mmrep needs mmcv and mmengine ({error}), of the line that your other packages '
+        "are of: OpenMMLab's by mim install 'mmcv>=2.0.0rc4,<2.2.0', OneDL's by pip install "
+        "onedl-mmcv; with no other package, pip install 'mmrep[lite]'"
     ) from error
 
 from . import engine, expansion, models

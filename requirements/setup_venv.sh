@@ -3,7 +3,8 @@
 #
 #     requirements/setup_venv.sh STACK DIRECTORY
 #
-# A stack is a set of pinned versions: default, newest or classic (requirements/stacks).
+# A stack is a set of pinned versions: default, newest, classic or living
+# (requirements/stacks).
 # From the environment come PYTHON, the interpreter to start from; CXX, the compiler;
 # and MAX_JOBS, how many compilers may run at once.
 #
@@ -18,16 +19,30 @@ venv=$2
 python=$venv/bin/python
 log=$venv.log
 constraints=requirements/stacks/$stack.txt
+# torch from 2.14 on takes C++20, of which mmcv's setup.py does not know.
+standard=c++17
+case $stack in
+    default | newest | classic) mmcv=mmcv hosts=(pretrain seg det) ;;
+    living) mmcv=onedl-mmcv hosts=(onedl) standard=c++20 ;;
+    *)
+        echo "STACK=$stack is unknown; choose from default, newest, classic, living." >&2
+        exit 1
+        ;;
+esac
 wheel_cache=${XDG_CACHE_HOME:-$HOME/.cache}/mmrep/wheels
 steps=(venv tools torch packages mmcv project)
+requirements=()
+for name in runtime "${hosts[@]}" onnx tests; do
+    requirements+=("requirements/$name.txt")
+done
 
 describe() {
     case $1 in
         venv) echo "Making $venv for the $stack stack (seconds)" ;;
         tools) echo 'Installing pip and what compiling takes (10 seconds)' ;;
         torch) echo 'Installing torch and torchvision (1-3 minutes, 5 GB)' ;;
-        packages) echo 'Installing mmpretrain, mmseg, mmdet and what tests use (1 minute)' ;;
-        mmcv) echo 'Installing mmcv (compiling it: 3 minutes on 2 cores with gcc, once)' ;;
+        packages) echo 'Installing the hosts and what tests use (1 minute)' ;;
+        mmcv) echo "Installing $mmcv (compiling it: 3 minutes on 2 cores with gcc, once)" ;;
         project) echo 'Installing mmrep, and checking that all fits (20 seconds)' ;;
     esac
 }
@@ -39,9 +54,8 @@ inputs() {
         venv) pwd -P ;; # an environment cannot be moved
         tools) pins pip setuptools wheel ninja psutil ;;
         torch) pins torch torchvision numpy ;;
-        packages) cat requirements/{stacks/common,runtime,pretrain,seg,det,onnx,tests}.txt \
-            "$constraints" ;;
-        mmcv) pins mmcv torch ;;
+        packages) all_constraints && cat "${requirements[@]}" ;;
+        mmcv) pins "$mmcv" torch ;;
         project) cat setup.py pyproject.toml mmrep/version.py requirements/*.txt ;;
     esac
 }
@@ -60,7 +74,7 @@ install_torch() {
 }
 
 install_packages() {
-    pip_install --requirement=requirements/{runtime,pretrain,seg,det,onnx,tests}.txt
+    pip_install "${requirements[@]/#/--requirement=}"
     # A library that the system lacks (libGL, for one) should show here, not look like
     # a broken mmcv below.
     "$python" -c 'import cv2, mmengine, torchvision'
@@ -71,7 +85,7 @@ install_packages() {
 # need not compile.
 install_mmcv() {
     local key
-    key=$(pins mmcv)-torch-$("$python" -c 'import sys, sysconfig, torch
+    key=$(pins "$mmcv")-torch-$("$python" -c 'import sys, sysconfig, torch
 tag, platform = sys.implementation.cache_tag, sysconfig.get_platform()
 print(torch.__version__, tag, platform, sep="-")')
     if ! try_mmcv "$wheel_cache/$key"; then
@@ -80,8 +94,9 @@ print(torch.__version__, tag, platform, sep="-")')
         trap 'rm -rf "$build"' EXIT
         # CFLAGS stand in the place of Python's own, which ask for debugging symbols.
         export CFLAGS='-DNDEBUG -fwrapv -g0 -O1'
+        export REAL_CXX=$CXX CXX=c++-for-mmcv CXX_STANDARD=$standard HEADER_DIR=
         if can_precompile; then
-            export REAL_CXX=$CXX HEADER_DIR=$build/header CXX=c++-precompiled
+            HEADER_DIR=$build/header
             mkdir "$HEADER_DIR"
         fi
         # With no GPU in sight mmcv compiles its CPU ops only, which needs no nvcc. The
@@ -89,8 +104,8 @@ print(torch.__version__, tag, platform, sep="-")')
         MMCV_WITH_OPS=1 CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0 \
             MAX_JOBS=${MAX_JOBS:-$(jobs_that_fit)} \
             PATH=$PWD/$venv/bin:$PWD/requirements:$PATH \
-            "$python" -m pip wheel --no-cache-dir --no-deps --no-build-isolation \
-            --wheel-dir "$build" "$(pins mmcv)"
+            "$python" -m pip wheel --verbose --no-cache-dir --no-deps \
+            --no-build-isolation --wheel-dir "$build" "$(pins "$mmcv")"
         mv -f "$build"/*.whl "$wheel_cache/$key/"
         try_mmcv "$wheel_cache/$key"
     fi
@@ -99,21 +114,22 @@ print(torch.__version__, tag, platform, sep="-")')
 install_project() {
     pip_install --no-deps --no-build-isolation --editable .
     "$python" -m pip check
-    "$python" -c 'import mmdet.models, mmpretrain.models, mmseg.models'
+    "$python" -c 'import mmpretrain.models, mmseg.models'
+    [[ $stack == living ]] || "$python" -c 'import mmdet.models'
 }
 
 # Install the wheel in directory $1, if there is one, and see whether its ops load.
 try_mmcv() {
     local wheels=("$1"/*.whl)
     [[ -f ${wheels[0]} ]] \
-        && "$python" -m pip uninstall --yes mmcv \
+        && "$python" -m pip uninstall --yes "$mmcv" \
         && pip_install --no-deps "${wheels[0]}" \
         && "$python" -c 'import mmcv.ops'
 }
 
 # Other compilers than gcc take precompiled headers in other ways.
 can_precompile() {
-    command -v flock >/dev/null && $CXX -v 2>&1 | grep -q '^gcc version'
+    command -v flock >/dev/null && $REAL_CXX -v 2>&1 | grep -q '^gcc version'
 }
 
 # One compiler per core, and 2 GiB for each.
@@ -137,11 +153,20 @@ pip_install() {
         --constraint "$constraints" "$@"
 }
 
+# The stack's constraints, and those that they refer to.
+all_constraints() {
+    local file=$constraints
+    while [[ $file ]]; do
+        cat "$file"
+        file=$(sed -n 's|^-c |requirements/stacks/|p' "$file")
+    done
+}
+
 # The pins of the named packages.
 pins() {
     local names
     names=$(IFS='|' && echo "$*")
-    grep -hE "^($names)==" requirements/stacks/common.txt "$constraints"
+    all_constraints | grep -E "^($names)=="
 }
 
 # Set base_python. Candidates are run, not merely looked up: one on PATH may be a shim
@@ -173,13 +198,13 @@ find_compiler() {
     [[ -f $headers/Python.h ]] || die "Compiling mmcv takes the header files of $1:" \
         "install them (on Debian: python3-dev) or name another Python with PYTHON=..."
     for candidate in "${candidates[@]}"; do
-        if $candidate -std=c++17 -fsyntax-only -x c++ - <<<'#include <vector>' \
+        if $candidate "-std=$standard" -fsyntax-only -x c++ - <<<'#include <vector>' \
             2>/dev/null; then
             export CXX=$candidate
             return
         fi
     done
-    die "Compiling mmcv takes a C++17 compiler, which is none of ${candidates[*]}:" \
+    die "Compiling $mmcv takes a ${standard/c/C} compiler, which is none of ${candidates[*]}:" \
         "install one (on Debian: g++) or name it with CXX=..."
 }
 
@@ -200,15 +225,29 @@ all_done() {
 }
 
 run() {
-    local start=$SECONDS
+    local start=$SECONDS watcher=
     describe "$1"
     running=$1
+    if [[ -t 1 ]]; then
+        watch_compiling &
+        watcher=$!
+    fi
     # In a subshell of its own and not in an `if`, where bash would ignore `set -e`.
     ("install_$1") >"$log" 2>&1
     running=
+    [[ ! $watcher ]] || kill "$watcher"
     mkdir -p "$venv/.stamps"
     inputs "$1" | cksum >"$venv/.stamps/$1"
     echo "  took $(duration $((SECONDS - start)))"
+}
+
+# Show how many of its files ninja has compiled, as it says in the log.
+watch_compiling() {
+    trap 'printf "\r\033[K"; exit' TERM
+    while sleep 1; do
+        printf '\r\033[K%s' "$(grep -o '^ *\[[0-9]*/[0-9]*\]' "$log" | tail -n 1 \
+            | sed 's|.*\[\(.*\)/\(.*\)\].*|  \1 of \2 files|')"
+    done
 }
 
 duration() {
@@ -228,11 +267,6 @@ explain_exit() {
             'Once the cause is gone, the same command goes on from here.' >&2
     fi
 }
-
-case $stack in
-    default | newest | classic) ;;
-    *) die "STACK=$stack is unknown; choose from default, newest, classic." ;;
-esac
 
 # It may be deleted below, and `make VENV=..` is soon typed.
 [[ $venv == .venv* ]] || die "VENV=$venv is refused: the name has to begin with .venv."

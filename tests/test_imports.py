@@ -193,15 +193,27 @@ def test_works_without_hosts_and_with_mmcv_lite():
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.parametrize('name', ['mmcv', 'mmengine'])
+def test_what_both_lines_call_mmcv_is_asked_for(name):
+    code = f'import sys; sys.modules["{name}"] = None; import mmrep'
+    process = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 1
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith('ImportError: mmrep needs mmcv and mmengine (')
+    assert "mim install 'mmcv>=" in last and 'pip install onedl-mmcv' in last
+
+
 def test_what_is_imported_is_declared():
-    """mmcv, or mmcv-lite, comes on top; functions may ask for the extras."""
+    """mmcv and mmengine of one line come on top; functions may ask for the extras."""
     texts = [
         (PACKAGE.parent / f'requirements/{name}.txt').read_text()
         for name in ('runtime', 'onnx')
     ]
     declared = set(re.findall(r'^[\w-]+', '\n'.join(texts), re.MULTILINE))
     used = {name.split('.')[0] for file in FILES for name in imports(file)}
-    used -= {*sys.stdlib_module_names, 'mmrep', 'mmcv'}
+    used -= {*sys.stdlib_module_names, 'mmrep', 'mmcv', 'mmengine'}
     assert used and {'pyyaml' if name == 'yaml' else name for name in used} <= declared
 
 

@@ -21,9 +21,11 @@ Shape = tuple[int, int, int]
 
 #: What to install for a default scope.
 _HOSTS = {
-    'mmpretrain': "pip install 'mmrep[pretrain]'",
-    'mmseg': "pip install 'mmrep[seg]' and mmcv with its ops (not mmcv-lite)",
-    'mmdet': "pip install 'mmrep[det]' and mmcv with its ops (not mmcv-lite)",
+    'mmpretrain': "pip install 'mmrep[pretrain]', or onedl-mmpretrain beside onedl-mmcv",
+    'mmseg': "pip install 'mmrep[seg]' and mmcv with its ops (not mmcv-lite), or "
+    'onedl-mmsegmentation beside onedl-mmcv',
+    'mmdet': "pip install 'mmrep[det]' and mmcv with its ops (not mmcv-lite), or "
+    'onedl-mmdetection beside onedl-mmcv',
 }
 
 #: What a path can be that is no file.
@@ -53,6 +55,8 @@ def read_config(
 ) -> Config:
     """Read a config, merge command-line options into it and enter its default scope.
 
+    It may build on one of mmrep's: ``_base_ = 'mmrep::repvgg/repvgg-a0_8xb32_in1k.py'``.
+
     A config is a Python file and may raise anything; that is the config's fault, whatever
     it is, ``SystemExit`` included. ``KeyboardInterrupt`` alone goes through: nobody can
     tell a config's own from that of a user who waits for a config that does not end.
@@ -76,6 +80,7 @@ def read_config(
         raise ConfigError(
             f'config {path} cannot be read ({reason(error)}): correct it'
         ) from error
+    _leave_scope(cfg, SCOPE)
     try:
         cfg.merge_from_dict(options or {})
     except Exception as error:
@@ -87,6 +92,20 @@ def read_config(
             raise ConfigError(f'config {path} has no {name}=dict(...): give one with it')
     enter_scope(cfg)
     return cfg
+
+
+def _leave_scope(cfg: Any, scope: str) -> None:
+    """Remove a scope that mmengine notes in every dict of a ``_base_`` from a package.
+
+    Those of mmrep are configs of a host, whose names are in its scope.
+    """
+    if isinstance(cfg, Config | dict):
+        if cfg.get('_scope_') == scope:
+            del cfg['_scope_']
+        cfg = list(cfg.values())
+    if isinstance(cfg, list | tuple):
+        for value in cfg:
+            _leave_scope(value, scope)
 
 
 def _refuse_unreadable(path: Path) -> None:
