@@ -5,6 +5,7 @@ file and then the ``locations``. It hides an ``ImportError`` of this file, so no
 mmengine is imported here.
 """
 
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import (
@@ -14,6 +15,10 @@ from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZER
 from mmengine.registry import Registry
 
 SCOPE = 'mmrep'
+
+# For `_base_ = 'mmrep::…'`. mmengine does not find the folder of an editable install by the
+# package's name, but by that of a module in it.
+MODULE2PACKAGE[SCOPE] = f'{SCOPE}.version'
 
 #: Backbones, blocks and layers.
 MODELS = Registry(

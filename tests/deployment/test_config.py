@@ -23,6 +23,8 @@ from mmrep.deployment.config import unknown_type
 from mmrep.errors import ConfigError
 from mmrep.models.backbones import RepVGG
 
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+
 
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
@@ -45,6 +47,25 @@ class TestReadConfig:
         init_default_scope('mmseg')
         read_config(write(tmp_path / 'a.py', "model = dict(type='A')"))
         assert DefaultScope.get_current_instance().scope_name == 'mmengine'
+
+    @pytest.mark.parametrize('name', ['repvgg-a0_8xb32_in1k', 'repvgg-tiny_1xb64_digits'])
+    def test_a_base_of_mmrep(self, tmp_path, name):
+        """From anywhere, and the names are in the host's scope."""
+        pytest.importorskip('mmpretrain')
+        path = write(
+            tmp_path / 'a.py',
+            f"_base_ = 'mmrep::repvgg/{name}.py'\nmodel = dict(head=dict(num_classes=4))",
+        )
+        cfg = read_config(path)
+        shipped = read_config(CONFIGS / 'repvgg' / f'{name}.py')
+        shipped.model.head.num_classes = 4
+        assert cfg.to_dict() == shipped.to_dict()
+        assert build_model(cfg).head.fc.out_features == 4
+
+    def test_other_scopes_are_left(self, tmp_path):
+        text = "model = dict(type='A', _scope_='mmseg', a=[dict(_scope_='mmrep', b=1)])"
+        cfg = read_config(write(tmp_path / 'a.py', text))
+        assert cfg.model == dict(type='A', _scope_='mmseg', a=[dict(b=1)])
 
     @pytest.mark.parametrize(
         ('text', 'message'),
