@@ -1,10 +1,10 @@
-# A set of pinned versions: default, newest or classic (requirements/stacks).
+# A set of pinned versions: default, newest, classic or living (requirements/stacks).
 STACK ?= default
 VENV := $(if $(filter default,$(STACK)),.venv,.venv-$(STACK))
 
 .PHONY: help
 help: ## Show this list
-	@echo 'Usage: make TARGET [STACK=default|newest|classic] [ARGS=...]'
+	@echo 'Usage: make TARGET [STACK=default|newest|classic|living] [ARGS=...]'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST)
 
 .PHONY: demo
@@ -25,6 +25,12 @@ bench: venv ## Measure what mmrep promises of its speed, and every block (10 min
 	$(VENV)/bin/python tools/dataset_converters/digits.py data/digits --overwrite
 	$(VENV)/bin/python tools/compare_blocks.py configs/repvgg/repvgg-tiny_1xb64_digits.py \
 		--seeds 1 --cfg-options train_cfg.max_epochs=2 param_scheduler.T_max=2
+
+.PHONY: docs
+docs: venv ## Build the documentation into docs/_build/html
+	$(VENV)/bin/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet \
+		-b html docs docs/_build/html
+	@echo 'Open docs/_build/html/index.html'
 
 .PHONY: lint
 lint: venv ## Check style and formatting

@@ -1,11 +1,19 @@
-"""Draw the branches of every block into docs/images/blocks."""
+"""Draw the pictures of the documentation into docs/images.
 
+python docs/figures.py                 # the branches of every block
+python docs/figures.py CONFIG CKPT     # the kernels of a trained RepVGG's block
+"""
+
+import sys
 from pathlib import Path
 
-from mmrep.analysis import draw_block
+from mmrep.analysis import draw_block, draw_branch_kernels
+from mmrep.checkpoints import load_strictly, read_checkpoint, state_dict_of
+from mmrep.deployment import build_model, read_config
 from mmrep.models import blocks
 
-OUT = Path(__file__).resolve().parent / 'images' / 'blocks'
+IMAGES = Path(__file__).resolve().parent / 'images'
+OUT = IMAGES / 'blocks'
 
 #: Each as its paper has it, with as many channels in as out, which has all branches.
 DRAWN = {
@@ -33,5 +41,12 @@ def main() -> None:
         draw_block(build(), OUT / f'{name}.svg')
 
 
+def draw_trained(config: str, checkpoint: str) -> None:
+    """Draw the kernels of a block in a classifier with RepVGG that was trained."""
+    model = build_model(read_config(config))
+    load_strictly(model, state_dict_of(read_checkpoint(checkpoint), checkpoint), checkpoint)
+    draw_branch_kernels(model.eval().backbone.stage_3[1], IMAGES / 'kernels.png')
+
+
 if __name__ == '__main__':
-    main()
+    draw_trained(*sys.argv[1:]) if sys.argv[1:] else main()

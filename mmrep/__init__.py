@@ -10,8 +10,8 @@ try:
 except ImportError as error:
     raise ImportError(
         f'mmrep needs mmcv and mmengine ({error}), of the line that your other packages '
-        "are of: OpenMMLab's by mim install 'mmcv>=2.0.0rc4,<2.2.0', OneDL's by pip install "
-        "onedl-mmcv; with no other package, pip install 'mmrep[lite]'"
+        "are of: OpenMMLab's by mim install 'mmcv>=2.0.0rc4,<2.2.0', OneDL's by pip "
+        "install onedl-mmcv; with no other package, pip install 'mmrep[lite]'"
     ) from error
 
 from . import engine, expansion, models

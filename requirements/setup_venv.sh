@@ -32,7 +32,7 @@ esac
 wheel_cache=${XDG_CACHE_HOME:-$HOME/.cache}/mmrep/wheels
 steps=(venv tools torch packages mmcv project)
 requirements=()
-for name in runtime "${hosts[@]}" onnx tests; do
+for name in runtime "${hosts[@]}" onnx tests docs; do
     requirements+=("requirements/$name.txt")
 done
 
@@ -41,7 +41,7 @@ describe() {
         venv) echo "Making $venv for the $stack stack (seconds)" ;;
         tools) echo 'Installing pip and what compiling takes (10 seconds)' ;;
         torch) echo 'Installing torch and torchvision (1-3 minutes, 5 GB)' ;;
-        packages) echo 'Installing the hosts and what tests use (1 minute)' ;;
+        packages) echo 'Installing the hosts and what tests and docs use (1 minute)' ;;
         mmcv) echo "Installing $mmcv (compiling it: 3 minutes on 2 cores with gcc, once)" ;;
         project) echo 'Installing mmrep, and checking that all fits (20 seconds)' ;;
     esac

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from mmrep.models.blocks import ReparamBlock
+
 from .branches import BranchReport
 
 #: Height of a block's bar, and width of a kernel's picture, in inches.
@@ -56,8 +58,6 @@ def draw_kernels(reports: Sequence[BranchReport], path: str | Path) -> None:
         reports: The blocks.
         path: The PNG file.
     """
-    from matplotlib.figure import Figure
-
     sizes = [tuple(report.skeleton.shape) for report in reports]
     size = max(sorted(set(sizes)), key=sizes.count)
     alike = [r for r, own in zip(reports, sizes, strict=True) if own == size]
@@ -67,6 +67,34 @@ def draw_kernels(reports: Sequence[BranchReport], path: str | Path) -> None:
         (f'mean of {len(alike)}', mean),
         *((report.name, _scaled(report.skeleton)) for report in shown),
     ]
+    title = _title(reports, shown, 'Equivalent kernels')
+    _draw_tiles(pictures, title, 'mean |W|, largest tap = 1', path)
+
+
+@torch.no_grad()
+def draw_branch_kernels(block: ReparamBlock, path: str | Path) -> None:
+    """Draw the mean absolute kernel of each branch of a block, and of their sum.
+
+    All have one scale, with the largest tap as 1.
+
+    Args:
+        block: The block, in train form.
+        path: The PNG file.
+    """
+    kernels = block.branch_kernels(dtype=torch.float64)
+    kernels['sum'] = torch.stack([*kernels.values()]).sum(0)
+    skeletons = {name: kernel.abs().mean((0, 1)) for name, kernel in kernels.items()}
+    scale = max(skeleton.max() for skeleton in skeletons.values())
+    pictures = [(name, skeleton / scale) for name, skeleton in skeletons.items()]
+    _draw_tiles(pictures, type(block).__name__, 'mean |W|, largest tap = 1', path)
+
+
+def _draw_tiles(
+    pictures: Sequence[tuple[str, torch.Tensor]], title: str, label: str, path: str | Path
+) -> None:
+    """Draw named kernels of values from 0 to 1 beside each other."""
+    from matplotlib.figure import Figure
+
     rows = math.ceil(len(pictures) / _COLUMNS)
     columns = min(_COLUMNS, len(pictures))
     figure = Figure(
@@ -88,8 +116,8 @@ def draw_kernels(reports: Sequence[BranchReport], path: str | Path) -> None:
                 axes.text(column, row, f'{value:.2f}', **style)
     for axes in figure.axes:
         axes.set_axis_off()
-    figure.colorbar(image, ax=figure.axes, shrink=0.6, label='mean |W|, largest tap = 1')
-    figure.suptitle(_title(reports, shown, 'Equivalent kernels'), fontsize=10)
+    figure.colorbar(image, ax=figure.axes, shrink=0.6, label=label)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150, format='png')
 
 

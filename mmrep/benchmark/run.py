@@ -36,7 +36,7 @@ class Timing:
     """How long one piece of work took.
 
     Args:
-        work: One of :data:`WORKS`.
+        work: One of ``WORKS``.
         name: What did it: a subject, and its form where there are several.
         median: Seconds.
         iqr: Distance between the quartiles, in seconds.
@@ -91,7 +91,7 @@ def benchmark(
         shape: Channels, height and width. Default: the config's.
         device: ``'cpu'`` or a CUDA device. Default: ``'cpu'``.
         amp: Whether to compute in bfloat16 where autocast does. Default: False.
-        works: What to measure, of :data:`WORKS`. Default: all.
+        works: What to measure, of ``WORKS``. Default: all.
         rounds: How often each is timed. Default: 15.
         compile_model: Whether to measure training steps and the deploy form by
             ``torch.compile``, too, which takes a minute for each before its first run.

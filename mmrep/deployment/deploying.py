@@ -102,14 +102,14 @@ def deploy_checkpoint(
         config: The config that the checkpoint was trained with.
         checkpoint: The train-form checkpoint.
         out: The deploy checkpoint, ``.pth`` or ``.safetensors``; its config is written
-            beside it as ``.py``, and the two with :func:`write_pair`.
+            beside it as ``.py``, and the two with ``write_pair``.
         shape: Channels, height and width of the input. Default: the config's.
         rtol: The largest relative L2 error allowed. Default: 1e-4.
         seed: Seed of the input. Default: 0.
         overwrite: Whether to replace existing files. Default: False.
         source_config: The config's file, for the record. Default: ''.
         host: Whether to write the model with the host's own bodies, for where mmrep is not
-            installed; see :func:`host_config`. Default: False.
+            installed; see ``host_config``. Default: False.
 
     Raises:
         UserError: With one sentence, if anything is wrong; then nothing is written.

@@ -60,7 +60,7 @@ def check_pair(
     further with the deploy config, or come from elsewhere, are no half of a pair.
 
     Args:
-        config: The config, which knows its checkpoint if :func:`write_pair` wrote it.
+        config: The config, which knows its checkpoint if ``write_pair`` wrote it.
         config_path: Its file, for the error.
         checkpoint_path: The file of the checkpoint.
         checkpoint: What was read from it.

@@ -38,7 +38,7 @@ class HostEvaluation:
 
     Args:
         config: The config, with ``val_dataloader`` and ``val_evaluator``.
-        model: Its model, of which :func:`has_one_head` is true. Its weights do not matter.
+        model: Its model, of which ``has_one_head`` is true. Its weights do not matter.
         metric: What is looked at, one of those that the evaluator gives. Default: what
             ``default_hooks.checkpoint.save_best`` names, or the only one, or
             ``accuracy/top1`` or ``mIoU``.

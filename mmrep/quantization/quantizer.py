@@ -36,7 +36,7 @@ class Recipe(NamedTuple):
     """How a graph is quantized.
 
     Args:
-        method: One of :data:`METHODS`.
+        method: One of ``METHODS``.
         per_channel: Whether each output channel of a weight has its own scale.
     """
 

@@ -45,7 +45,7 @@ class ConvGeometry:
 
     @property
     def fill(self) -> str:
-        """What is put around an input: ``padding_mode``, where 'SAME' pads zeros."""
+        """How an input is padded, as ``padding_mode``; 'SAME' pads zeros."""
         return 'zeros' if self.padding_mode == 'same' else self.padding_mode
 
     @property
@@ -162,7 +162,7 @@ def linear_conv_type(conv: nn.Module) -> type[nn.Conv2d]:
     """The registered type that a conv computes as: its own, less what wraps it.
 
     Raises:
-        NotFoldableError: As :func:`known_type`.
+        NotFoldableError: As ``known_type``.
     """
     return known_type(conv, LINEAR_CONVS)
 

@@ -37,7 +37,7 @@ def one_conv_kernel(
         x: Their input ``(N, in, H, W)``.
         stride: Their stride.
         one_conv: Whether they may: always, never, from so many pixels on, or, by
-            ``'auto'``, from :data:`AUTO_PIXELS` on, and on a CPU alone.
+            ``'auto'``, from ``AUTO_PIXELS`` on, and on a CPU alone.
             Default: ``'auto'``.
 
     Returns:

@@ -10,8 +10,10 @@ from torch import nn
 from mmrep.analysis import (
     BranchReport,
     analyze_branches,
+    draw_branch_kernels,
     draw_kernels,
     draw_shares,
+    pictures,
     write_table,
 )
 from mmrep.models.blocks import DiverseBranchBlock, MobileOneBlock, RepVGGBlock
@@ -138,6 +140,25 @@ class TestPictures:
         sizes = [(1, 3), (3, 3), (13, 13), (3, 3)]
         reports = [report(str(size), skeleton=torch.rand(size)) for size in sizes]
         draw_kernels(reports, tmp_path / 'a.png')
+        assert pixels(tmp_path / 'a.png').std() > 5
+
+    def test_kernels_of_branches(self, tmp_path, monkeypatch):
+        """In one scale: the sum of a 3x3 kernel of 2, a 1x1 of -1 and the identity."""
+        tiles = {}
+        draw_tiles = pictures._draw_tiles
+        monkeypatch.setattr(
+            pictures,
+            '_draw_tiles',
+            lambda named, *rest: (tiles.update(named), draw_tiles(named, *rest)),
+        )
+        block = RepVGGBlock(1, 1, norm_cfg=dict(type='BN', eps=0.0)).eval()
+        nn.init.constant_(block.branch_3x3.conv.weight, 2.0)
+        nn.init.constant_(block.branch_1x1.conv.weight, -4.0)
+        draw_branch_kernels(block, tmp_path / 'a.png')
+        assert list(tiles) == ['branch_3x3', 'branch_1x1', 'branch_norm', 'sum']
+        middles = {name: kernel[1, 1].item() for name, kernel in tiles.items()}
+        assert middles == dict(branch_3x3=0.5, branch_1x1=1, branch_norm=0.25, sum=0.25)
+        assert tiles['sum'][0, 0] == 0.5 and tiles['branch_1x1'][0, 0] == 0
         assert pixels(tmp_path / 'a.png').std() > 5
 
     def test_kernels_of_zeros(self, tmp_path):

@@ -135,7 +135,7 @@ class ReparamBackbone(BaseModule):
         init_cfg (dict | list[dict], optional): Initialization. Default: None.
     """
 
-    #: Read by the walker: ``switch_to_deploy`` is that of the blocks inside.
+    #: Says to ``mmrep.reparam.switch_to_deploy`` that the blocks inside are switched.
     walks_over_blocks = True
 
     def __init__(

@@ -177,14 +177,14 @@ class RepLKNet(ReparamBackbone):
         arch (str | dict): A name in ``arch_settings``, or a dict with the keys
 
             - **large_kernel_sizes** (Sequence[int]): Kernel size of each stage.
-            - **layers** (Sequence[int]): Number of pairs of a :class:`RepLKBlock` and a
-              :class:`ConvFFN` of each stage.
+            - **layers** (Sequence[int]): Number of pairs of a ``RepLKBlock`` and a
+              ``ConvFFN`` of each stage.
             - **channels** (Sequence[int]): Number of channels of each stage.
             - **small_kernel** (int, optional): That beside every large kernel; None for
               none.
             - **dw_ratio** (float): Channels of the depthwise convs over the stage's.
         in_channels (int): Number of channels of the image. Default: 3.
-        ffn_ratio (float): Channels inside a :class:`ConvFFN` over the stage's. Default: 4.
+        ffn_ratio (float): Channels inside a ``ConvFFN`` over the stage's. Default: 4.
         out_indices (Sequence[int] | int): Stages, from 0, whose outputs are returned, each
             after a norm of its own; negative ones count from the end. Default: ``(3, )``.
         strides (Sequence[int]): Stride of the last conv before each stage; another 2 comes
@@ -194,7 +194,7 @@ class RepLKNet(ReparamBackbone):
         frozen_stages (int): Stages to freeze; 0 is the stem alone. Default: -1, none.
         conv_cfg (dict, optional): Config of the convs. Default: None, ``nn.Conv2d``.
         norm_cfg (dict): Config of the norms. Default: ``dict(type='BN')``.
-        act_cfg (dict): Config of the activations but those of the :class:`ConvFFN`.
+        act_cfg (dict): Config of the activations but those of the ``ConvFFN``.
             Default: ``dict(type='ReLU')``.
         ffn_act_cfg (dict): Config of these. Default: ``dict(type='GELU')``.
         with_cp (bool): Recompute blocks in the backward pass to save memory.
