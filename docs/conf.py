@@ -4,7 +4,10 @@ import re
 import runpy
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +26,9 @@ extensions = [
 exclude_patterns = ['_build']
 
 html_theme = 'furo'
+html_math_renderer = 'mathml'
+html_static_path = ['_static']
+html_css_files = ['math.css']
 html_title = f'mmrep {release}'
 
 myst_enable_extensions = ['dollarmath', 'colon_fence']
@@ -39,23 +45,43 @@ nitpick_ignore_regex = [
 
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
-autodoc_default_options = {'members': True, 'show-inheritance': True}
+autodoc_default_options = {'members': True}
 napoleon_numpy_docstring = False
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the change of links below."""
+    """Connect what is below."""
+    app.add_html_math_renderer('mathml', (visit_math, None), (visit_math_block, None))
     app.connect('source-read', name_files)
+    app.connect('autodoc-skip-member', skip_fields)
+
+
+def visit_math(writer: HTML5Translator, node: nodes.math) -> None:
+    """Write a formula as MathML, which browsers render without a script or a network."""
+    writer.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def visit_math_block(writer: HTML5Translator, node: nodes.math_block) -> None:
+    """Write a formula that stands by itself."""
+    writer.body.append(convert(node.astext(), display='block'))
+    raise nodes.SkipNode
+
+
+def skip_fields(
+    app: Sphinx, kind: str, name: str, member: object, *_: object
+) -> bool | None:
+    """Leave the fields of named tuples to the docstrings of these."""
+    return True if (member.__doc__ or '').startswith('Alias for field number') else None
 
 
 def name_files(app: Sphinx, page: str, source: list[str]) -> None:
-    """Name the folders and pages outside ``docs`` that a page links to: they are no pages."""
-    text = re.sub(
+    """Name what a page links to outside ``docs``: it is no page of the site."""
+    source[0] = re.sub(
         r'\[([^\]]+)\]\((?:\.\./)+([\w/.-]*?)(/|\.md)?(#[\w-]+)?\)',
         lambda link: link[0] if link[2].endswith('.py') else _named(link),
         source[0],
     )
-    source[0] = text
 
 
 def _named(link: re.Match) -> str:
