@@ -86,6 +86,7 @@ setup(
     packages=find_packages(include=['mmrep', 'mmrep.*']),
     install_requires=requirements('runtime'),
     extras_require=extras,
+    entry_points=dict(console_scripts=['mmrep = mmrep.console:main']),
     cmdclass={'build_py': BuildPy},
     options={
         'build': {'build_base': SCRATCH.name},

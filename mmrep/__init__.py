@@ -4,6 +4,8 @@ Train a multi-branch network, deploy a plain one, and prove that they are the sa
 function.
 """
 
+import importlib
+
 try:
     import mmcv  # noqa: F401
     import mmengine  # noqa: F401
@@ -20,4 +22,14 @@ from .version import __version__
 
 share_names()
 
-__all__ = ['__version__', 'engine', 'expansion', 'models']
+#: Where to import what reads files, when it is asked for.
+_LAZY = {'get_model': '.zoo', 'list_models': '.deployment'}
+
+__all__ = ['__version__', 'engine', 'expansion', 'get_model', 'list_models', 'models']
+
+
+def __getattr__(name: str) -> object:
+    """One of ``_LAZY``."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -17,7 +17,7 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 from torch import distributed
 
-from mmrep.deployment import building_fault, for_one_process
+from mmrep.deployment import building_fault, config_of, for_one_process
 from mmrep.errors import ConfigError, UserError, printable, reason
 
 #: What a launcher tells its processes, and how to start them.
@@ -114,6 +114,17 @@ def _leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
+def config_argument(text: str) -> str:
+    """The path of a config: as it is given, or that of a shipped one by its name."""
+    text = name_argument(text)
+    if not re.fullmatch(r'[\w-]+', text) or Path(text).exists():
+        return text
+    try:
+        return str(config_of(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def name_argument(text: str) -> str:
     """The name of a file or a folder, or an address; not the empty one of an unset
     variable, which would be the current folder."""
@@ -187,7 +198,15 @@ class ToolParser(argparse.ArgumentParser):
 
     With ``nargs='+'``, argparse would take the positionals after them for numbers. Its
     errors show the beginning of what they complain of.
+
+    Args:
+        example: Arguments that the help ends with. Default: '', none.
+        **kwargs: See ``argparse.ArgumentParser``.
     """
+
+    def __init__(self, example: str = '', **kwargs: Any) -> None:
+        epilog = f'example: %(prog)s {example}' if example else None
+        super().__init__(epilog=epilog, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """End with the usage and a message."""

@@ -1,8 +1,12 @@
 """How the models of the hosts are run."""
 
 import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from torch import nn
 
@@ -35,3 +39,15 @@ def _takes_annotations(model: BaseModel) -> bool:
         for parameter in [*inspect.signature(tensor_mode).parameters.values()][1:]
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what the hosts log, but for errors: tables of metrics, each weight's init."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

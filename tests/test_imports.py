@@ -119,6 +119,7 @@ ROOMS = {
         'mmrep.benchmark',
         'mmrep.checkpoints',
         'mmrep.deployment',
+        'mmrep.hosts',
     ),
     'mmrep.cli': ('mmrep.errors', 'mmrep.deployment'),
     'mmrep': ('mmrep',),

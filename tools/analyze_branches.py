@@ -25,6 +25,7 @@ from mmrep.checkpoints import (
 from mmrep.cli import (
     ToolParser,
     add_config_options,
+    config_argument,
     name_argument,
     path_argument,
     run_tool,
@@ -40,11 +41,12 @@ FILES = ('branches.csv', 'shares.png', 'kernels.png')
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
+        example='repvgg-tiny_1xb64_digits epoch_15.pth --out branches',
         description='For each block of a trained model: the share of each branch in the '
         'equivalent kernel, the range of its weights, which int8 suffers from, and the '
-        f'mean absolute kernel. Writes {", ".join(FILES)}.'
+        f'mean absolute kernel. Writes {", ".join(FILES)}.',
     )
-    parser.add_argument('config', type=name_argument, help='config of the train form')
+    parser.add_argument('config', type=config_argument, help='config of the train form')
     parser.add_argument('checkpoint', type=name_argument, help='train-form checkpoint')
     parser.add_argument(
         '--out', type=path_argument, required=True, help='folder to write into'

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 # Before torch comes: its profiler would report on standard error what it does not find.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
@@ -18,6 +19,7 @@ from mmrep.checkpoints import atomic_write, out_path, refuse_existing
 from mmrep.cli import (
     ToolParser,
     add_config_options,
+    config_argument,
     name_argument,
     path_argument,
     run_tool,
@@ -37,11 +39,12 @@ _TITLES = {
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
+        example='repvgg-a0 repvgg-b1 --plane plane.png',
         description='Time training and inference of the models of configs, in turns with '
-        "mmpretrain's and timm's RepVGG and with the plain ResNet, where installed."
+        "mmpretrain's and timm's RepVGG and with the plain ResNet, where installed.",
     )
     parser.add_argument(
-        'configs', nargs='+', type=path_argument, metavar='CONFIG', help='config file'
+        'configs', nargs='+', type=config_argument, metavar='CONFIG', help='config file'
     )
     parser.add_argument(
         '--batch-size', type=whole_number(1, 2**31 - 1), default=8, help='default: 8'
@@ -70,7 +73,9 @@ def parse_args() -> argparse.Namespace:
         '--plane', type=path_argument, help='draw the speed-accuracy plane into this .png'
     )
     add_config_options(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.configs = list(map(Path, args.configs))
+    return args
 
 
 def check(args: argparse.Namespace) -> None:

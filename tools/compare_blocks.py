@@ -31,7 +31,7 @@ from mmrep.checkpoints import (
 from mmrep.cli import (
     ToolParser,
     add_config_options,
-    name_argument,
+    config_argument,
     path_argument,
     run_tool,
     whole_number,
@@ -255,10 +255,13 @@ def _table(*columns: str) -> Table:
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
+        example='repvgg-tiny_1xb64_digits --blocks plain RepVGG',
         description='Train the classifier of a config with one block after the other, '
-        'from several seeds; print accuracy, cost of training and of the deploy form.'
+        'from several seeds; print accuracy, cost of training and of the deploy form.',
     )
-    parser.add_argument('config', type=name_argument, help='config with an mmrep backbone')
+    parser.add_argument(
+        'config', type=config_argument, help='config with an mmrep backbone'
+    )
     parser.add_argument(
         '--blocks',
         nargs='+',

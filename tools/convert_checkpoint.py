@@ -12,9 +12,10 @@ from mmrep.importers import LAYOUTS, Imported, import_checkpoint
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
+        example='RepVGG-A0-train.pth repvgg-a0.pth',
         description='Rename the weights of a RepVGG, RepVGGplus, DBB network, MobileOne or '
         'UniRepLKNet from another project, prove that they fit the backbone that their '
-        'shapes tell, write them in the shape of mmpretrain, and print the config of both.'
+        'shapes tell, write them in the shape of mmpretrain, and print the config of both.',
     )
     parser.add_argument(
         'source', type=name_argument, help='checkpoint of the other project, in either form'

@@ -9,6 +9,7 @@ from rich.table import Table
 from mmrep.cli import (
     ToolParser,
     add_config_options,
+    config_argument,
     name_argument,
     run_tool,
     shape_argument,
@@ -20,11 +21,12 @@ from mmrep.errors import printable
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
+        example='resnet18-tiny_1xb64_digits --dry-run',
         description='Say which convs of a model a block can stand for, and write the '
         'config of the model with such blocks, which inherits from CONFIG; with a '
-        'checkpoint, also its weights: the same function, until it is trained.'
+        'checkpoint, also its weights: the same function, until it is trained.',
     )
-    parser.add_argument('config', type=name_argument, help='config of the plain model')
+    parser.add_argument('config', type=config_argument, help='config of the plain model')
     parser.add_argument(
         '--block',
         default='DBB',

@@ -9,6 +9,7 @@ from mmrep.cli import (
     ToolParser,
     add_config_options,
     add_export_arguments,
+    config_argument,
     export_options,
     name_argument,
     run_tool,
@@ -19,13 +20,14 @@ from mmrep.errors import printable
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
+        example='repvgg-tiny_1xb64_digits epoch_15.pth net.onnx --dynamic',
         description='Load a checkpoint, write the raw outputs of its model as an ONNX '
-        'graph, and verify that ONNX Runtime computes the same as PyTorch.'
+        'graph, and verify that ONNX Runtime computes the same as PyTorch.',
     )
     add = parser.add_argument
     add(
         'config',
-        type=name_argument,
+        type=config_argument,
         help='config that the checkpoint was trained with, or its deploy config',
     )
     add('checkpoint', type=name_argument, help='checkpoint, in train or in deploy form')

@@ -11,6 +11,7 @@ from mmrep.cli import (
     ToolParser,
     add_config_options,
     add_export_arguments,
+    config_argument,
     drop_argument,
     export_options,
     name_argument,
@@ -26,17 +27,16 @@ _PER_CHANNEL = {AUTO: None, 'yes': True, 'no': False}
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
+        example='repvgg-tiny_1xb64_digits epoch_15.pth int8.onnx',
         description='Fuse a checkpoint, export it, calibrate it on images of the '
         "config's training set, quantize it by ONNX Runtime, and evaluate both forms on "
         'the validation set. Writes OUT.onnx, its record OUT.json and OUT.png, a picture '
         'of its layers.',
-        epilog='example: tools/quantize_onnx.py configs/repvgg/'
-        'repvgg-tiny_1xb64_digits.py work_dirs/epoch_15.pth int8.onnx',
     )
     add = parser.add_argument
     add(
         'config',
-        type=name_argument,
+        type=config_argument,
         help='config that the checkpoint was trained with, or its deploy config',
     )
     add('checkpoint', type=name_argument, help='checkpoint, in train, deploy or host form')

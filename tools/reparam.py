@@ -8,6 +8,7 @@ from rich.table import Table
 from mmrep.cli import (
     ToolParser,
     add_config_options,
+    config_argument,
     name_argument,
     rtol_argument,
     run_tool,
@@ -20,11 +21,12 @@ from mmrep.errors import printable
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
+        example='repvgg-tiny_1xb64_digits epoch_15.pth deploy.pth',
         description='Load a checkpoint, fuse every block, verify that the outputs are '
-        'the same, and write OUT.pth and its config OUT.py, which knows its SHA-256.'
+        'the same, and write OUT.pth and its config OUT.py, which knows its SHA-256.',
     )
     parser.add_argument(
-        'config', type=name_argument, help='config that the checkpoint was trained with'
+        'config', type=config_argument, help='config that the checkpoint was trained with'
     )
     parser.add_argument('checkpoint', type=name_argument, help='train-form checkpoint')
     parser.add_argument(

@@ -19,6 +19,7 @@ from mmrep.checkpoints import (
 from mmrep.cli import (
     ToolParser,
     add_runner_arguments,
+    config_argument,
     name_argument,
     prepare_run,
     run_tool,
@@ -32,9 +33,10 @@ from mmrep.reparam import NotFoldableError
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
-        description='Test a checkpoint with a config of mmpretrain, mmseg or mmdet.'
+        example='repvgg-tiny_1xb64_digits work_dirs/repvgg-tiny_1xb64_digits/epoch_15.pth',
+        description='Test a checkpoint with a config of mmpretrain, mmseg or mmdet.',
     )
-    parser.add_argument('config', type=name_argument, help='config file')
+    parser.add_argument('config', type=config_argument, help='config file')
     parser.add_argument('checkpoint', type=name_argument, help='checkpoint file')
     parser.add_argument(
         '--deploy', action='store_true', help='fuse every block before testing'

@@ -21,6 +21,7 @@ from mmrep.checkpoints import (
 from mmrep.cli import (
     ToolParser,
     add_runner_arguments,
+    config_argument,
     name_argument,
     prepare_run,
     run_tool,
@@ -39,9 +40,10 @@ HOOKS = dict(
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
-        description='Train the model of a config of mmpretrain, mmseg or mmdet.'
+        example='repvgg-tiny_1xb64_digits --amp',
+        description='Train the model of a config of mmpretrain, mmseg or mmdet.',
     )
-    parser.add_argument('config', type=name_argument, help='config file')
+    parser.add_argument('config', type=config_argument, help='config file')
     parser.add_argument(
         '--resume',
         nargs='?',

@@ -17,6 +17,7 @@ from .expanding import BLOCKS, ExpandedFiles, expand_checkpoint
 from .export import OnnxExport, export_onnx
 from .pair import check_pair
 from .running import VerificationError
+from .shipped import config_of, list_models, shipped
 from .verification import Verification
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     'build_model',
     'building_fault',
     'check_pair',
+    'config_of',
     'deploy_argument',
     'deploy_checkpoint',
     'deploy_config',
@@ -38,7 +40,9 @@ __all__ = [
     'export_onnx',
     'for_one_process',
     'input_shape',
+    'list_models',
     'model_nodes',
     'read_config',
+    'shipped',
     'without_pretrained',
 ]

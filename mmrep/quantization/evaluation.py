@@ -1,6 +1,5 @@
 """Evaluate raw outputs, wherever they come from, as the host evaluates its model."""
 
-import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +9,13 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
 from mmengine.registry import EVALUATOR
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmrep.deployment.running import run_form, seeded_input
 from mmrep.errors import ConfigError, UserError
+from mmrep.hosts import quiet
 
 from .progress import Track, untracked
 
@@ -70,13 +69,13 @@ class HostEvaluation:
             form: What they are of, for the progress. Default: ''.
             track: Wraps the batches, with a title. Default: nothing is shown.
         """
-        with _silent():
+        with quiet():
             evaluator = _built(self._evaluator)
         evaluator.dataset_meta = getattr(self.loader.dataset, 'metainfo', None)
         with _predicting(self.model, infer), torch.no_grad():
             for data in track(self.loader, f'evaluating {form}'):
                 evaluator.process(self.model.val_step(data), data)
-        with _silent():
+        with quiet():
             metrics = evaluator.evaluate(len(self.loader.dataset))
         return {name: float(value) for name, value in metrics.items() if _is_number(value)}
 
@@ -198,15 +197,3 @@ def _predicting(model: nn.Module, infer: Infer) -> Iterator[None]:
     finally:
         # Those of the classes come to light again.
         del model.extract_feat, head.forward
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Hide the tables of the host's metrics."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
