@@ -3,11 +3,14 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 import torch
+from pages import fences, run_page
 from processes import run_python
 from torch import nn
 
@@ -19,15 +22,24 @@ from mmrep.registry import MODELS
 from mmrep.reparam import reparam_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')])
+DOCS = ROOT / 'docs'
+PAGES = sorted([ROOT / 'README.md', ROOT / 'CHANGELOG.md', *DOCS.rglob('*.md')])
 OWN_BLOCK = ROOT / 'docs' / 'your_own_block.md'
 INT8 = ROOT / 'docs' / 'int8.md'
 version = tuple(map(int, torch.__version__.split('.')[:2]))
 
 
+#: Pages whose code runs in seconds, and those that train.
+QUICK = ('faq', 'how_fusing_works', 'index', 'migrating')
+TRAINING = ('deployment', 'get_started', 'speed', 'training', 'your_data', 'your_model')
+
+#: What a tool's name and arguments in README.md look like.
+COMMAND = re.compile(r'^python (tools/\S+\.py)(.*)$', re.M)
+
+
 def code(page: Path, language: str) -> list[str]:
     """The fenced blocks of a language, in order."""
-    return re.findall(rf'^```{language}\n(.*?)^```$', page.read_text(), re.M | re.S)
+    return [text for name, text in fences(page) if name == language]
 
 
 def anchors(page: Path) -> set[str]:
@@ -37,15 +49,70 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
-    links = re.findall(r'\]\(([^)\s]+)\)', page.read_text())
-    assert links
-    for link in links:
+    for link in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
         path, _, anchor = link.partition('#')
         if re.match(r'\w+://', path):
             continue
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize(
+    'name', [*QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in TRAINING)]
+)
+def test_what_is_on_a_page_runs(name, tmp_path):
+    run_page(DOCS / f'{name}.md', tmp_path)
+
+
+def test_every_page_with_code_is_run():
+    """Others run those of blocks of one's own and int8; choosing a block takes hours."""
+    own = {'your_own_block', 'int8', 'blocks'}
+    found = {page.stem for page in DOCS.glob('*.md') if [*fences(page)]}
+    assert found == {*QUICK, *TRAINING, *own}
+
+
+def test_python_in_the_readme_runs(tmp_path):
+    script = '\n'.join(code(ROOT / 'README.md', 'python'))
+    ran = run_python('-c', script, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_tools_in_the_readme_take_what_it_says():
+    commands = [
+        match
+        for text in code(ROOT / 'README.md', 'bash')
+        for match in COMMAND.findall(text.replace('\\\n', ' '))
+    ]
+    helps = {tool: run_python(ROOT / tool, '--help').stdout for tool, _ in commands}
+    assert len(helps) > 8
+    for tool, arguments in commands:
+        for option in re.findall(r'--[a-z-]+', arguments.partition('#')[0]):
+            assert option in helps[tool], f'{tool} {option}'
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """As `make docs` builds it: no reference, link or picture is missing."""
+    pytest.importorskip('sphinx')
+    options = ('--nitpicky', '--fail-on-warning', '--keep-going', '--quiet')
+    ran = subprocess.run(
+        [sys.executable, '-m', 'sphinx', *options, str(DOCS), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    page = (tmp_path / 'how_fusing_works.html').read_text()
+    # Formulas and scripts ask no other server.
+    assert '<math' in page and 'src="http' not in page
+
+
+def test_the_model_zoo_is_that_of_the_metafiles(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    import zoo
+
+    assert zoo.OUT.read_text() == zoo.page()
+    assert zoo.page().count('_in1k.py)') > 60
 
 
 @pytest.fixture
