@@ -33,9 +33,11 @@ docs: venv ## Build the documentation into docs/_build/html
 	@echo 'Open docs/_build/html/index.html'
 
 .PHONY: lint
-lint: venv ## Check style and formatting
+lint: venv ## Check style, formatting, spelling and types
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/codespell
+	$(VENV)/bin/mypy mmrep tests/typed_api.py
 
 .PHONY: venv
 venv: ## Set up the environment only; PYTHON=... names the interpreter

@@ -84,6 +84,7 @@ setup(
     ],
     python_requires='>=3.10',
     packages=find_packages(include=['mmrep', 'mmrep.*']),
+    package_data=dict(mmrep=['py.typed']),
     install_requires=requirements('runtime'),
     extras_require=extras,
     entry_points=dict(console_scripts=['mmrep = mmrep.console:main']),

@@ -5,6 +5,7 @@ function.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 try:
     import mmcv  # noqa: F401
@@ -20,9 +21,13 @@ from . import engine, expansion, models
 from .registry import share_names
 from .version import __version__
 
+if TYPE_CHECKING:
+    # Imported when they are asked for: they bring what reads files.
+    from .deployment import list_models
+    from .zoo import get_model
+
 share_names()
 
-#: Where to import what reads files, when it is asked for.
 _LAZY = {'get_model': '.zoo', 'list_models': '.deployment'}
 
 __all__ = ['__version__', 'engine', 'expansion', 'get_model', 'list_models', 'models']

@@ -212,7 +212,9 @@ class ToolParser(argparse.ArgumentParser):
         """End with the usage and a message."""
         super().error(printable(message, _SHOWN))
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """Join the numbers after ``--shape`` by commas."""
         rest, joined = list(sys.argv[1:] if args is None else args), []
         while rest:

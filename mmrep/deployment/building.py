@@ -94,7 +94,9 @@ def building_fault(error: BaseException) -> str | None:
 class _NoRandomStart(TorchFunctionMode):
     """Gives parameters no values, so that their memory is not touched."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         target = args[0] if args else (kwargs or {}).get('tensor')
         if isinstance(target, nn.Parameter) and (
             func in (Tensor.uniform_, Tensor.normal_)

@@ -47,7 +47,9 @@ class _Traceable(TorchFunctionMode):
         super().__init__()
         self.dynamic = dynamic
 
-    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if func is F.adaptive_avg_pool2d and args[1] not in (1, (1, 1), [1, 1]):
             with self:
                 return adaptive_average(*args)

@@ -90,7 +90,9 @@ class EquivalentKernelDecayHook(Hook):
             )
         self._handle = model.register_forward_hook(self.add_loss, with_kwargs=True)
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         """Refuse to train without the loss.
 
         Raises:

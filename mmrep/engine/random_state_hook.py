@@ -70,11 +70,15 @@ class RandomStateHook(Hook):
         self._states: list[dict] | None = None
         self._resumed: list[dict] | None = None
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
         """Forget the states of an earlier moment."""
         self._states = None
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         """Keep the states if this iteration is saved."""
         if any(_saves(hook, runner) for hook in runner.hooks):
             self._states = all_gather_object(random_state())

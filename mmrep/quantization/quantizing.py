@@ -7,7 +7,7 @@ from functools import partial
 from itertools import product
 from os.path import expanduser
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ def quantize_onnx(
     overwrite: bool = False,
     source_config: str | Path = '',
     track: Track = untracked,
-    **export,
+    **export: Any,
 ) -> QuantizedOnnx:
     """Write a checkpoint as an int8 ONNX file, and measure what that costs.
 

@@ -360,8 +360,10 @@ def compare_block(reference: BlockReference, block: nn.Module) -> BlockDifferenc
     bias = _error(expected.zeros, actual.zeros, _FLOOR * _size_of(varying), by_channel)
     if exact is None:
         return BlockDifference(kernel, bias)
-    seen = (_error(exact, output, least) for output in (actual.seen, expected.seen))
-    return BlockDifference(kernel, bias, *seen, note)
+    seen, branches_seen = (
+        _error(exact, output, least) for output in (actual.seen, expected.seen)
+    )
+    return BlockDifference(kernel, bias, seen, branches_seen, note)
 
 
 def compare_blocks(

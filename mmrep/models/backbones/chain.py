@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.model import Sequential
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ class DBBVGG(ChainBackbone):
         19: (2, 2, 4, 4, 4),
     }
 
-    def __init__(self, depth: int = 16, base_channels: int = 64, **kwargs) -> None:
+    def __init__(self, depth: int = 16, base_channels: int = 64, **kwargs: Any) -> None:
         require(
             depth in self.arch_settings,
             f'depth {depth} is unknown; choose from {tuple(self.arch_settings)}',
@@ -144,7 +145,7 @@ class DBBAlexNet(ChainBackbone):
         ((384, 3, 1, 1), (384, 3, 1, 1), (256, 3, 1, 1)),
     )
 
-    def __init__(self, flatten: bool = False, **kwargs) -> None:
+    def __init__(self, flatten: bool = False, **kwargs: Any) -> None:
         self.flatten = flatten
         super().__init__(num_stages=3, **kwargs)
 
@@ -183,7 +184,7 @@ class DBBMobileNetV1(ChainBackbone):
     layers = ((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2))
     stem_channels = 32
 
-    def __init__(self, width_factor: float = 1, **kwargs) -> None:
+    def __init__(self, width_factor: float = 1, **kwargs: Any) -> None:
         self.width_factor = width_factor
         super().__init__(num_stages=5, **kwargs)
 

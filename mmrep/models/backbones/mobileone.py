@@ -19,7 +19,11 @@ from .base import (
 from .units import UnitConfig
 
 
-def _arch(width_factor, num_conv_branches=1, num_se_blocks=(0, 0, 0, 0)) -> dict:
+def _arch(
+    width_factor: Sequence[float],
+    num_conv_branches: int = 1,
+    num_se_blocks: Sequence[int] = (0, 0, 0, 0),
+) -> dict:
     return dict(
         num_blocks=(2, 8, 10, 1),
         width_factor=width_factor,

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from mmcv.cnn import build_activation_layer, build_conv_layer, build_norm_layer
@@ -30,7 +31,7 @@ def _conv_norm(
     out_channels: int,
     kernel_size: int,
     act: bool = True,
-    **geometry,
+    **geometry: Any,
 ) -> Sequential:
     """A conv, its norm and, unless told otherwise, an activation, by mmpretrain's names."""
     layers = OrderedDict(

@@ -1,6 +1,7 @@
 """RepOpt-VGG."""
 
 import math
+from typing import Any
 
 from mmrep.registry import MODELS
 
@@ -40,7 +41,7 @@ class RepOptVGG(RepVGG):
         arch: str | dict,
         *,
         block_cfg: dict = dict(type='mmrep.ConvNormBlock'),
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(arch, block_cfg=block_cfg, **kwargs)
         for stage in self.stages:

@@ -1,6 +1,7 @@
 """RepVGG."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.model import Sequential
 from torch import Tensor, nn
@@ -23,7 +24,13 @@ _G2 = dict.fromkeys(range(2, 27, 2), 2)
 _G4 = dict.fromkeys(range(2, 27, 2), 4)
 
 
-def _arch(num_blocks, width_factor, group_layer_map=None, se_cfg=None, **options) -> dict:
+def _arch(
+    num_blocks: Sequence[int],
+    width_factor: Sequence[float],
+    group_layer_map: dict | None = None,
+    se_cfg: dict | None = None,
+    **options: Any,
+) -> dict:
     arch = dict(num_blocks=num_blocks, width_factor=width_factor, se_cfg=se_cfg)
     return arch | dict(group_layer_map=group_layer_map, **options)
 
@@ -188,7 +195,9 @@ class RepVGG(ReparamBackbone):
         self.ppf = MTSPPF(channels, channels, **ppf_cfg) if add_ppf else nn.Identity()
         self.train()
 
-    def _build_block(self, in_channels: int, out_channels: int, **geometry) -> nn.Module:
+    def _build_block(
+        self, in_channels: int, out_channels: int, **geometry: Any
+    ) -> nn.Module:
         return self.units.block(
             in_channels,
             out_channels,

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.model import Sequential
@@ -331,7 +332,7 @@ class DBBResNet(ReparamResNet):
         self,
         depth: int,
         block_cfg: dict | None = dict(type='mmrep.DiverseBranchBlock'),
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(depth, block_cfg=block_cfg, **kwargs)
 
@@ -343,7 +344,7 @@ class DBBResNetV1c(DBBResNet):
     Source: `Bag of Tricks <https://arxiv.org/abs/1812.01187>`_, figure 2b.
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(deep_stem=True, avg_down=False, **kwargs)
 
 
@@ -354,5 +355,5 @@ class DBBResNetV1d(DBBResNet):
     Source: `Bag of Tricks <https://arxiv.org/abs/1812.01187>`_, figure 2c.
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(deep_stem=True, avg_down=True, **kwargs)

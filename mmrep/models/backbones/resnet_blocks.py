@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from mmcv.cnn import build_plugin_layer
 from mmengine.model import BaseModule
@@ -26,7 +27,7 @@ class UnitOwner(BaseModule):
         super().__init__(init_cfg)
         self.norm_names: dict[int, str] = {}
 
-    def add_unit(self, index: int, config: UnitConfig, *args, **kwargs) -> None:
+    def add_unit(self, index: int, config: UnitConfig, *args: Any, **kwargs: Any) -> None:
         """Build a unit, see :meth:`UnitConfig.conv_and_norm`, as number ``index``."""
         conv, norm_name, norm = config.conv_and_norm(*args, postfix=index, **kwargs)
         self.add_module(f'conv{index}', conv)
@@ -173,7 +174,7 @@ class BasicBlock(ResidualBlock):
         style: str = 'pytorch',
         dcn: None = None,
         plugins: None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(inplanes, planes, units, **kwargs)
         require(dcn is None, 'dcn goes with bottlenecks only: depth 50, 101 or 152')
@@ -221,7 +222,7 @@ class Bottleneck(ResidualBlock):
         style: str = 'pytorch',
         dcn: dict | None = None,
         plugins: Sequence[dict] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(inplanes, planes, units, **kwargs)
         require(

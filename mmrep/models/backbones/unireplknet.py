@@ -27,7 +27,9 @@ from .units import UnitConfig
 _EXPANSION, _SE_RATIO = 4, 4
 
 
-def _arch(base_channels, depths, pattern=(13,)) -> dict:
+def _arch(
+    base_channels: int, depths: Sequence[int], pattern: Sequence[int] = (13,)
+) -> dict:
     """An architecture whose third stage repeats a pattern of kernel sizes."""
     third = (pattern * depths[2])[: depths[2]]
     sizes = (3,) * depths[0], (13,) * depths[1], third, (13,) * depths[3]

@@ -40,7 +40,7 @@ class UnitConfig:
         out_channels: int,
         kernel_size: int,
         optional: Mapping[str, Any] | None = None,
-        **options,
+        **options: Any,
     ) -> nn.Module:
         """A unit as one block: the configured one, or a plain ``ConvNormBlock``.
 
@@ -87,7 +87,7 @@ class UnitConfig:
         kernel_size: int,
         postfix: int | str = '',
         conv_cfg: dict | None = None,
-        **geometry,
+        **geometry: Any,
     ) -> tuple[nn.Module, str, nn.Module | None]:
         """A unit without activation: its conv, its norm's name and its norm.
 

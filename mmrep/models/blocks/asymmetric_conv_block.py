@@ -1,5 +1,7 @@
 """The Asymmetric Convolution Block."""
 
+from typing import Any
+
 from torch import nn
 
 from mmrep.registry import MODELS
@@ -32,7 +34,7 @@ class AsymmetricConvBlock(ReparamBlock):
         kernel_size: int | Size = 3,
         *,
         act_cfg: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, act_cfg=act_cfg, **kwargs)
 

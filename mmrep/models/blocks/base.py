@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from itertools import chain, pairwise
+from typing import Any
 
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
@@ -86,7 +87,7 @@ class ReparamBlock(BaseModule):
     #: What the SE layer, the norm of a branch and the one conv are called in keys.
     se_name, norm_name, reparam_name = 'se_layer', 'norm', 'branch_reparam'
 
-    def __new__(cls, *args, **kwargs) -> 'ReparamBlock':
+    def __new__(cls, *args: Any, **kwargs: Any) -> 'ReparamBlock':
         if 'bias' in kwargs and 'bias' not in inspect.signature(cls.__init__).parameters:
             raise TypeError(
                 f"{cls.__name__} has norms and is no conv, which alone has a 'bias': give "
@@ -162,7 +163,7 @@ class ReparamBlock(BaseModule):
 
     @classmethod
     def from_conv(
-        cls, conv: nn.Module, norm: nn.Module | None = None, **options
+        cls, conv: nn.Module, norm: nn.Module | None = None, **options: Any
     ) -> 'ReparamBlock':
         """A block that computes ``norm(conv(x))``, and whose main branch is these two.
 
@@ -349,7 +350,7 @@ class ReparamBlock(BaseModule):
             owner.add_module(name.rpartition('.')[2], branch)
 
     def build_conv(
-        self, kernel_size: int | Size, bias: bool = False, **geometry
+        self, kernel_size: int | Size, bias: bool = False, **geometry: Any
     ) -> nn.Module:
         """A conv of this block's ``conv_cfg``, with its geometry where none is given."""
         options = dict(
@@ -379,7 +380,7 @@ class ReparamBlock(BaseModule):
         norm = self.build_norm(self.out_channels)
         return Sequential(OrderedDict(**before, conv=conv, **{self.norm_name: norm}))
 
-    def nested(self, kind: type['ReparamBlock'], **options) -> 'ReparamBlock':
+    def nested(self, kind: type['ReparamBlock'], **options: Any) -> 'ReparamBlock':
         """A block of this one's geometry, convs and norms, for a branch."""
         own = ('kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
         names = (*own, 'conv_cfg', 'norm_cfg', 'one_conv')
@@ -779,7 +780,7 @@ class ReparamBlock(BaseModule):
         start = self.reparam_start
         self._fused_start = None if start.is_meta else tuple(start.tolist())
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if hasattr(self, 'reparam_start'):
             self._read_start()

@@ -55,7 +55,7 @@ class BranchBlock(ReparamBlock):
         *,
         branches: Sequence[str | dict] = ('kxk', '1x1', 'identity'),
         post_norm: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         self.chosen = tuple(branches)
         self.ends_with_norm = post_norm

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from mmengine.model import Sequential
@@ -53,7 +54,7 @@ class DiverseBranchBlock(ReparamBlock):
         branches: Sequence[str] = ('kxk', '1x1', '1x1_kxk', 'avg'),
         single_init: bool = False,
         act_cfg: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         unknown = set(branches) - {'kxk', '1x1', '1x1_kxk', 'avg'}
         if unknown or 'kxk' not in branches:

@@ -1,6 +1,7 @@
 """Blocks of a large kernel: RepLKNet's, RepViT's and UniRepLKNet's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -50,7 +51,7 @@ class LargeKernelBlock(ReparamBlock):
         kernel_size: int | Size,
         *,
         small_kernel: int | Size | None = 5,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         self.small_kernel = small_kernel
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
@@ -95,7 +96,7 @@ class DilatedReparamBlock(ReparamBlock):
         *,
         kernels: Sequence[tuple[int, int]] | None = None,
         post_norm: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if kernels is None:
             size = kernel_size if isinstance(kernel_size, int) else kernel_size[0]

@@ -1,5 +1,7 @@
 """MobileOne's block."""
 
+from typing import Any
+
 from torch import nn
 
 from mmrep.registry import MODELS
@@ -42,7 +44,7 @@ class MobileOneBlock(ReparamBlock):
         padding: int | Size | None = None,
         dilation: int | Size = 1,
         groups: int = 1,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if num_convs < 1:
             raise ValueError(f'num_convs must be at least 1, not {num_convs}')

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import replace
+from typing import Any
 
 from mmengine.model import Sequential
 from torch import nn
@@ -70,7 +71,7 @@ class OREPABlock(ReparamBlock):
         scales: dict[str, float] | None = None,
         act_cfg: dict | None = None,
         one_conv: bool | int | str = True,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         self.scales = SCALES if scales is None else scales
         if 'kxk' not in self.scales or set(self.scales) - set(SCALES):
@@ -168,7 +169,7 @@ class OREPARepVGGBlock(ReparamBlock):
         *,
         scales: dict[str, float] | None = None,
         one_conv: bool | int | str = True,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if scales is None:
             # The 1x1 conv has a norm, and so a branch of its own.

@@ -1,5 +1,7 @@
 """The last conv of UniRepLKNet's blocks."""
 
+from typing import Any
+
 from torch import nn
 
 from mmrep.registry import MODELS
@@ -36,7 +38,7 @@ class PointwiseBlock(ReparamBlock):
         *,
         padding: int | Size = 0,
         layer_scale: float = 1e-6,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if (pair(kernel_size), pair(padding)) != ((1, 1), (0, 0)):
             raise ValueError(

@@ -1,6 +1,7 @@
 """QARepVGG's block."""
 
 from collections import OrderedDict
+from typing import Any
 
 from mmengine.model import Sequential
 from torch import nn
@@ -39,7 +40,7 @@ class QARepVGGBlock(ReparamBlock):
         kernel_size: int | Size = 3,
         *,
         average: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         self.average = average
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)

@@ -1,5 +1,7 @@
 """RepVGG's block."""
 
+from typing import Any
+
 from torch import nn
 
 from mmrep.registry import MODELS
@@ -36,7 +38,7 @@ class RepVGGBlock(ReparamBlock):
         padding_mode: str = 'zeros',
         *,
         kernel_size: int | Size = 3,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if pair(kernel_size) != (3, 3):
             raise ValueError(f'RepVGGBlock is 3x3, not kernel_size={kernel_size}')

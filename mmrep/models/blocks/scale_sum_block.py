@@ -1,6 +1,7 @@
 """The block by which RepOptimizer finds its scales."""
 
 from collections import OrderedDict
+from typing import Any
 
 from mmengine.model import Sequential
 from torch import nn
@@ -36,7 +37,7 @@ class ScaleSumBlock(ReparamBlock):
         kernel_size: int | Size = 3,
         *,
         scale: float = 1.0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         self.initial_scale = scale
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)

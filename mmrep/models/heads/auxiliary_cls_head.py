@@ -1,6 +1,7 @@
 """Auxiliary classifiers on earlier stages, for mmpretrain."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule, ModuleList
@@ -62,7 +63,7 @@ class AuxiliaryClsHead(BaseModule):
         """The logits of the main head."""
         return self.head(self._mean(feats[-1]))
 
-    def loss(self, feats: Features, data_samples: list, **kwargs) -> dict[str, Tensor]:
+    def loss(self, feats: Features, data_samples: list, **kwargs: Any) -> dict[str, Tensor]:
         """The losses of all heads; see the host's heads for the arguments.
 
         Raises:
