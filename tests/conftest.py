@@ -4,10 +4,12 @@ import gc
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import Phase, settings
+from mmengine.config import config as mmengine_config
 from mmengine.registry import DefaultScope
 from yapf.yapflib import yapf_api
 
@@ -36,6 +38,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+FORMAT = yapf_api.FormatCode
+
+#: Where mmengine takes the formatter of configs from: its own module, or OneDL's yapf's.
+FORMATTER = next(
+    f'{module.__name__}.FormatCode'
+    for module in (mmengine_config, yapf_api)
+    if hasattr(module, 'FormatCode')
+)
+
+
 @pytest.fixture(autouse=True, scope='session')
 def unformatted() -> Iterator[None]:
     """mmengine does not format the configs that it writes, nor those that it compares.
@@ -48,14 +60,20 @@ def unformatted() -> Iterator[None]:
         return f'{text}\n', True
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mmengine.config.config.FormatCode', ended)
+        patch.setattr(FORMATTER, ended)
         yield
 
 
 @pytest.fixture
 def formatted(monkeypatch) -> None:
     """mmengine formats configs, as it does in the processes of tools."""
-    monkeypatch.setattr('mmengine.config.config.FormatCode', yapf_api.FormatCode)
+    monkeypatch.setattr(FORMATTER, FORMAT)
+
+
+@pytest.fixture
+def format_by(monkeypatch) -> Callable[[Callable | None], None]:
+    """Lets mmengine format configs by a function, or fail by none."""
+    return partial(monkeypatch.setattr, FORMATTER)
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,8 @@ INT8 = ROOT / 'docs' / 'int8.md'
 version = tuple(map(int, torch.__version__.split('.')[:2]))
 
 
+NOTEBOOKS = sorted(DOCS.rglob('tutorials/*.ipynb'))
+
 #: Pages whose code runs in seconds, and those that train.
 QUICK = ('faq', 'how_fusing_works', 'index', 'migrating')
 TRAINING = ('deployment', 'get_started', 'speed', 'training', 'your_data', 'your_model')
@@ -63,6 +65,30 @@ def test_links_lead_somewhere(page):
 )
 def test_what_is_on_a_page_runs(name, tmp_path):
     run_page(DOCS / f'{name}.md', tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_tutorial_runs(notebook, tmp_path):
+    """And prints the lines that it is kept with, but for the numbers in them."""
+    nbformat = pytest.importorskip('nbformat')
+    nbclient = pytest.importorskip('nbclient')
+    kept = nbformat.read(notebook, 4)
+    ran = nbformat.read(notebook, 4)
+    resources = dict(metadata=dict(path=str(tmp_path)))
+    nbclient.NotebookClient(ran, timeout=900, resources=resources).execute()
+    assert printed(ran) == printed(kept) != []
+
+
+def printed(notebook) -> list[str]:
+    """The words of what a notebook prints, and the kinds of its pictures."""
+    outputs = [o for cell in notebook.cells for o in cell.get('outputs', [])]
+    found = [
+        output.text if output.output_type == 'stream' else min(output.data)
+        for output in outputs
+        if output.get('name') != 'stderr'
+    ]
+    return [re.sub(r'[\d.,e+-]+', '0', text) for text in found]
 
 
 def test_every_page_with_code_is_run():

@@ -45,9 +45,9 @@ def test_what_is_finite_is_written_by_mmengine():
     assert written_config(cfg)[0] == cfg.pretty_text
 
 
-def test_what_is_large_is_written_without_yapf(monkeypatch):
+def test_what_is_large_is_written_without_yapf(format_by):
     """It would take minutes."""
-    monkeypatch.setattr('mmengine.config.config.FormatCode', None)
+    format_by(None)
     entries = dict(
         a=1,
         names={f'n{i}': i for i in range(9_000)},

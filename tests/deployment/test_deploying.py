@@ -386,10 +386,10 @@ class TestConfig:
         assert config.custom_hooks == [hook]
         assert str(config.bounds) == "{'a': [-inf, (nan,)]}"
 
-    def test_thousands_of_entries(self, project, monkeypatch):
+    def test_thousands_of_entries(self, project, format_by):
         project.config.names = {f'n{i}': i for i in range(3000)}
         # yapf would take a minute.
-        monkeypatch.setattr('mmengine.config.config.FormatCode', None)
+        format_by(None)
         config = Config.fromfile(project.deploy().out_config)
         assert config.names == project.config.names
         assert config.fused_checkpoint.file == project.out.name

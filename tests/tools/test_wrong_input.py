@@ -584,7 +584,11 @@ CASES = [*ARGUMENTS, *CONFIGS, *RUNS, *CHECKPOINTS, *MODELS_OF_CONFIGS, *CONVERS
 
 @pytest.fixture
 def folder(
-    classifier: Project, deployed_classifier: Project, tmp_path: Path, monkeypatch
+    classifier: Project,
+    deployed_classifier: Project,
+    tmp_path: Path,
+    monkeypatch,
+    format_by,
 ) -> Iterator[Path]:
     """The folder that the commands are given in."""
     sources = (classifier, 'net'), (deployed_classifier, 'deploy')
@@ -596,7 +600,7 @@ def folder(
     # What takes most of the time and changes nothing: compilers that are asked for their
     # version, the style of the config in the log, the memory of all tests searched.
     monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, True))
+    format_by(lambda text, **_: (text, True))
     monkeypatch.setattr('mmengine.dataset.base_dataset.gc', SimpleNamespace(collect=int))
     yield tmp_path
     # mmengine names them by the second, and this is not the only run in it.
