@@ -77,6 +77,9 @@ def skip_fields(
 
 def name_files(app: Sphinx, page: str, source: list[str]) -> None:
     """Name what a page links to outside ``docs``: it is no page of the site."""
+    if page.startswith('tutorials/'):
+        # Of these '..' is docs.
+        return
     source[0] = re.sub(
         r'\[([^\]]+)\]\((?:\.\./)+([\w/.-]*?)(/|\.md)?(#[\w-]+)?\)',
         lambda link: link[0] if link[2].endswith('.py') else _named(link),
