@@ -1,6 +1,7 @@
 """Export a checkpoint to ONNX, verified with ONNX Runtime."""
 
 import argparse
+from collections import defaultdict
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,7 @@ from mmrep.cli import (
 )
 from mmrep.deployment import OnnxExport, export_onnx, read_config
 from mmrep.errors import printable
+from mmrep.reparam import Difference
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,19 +41,37 @@ def parse_args() -> argparse.Namespace:
         help='fuse every block first, or export it with its branches (default: deploy)',
     )
     add_export_arguments(parser)
+    add(
+        '--upsample',
+        action='store_true',
+        help="end with the resizing of a segmentor's logits to the size of the image",
+    )
     add_config_options(parser)
     return parser.parse_args()
+
+
+def by_output(done: OnnxExport) -> dict[tuple[tuple[int, ...], str], list[Difference]]:
+    """What was compared, by the input's shape and the output's name."""
+    found = defaultdict(list)
+    for shape, differences in done.comparisons:
+        for name, error in differences.items():
+            found[shape, name].append(error)
+    return found
 
 
 def show(done: OnnxExport, form: str) -> None:
     """Print what was done."""
     console = Console(markup=False, emoji=False)
-    outputs = Table('input', 'output', 'relative L2', 'max abs', 'argmax agreement')
-    for shape, differences in done.comparisons:
-        for name, error in differences.items():
-            figures = f'{error.rel_l2:.2e}', f'{error.max_abs:.2e}'
-            agreement = f'{error.argmax_agreement:.2%}'
-            outputs.add_row('x'.join(map(str, shape)), name, *figures, agreement)
+    outputs = Table('inputs', 'output', 'relative L2', 'max abs', 'argmax agreement')
+    for (shape, name), errors in by_output(done).items():
+        inputs = f'{len(errors)} of {"x".join(map(str, shape))}'
+        outputs.add_row(
+            inputs,
+            name,
+            f'{max(error.rel_l2 for error in errors):.2e}',
+            f'{max(error.max_abs for error in errors):.2e}',
+            f'{min(error.argmax_agreement for error in errors):.2%}',
+        )
     console.print('ONNX Runtime against PyTorch:', outputs)
     for remark in done.remarks:
         console.print(f'note: {remark}', soft_wrap=True)
@@ -71,6 +91,7 @@ def main() -> None:
         args.checkpoint,
         args.out,
         form=args.form,
+        upsample=args.upsample,
         **export_options(args),
     )
     show(done, args.form)

@@ -42,7 +42,10 @@ def parse_args() -> argparse.Namespace:
         '--deploy', action='store_true', help='fuse every block before testing'
     )
     parser.add_argument(
-        '--out', type=name_argument, help='file for the results: .json, .yaml or .pkl'
+        '--out',
+        '--dump',
+        type=name_argument,
+        help='file for the results: .json, .yaml or .pkl',
     )
     parser.add_argument(
         '--out-item',

@@ -1,6 +1,7 @@
 """Train a classifier or a segmentor from a config."""
 
 import argparse
+import logging
 import re
 import warnings
 from contextlib import suppress
@@ -199,7 +200,14 @@ def main() -> None:
     if state_dict is not None and isinstance(runner, Runner):
         # mmengine would resume what fits.
         load_strictly(runner.model, state_dict, cfg.load_from)
+    if cfg.get('log_level') != 'DEBUG':
+        runner.logger.addFilter(is_of_no_parameter)
     runner.train()
+
+
+def is_of_no_parameter(record: logging.LogRecord) -> bool:
+    """Whether a record is none of the hundreds that tell each parameter's options."""
+    return not str(record.msg).startswith('paramwise_options -- ')
 
 
 if __name__ == '__main__':

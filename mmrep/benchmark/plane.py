@@ -13,7 +13,6 @@ from .run import Benchmark
 _FORMS = {
     'mmrep': dict(label='train form', color='#b0b0b0', marker='o'),
     'mmrep, deploy form': dict(label='deploy form', color='#1f6fb4', marker='o'),
-    'plain': dict(label='plain network', color='#c8601a', marker='s', facecolor='none'),
 }
 
 
@@ -45,8 +44,7 @@ def draw_plane(points: Iterable[tuple[Benchmark, float]], path: str | Path) -> N
     """Draw published accuracy over measured speed, as a picture.
 
     An arrow leads from the train form of each network to its deploy form, which is
-    labelled. The plain network, where there was one, has no accuracy of its own and is
-    drawn at the same height, hollow.
+    labelled. The plain network has no accuracy there, and is left out.
 
     Args:
         points: Benchmarks of the work ``'eval'``, and the top-1 accuracy of each.
@@ -59,13 +57,18 @@ def draw_plane(points: Iterable[tuple[Benchmark, float]], path: str | Path) -> N
         {t.name: done.shape[0] / t.median for t in done.timings if t.work == 'eval'}
         for done in benchmarks
     ]
+    every = [value for speed in speeds for name, value in speed.items() if name in _FORMS]
+    middle = (min(every) * max(every)) ** 0.5
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.add_subplot()
     arrow = dict(arrowstyle='->', color='#808080', shrinkA=4, shrinkB=4)
     for done, speed, y in zip(benchmarks, speeds, accuracies, strict=True):
         start, end = (speed['mmrep'], y), (speed['mmrep, deploy form'], y)
         axes.annotate('', end, start, arrowprops=arrow)
-        axes.annotate(done.config, end, (6, 4), textcoords='offset points', fontsize=8)
+        # Towards the middle, so that no label leaves the picture.
+        right = speed['mmrep, deploy form'] > middle
+        style = dict(ha='right' if right else 'left', fontsize=8)
+        axes.annotate(done.config, end, (0, 7), textcoords='offset points', **style)
     for name, style in _FORMS.items():
         drawn = [(s[name], y) for s, y in zip(speeds, accuracies, strict=True) if name in s]
         if drawn:
@@ -74,8 +77,8 @@ def draw_plane(points: Iterable[tuple[Benchmark, float]], path: str | Path) -> N
     size = 'x'.join(map(str, first.shape[2:]))
     axes.set_xscale('log')
     axes.set_xlabel(f'images per second ({first.device}, batch {first.shape[0]}, {size})')
-    axes.set_ylabel('published ImageNet top-1, %')
+    axes.set_ylabel("published ImageNet top-1, %, at each config's own size")
     axes.grid(alpha=0.3, which='both')
-    axes.margins(x=0.15)
+    axes.margins(x=0.15, y=0.15)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from os.path import expanduser
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from mmrep.version import __version__
 from .building import build_model
 from .config import Shape, deploy_config, input_shape, is_deploy_config
 from .onnx_graph import fold_constants, nodes_of
-from .onnx_tracing import trace
+from .onnx_tracing import Resize, resized, trace, unchanged
 from .onnx_verification import Reference, verify
 from .pair import check_pair
 from .running import fuse, run_form, seeded_input
@@ -88,6 +89,7 @@ def export_onnx(
     rtol: float = 1e-4,
     overwrite: bool = False,
     source_config: str | Path = '',
+    upsample: bool = False,
 ) -> OnnxExport:
     """Write a model's raw outputs as an ONNX graph that ONNX Runtime computes the same.
 
@@ -112,6 +114,8 @@ def export_onnx(
         rtol: The largest relative L2 error allowed. Default: 1e-4.
         overwrite: Whether to replace an existing file. Default: False.
         source_config: Name of the config, for the record. Default: ''.
+        upsample: Whether the graph ends with the resizing of a segmentor's logits to the
+            size of its input, bilinear as the model's own prediction. Default: False.
 
     Raises:
         UserError: With one sentence, if anything is wrong; then nothing is written.
@@ -129,20 +133,29 @@ def export_onnx(
         ) from None
 
     model, given = _load(config, source_config, checkpoint, form)
+    align_corners = getattr(model, 'align_corners', None)
+    if upsample and align_corners is None:
+        raise UserError(
+            f'--upsample is for segmentors, which {type(model).__name__} is none of: '
+            'leave it out'
+        )
+    resize = partial(resized, align_corners=align_corners) if upsample else unchanged
     if dynamic:
         _refuse_same_padding(model)
     with branch_by_branch(model):
         with seen_inputs(model) as seen:
             references, remarks = _references(
-                model, given, shape or input_shape(config), dynamic
+                model, given, shape or input_shape(config), dynamic, resize
             )
         if form == 'deploy':
             # None is left to fuse in a model that is given in deploy form.
             blocks = observe_blocks(model, seen) if given == 'train' else {}
             fuse(model, '; export it with --form train')
             verify_blocks(blocks, model, rtol)
-        exported = trace(model, references, form, dynamic, opset)
+        exported = trace(model, references, form, dynamic, opset, resize)
     fold_constants(exported)
+    if align_corners is not None:
+        remarks += _remarks_on_size(references[0])
     properties = {
         'version': __version__,
         'form': form,
@@ -204,8 +217,19 @@ def _refuse_same_padding(model: nn.Module) -> None:
             )
 
 
+def _remarks_on_size(reference: Reference) -> list[str]:
+    """What to know of logits that are smaller than the image."""
+    return [
+        f'{name} is {"x".join(map(str, output.shape[2:]))} for an input of '
+        f'{"x".join(map(str, reference.x.shape[2:]))}: resize it before the argmax, or '
+        'export with --upsample'
+        for name, output in reference.outputs.items()
+        if output.ndim == 4 and output.shape[2:] != reference.x.shape[2:]
+    ]
+
+
 def _references(
-    model: nn.Module, form: str, shape: Shape, dynamic: bool
+    model: nn.Module, form: str, shape: Shape, dynamic: bool, resize: Resize
 ) -> tuple[list[Reference], list[str]]:
     """What a model of a form computes; the first input is of the shape asked for.
 
@@ -216,7 +240,7 @@ def _references(
 
     def compute(seed: int, images: int, rows: int, columns: int) -> Reference:
         x = seeded_input((images, channels, height + rows, width + columns), seed)
-        outputs = flatten_outputs(run_form(model, x, form))
+        outputs = resize(flatten_outputs(run_form(model, x, form)), x)
         named = {re.sub(r'\W+', '_', name).strip('_'): y for name, y in outputs.items()}
         return Reference(x, named)
 

@@ -3,6 +3,7 @@
 import inspect
 import io
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -25,15 +26,36 @@ if TYPE_CHECKING:
 _MAX_WEIGHTS = 2**31 - 2**24
 
 
+#: What is done to the outputs for an input before they leave the graph.
+Resize = Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]]
+
+
+def unchanged(outputs: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """Outputs as they are."""
+    return outputs
+
+
+def resized(
+    outputs: dict[str, Tensor], x: Tensor, align_corners: bool
+) -> dict[str, Tensor]:
+    """Maps resized to the height and width of the input, as mmseg resizes logits."""
+    size = x.shape[2:]
+    return {
+        name: F.interpolate(y, size, mode='bilinear', align_corners=align_corners)
+        for name, y in outputs.items()
+    }
+
+
 class _Outputs(nn.Module):
     """A model with one input and a tuple of tensors for its output."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, resize: Resize) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.resize = model, resize
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(flatten_outputs(forward(self.model, x)).values())
+        outputs = flatten_outputs(forward(self.model, x))
+        return tuple(self.resize(outputs, x).values())
 
 
 class _Traceable(TorchFunctionMode):
@@ -89,6 +111,7 @@ def trace(
     form: str,
     dynamic: bool,
     opset: int,
+    resize: Resize = unchanged,
 ) -> 'ModelProto':
     """The graph of a model, by the TorchScript-based exporter of torch 2.1 and later."""
     import onnx
@@ -117,7 +140,8 @@ def trace(
     try:
         with warnings.catch_warnings(), silent, _Traceable(dynamic):
             warnings.simplefilter('ignore')
-            torch.onnx.export(_Outputs(model).eval(), (references[0].x,), buffer, **options)
+            outputs = _Outputs(model, resize).eval()
+            torch.onnx.export(outputs, (references[0].x,), buffer, **options)
     except Exception as error:
         # The exporter and the model may raise anything.
         raise UserError(

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mmrep.benchmark import Benchmark, Timing, draw_plane, published_accuracy
@@ -43,6 +44,33 @@ def result(config: str, plain: bool = False) -> Benchmark:
         *(Timing('eval', name, 1.0 / (i + 1), 0.1) for i, name in enumerate(names)),
     ]
     return done
+
+
+def test_labels_stay_inside(tmp_path, monkeypatch):
+    """That of the fastest network ends at its point; the plain one has no accuracy."""
+    figures = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(
+        Figure,
+        'savefig',
+        lambda figure, *args, **kwargs: (
+            figures.append(figure),
+            savefig(figure, *args, **kwargs),
+        ),
+    )
+    slow, fast = result('a' * 40, plain=True), result('b' * 40)
+    for timing in fast.timings:
+        timing.median = timing.median / 50
+    draw_plane([(slow, 72.5), (fast, 80.0)], tmp_path / 'plane.png')
+    (axes,) = figures[0].axes
+    left, right = axes.get_window_extent().intervalx
+    labels = [text for text in axes.texts if text.get_text()]
+    assert len(labels) == 2
+    for text in labels:
+        box = text.get_window_extent()
+        assert left <= box.x0 and box.x1 <= right
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ['train form', 'deploy form']
 
 
 @pytest.mark.parametrize('plain', [False, True])

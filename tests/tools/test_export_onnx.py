@@ -57,11 +57,10 @@ def test_classifier(tmp_path, call):
     printed = case.succeed('--shape', '24', '16')
     for row in (['Conv', '6'], ['Relu', '6'], ['GlobalAveragePool', '1'], ['Gemm', '1']):
         assert row in printed
-    compared = [row for row in printed if row[:2] == ['1x3x24x16', 'output']]
-    assert len(compared) == 3
-    for *_, rel_l2, max_abs, agreement in compared:
-        assert 0 < float(rel_l2) < 1e-5 and 0 < float(max_abs) < 1e-3
-        assert agreement == '100.00%'
+    (compared,) = [row for row in printed if row[:4] == ['3', 'of', '1x3x24x16', 'output']]
+    *_, rel_l2, max_abs, agreement = compared
+    assert 0 < float(rel_l2) < 1e-5 and 0 < float(max_abs) < 1e-3
+    assert agreement == '100.00%'
     size = (tmp_path / 'net.onnx').stat().st_size
     assert printed[-1] == ['written:', str(tmp_path / 'net.onnx'), f'({size:,}', 'bytes)']
     assert ['graph', 'of', 'the', 'deploy', 'form,', '6', 'blocks:'] in printed
@@ -90,7 +89,7 @@ def test_segmentor(tmp_path):
     options = ['--form', 'train', '--dynamic', '--opset', '13', '--overwrite']
     other_act = 'model.backbone.act_cfg.type=LeakyReLU'
     printed = case.succeed(*options, '--cfg-options', other_act)
-    sizes = [row[0] for row in printed if row[1:2] == ['output']]
+    sizes = [row[2] for row in printed if row[:2] == ['1', 'of']]
     assert sizes == [
         f'2x3x{HEIGHT}x{WIDTH}',
         f'1x3x{HEIGHT + 32}x{WIDTH + 64}',
@@ -106,3 +105,38 @@ def test_segmentor(tmp_path):
     assert [entry.version for entry in onnx.load(tmp_path / 'net.onnx').opset_import] == [
         13
     ]
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_upsampled_logits(tmp_path, dynamic, align_corners):
+    """Those that mmseg's prediction takes the argmax of."""
+    pytest.importorskip('mmseg')
+    pytest.importorskip('mmcv.ops')
+    model = segmentor_model()
+    model['decode_head']['align_corners'] = align_corners
+    case = Case(tmp_path, 'mmseg', model)
+    said = case.succeed()
+    (note,) = [row for row in said if row[:1] == ['note:']]
+    assert note[1:3] == ['output', 'is'] and note[-2:] == ['with', '--upsample']
+    said = case.succeed('--upsample', '--overwrite', *(['--dynamic'] if dynamic else []))
+    assert not [row for row in said if row[:1] == ['note:']]
+    assert ['Resize', '1'] in said
+    size = (40, 33) if dynamic else (HEIGHT, WIDTH)
+    x = image(1, 3, *size, dtype=torch.float32)
+    (found,) = onnxruntime.InferenceSession(tmp_path / 'net.onnx').run(
+        None, {'input': x.numpy()}
+    )
+    predicted = case.model(x, mode='predict')[0].seg_logits.data
+    assert found.shape[2:] == size
+    assert_same(predicted, torch.from_numpy(found[0]), tolerance=1e-5)
+
+
+def test_what_is_no_segmentor_is_not_upsampled(tmp_path):
+    pytest.importorskip('mmpretrain')
+    done = Case(tmp_path, 'mmpretrain', classifier_model()).run('--upsample')
+    assert done.returncode == 1
+    assert_one_sentence(
+        done.stderr,
+        '--upsample is for segmentors, which ImageClassifier is none of: leave it out',
+    )

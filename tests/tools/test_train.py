@@ -27,6 +27,20 @@ class TestTrain:
         assert 'Epoch(val)' in classifier.log
         assert 'accuracy/top1' in classifier.log
 
+    @pytest.mark.parametrize('level', ['INFO', 'DEBUG'])
+    def test_options_of_parameters_are_for_debugging(
+        self, classifier, tmp_path, call, level
+    ):
+        """mmengine logs a line for each option of each parameter."""
+        config = Config.fromfile(classifier.config)
+        config.optim_wrapper.optimizer.weight_decay = 1e-4
+        config.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0)
+        config.dump(tmp_path / 'net.py')
+        options = ('--cfg-options', f'log_level={level}')
+        call('train', tmp_path / 'net.py', '--work-dir', tmp_path / 'work', *options)
+        assert ('paramwise_options -- ' in log_of(tmp_path / 'work')) == (level == 'DEBUG')
+        assert 'Epoch(train)' in log_of(tmp_path / 'work')
+
     def test_segmentor(self, segmentor):
         assert saved(segmentor.checkpoint)['meta']['iter'] == 2
         assert 'mIoU' in segmentor.log
