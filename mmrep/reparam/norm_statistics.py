@@ -71,7 +71,7 @@ def measure_norms(model: nn.Module, run: Callable[[], object]) -> int:
     measured = {norm: seen for norm, seen in moments.items() if seen.count}
     for norm, seen in measured.items():
         before = (norm.running_var.double() + norm.eps).sqrt()
-        scale = norm.weight.double() / before
+        scale = norm.weight / before
         norm.bias.copy_(norm.bias + scale * (seen.mean - norm.running_mean))
         norm.weight.copy_(scale * (seen.variance + norm.eps).sqrt())
         norm.running_mean.copy_(seen.mean)

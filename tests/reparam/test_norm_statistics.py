@@ -44,6 +44,18 @@ def test_sums_are_exact_enough():
     assert 0 <= norm.running_var[1] < 1e-4
 
 
+def test_half_precision():
+    """A variance near eps is not rounded before the two are added."""
+    norm = nn.BatchNorm2d(64).eval()
+    nn.init.uniform_(norm.running_var, 1e-6, 1e-5)
+    x = image(2, 64, 3, 3, dtype=torch.float32)
+    norm, x = norm.half(), x.half()
+    before = (norm.running_var.double() + norm.eps).sqrt()
+    measure_norms(norm, lambda: norm(x))
+    values = x.double().transpose(0, 1).flatten(1)
+    assert torch.equal(norm.weight, ((values.var(1) + norm.eps).sqrt() / before).half())
+
+
 @pytest.mark.parametrize('pixels', [1, 2, 3])
 def test_few_values(pixels):
     """The variance of one is 0, and not infinite."""
