@@ -1,16 +1,27 @@
 """Draw the pictures of the documentation into docs/images.
 
 python docs/figures.py                 # the branches of every block
-python docs/figures.py CONFIG CKPT     # the kernels of a trained RepVGG's block
+python docs/figures.py CONFIG CKPT     # of a trained network: the kernels of a
+                                       # classifier's block, a segmentor's predictions
 """
 
+import copy
 import sys
 from pathlib import Path
+
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS
+from torch import nn
 
 from mmrep.analysis import draw_block, draw_branch_kernels
 from mmrep.checkpoints import load_strictly, read_checkpoint, state_dict_of
 from mmrep.deployment import build_model, read_config
 from mmrep.models import blocks
+from mmrep.reparam import branch_by_branch, switch_to_deploy
 
 IMAGES = Path(__file__).resolve().parent / 'images'
 OUT = IMAGES / 'blocks'
@@ -42,10 +53,44 @@ def main() -> None:
 
 
 def draw_trained(config: str, checkpoint: str) -> None:
-    """Draw the kernels of a block in a classifier with RepVGG that was trained."""
-    model = build_model(read_config(config))
+    """Draw what was trained, by the kind of its model."""
+    cfg = read_config(config)
+    model = build_model(cfg)
     load_strictly(model, state_dict_of(read_checkpoint(checkpoint), checkpoint), checkpoint)
-    draw_branch_kernels(model.eval().backbone.stage_3[1], IMAGES / 'kernels.png')
+    model.eval()
+    if hasattr(model, 'decode_head'):
+        draw_segmentations(cfg, model)
+    else:
+        draw_branch_kernels(model.backbone.stage_3[1], IMAGES / 'kernels.png')
+
+
+@torch.no_grad()
+def draw_segmentations(cfg: Config, model: nn.Module, count: int = 4) -> None:
+    """Draw scenes of the validation set, their classes in both forms, the difference."""
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    batch = pseudo_collate([dataset[i] for i in range(count)])
+    inputs = model.data_preprocessor(batch)
+    # Predictions are written into the samples.
+    with branch_by_branch(model):
+        train = model(**copy.deepcopy(inputs), mode='predict')
+    switch_to_deploy(model)
+    deploy = model(**inputs, mode='predict')
+    palette = ListedColormap([[v / 255 for v in c] for c in dataset.metainfo['palette']])
+    figure = Figure(figsize=(8, 2 * count), layout='constrained')
+    titles = ('image', 'train form', 'deploy form', 'logits: difference / largest')
+    for row, axes in enumerate(figure.subplots(count, 4)):
+        logits = [form[row].seg_logits.data for form in (train, deploy)]
+        error = (logits[0] - logits[1]).abs().amax(0) / logits[0].abs().max()
+        axes[0].imshow(batch['inputs'][row].permute(1, 2, 0).flip(2))
+        for k, form in enumerate((train, deploy), start=1):
+            style = dict(cmap=palette, vmin=0, vmax=palette.N - 1, interpolation='none')
+            axes[k].imshow(form[row].pred_sem_seg.data[0], **style)
+        drawn = axes[3].imshow(error, cmap='magma', vmin=0, vmax=1e-6)
+        for title, each in zip(titles, axes, strict=True):
+            each.set_title(title if row == 0 else '', fontsize=9)
+            each.set_axis_off()
+        figure.colorbar(drawn, ax=axes[3], shrink=0.8)
+    figure.savefig(IMAGES / 'segmentations.png', dpi=110)
 
 
 if __name__ == '__main__':
