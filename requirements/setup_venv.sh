@@ -225,7 +225,7 @@ all_done() {
 }
 
 run() {
-    local start=$SECONDS watcher=
+    local start=$SECONDS
     describe "$1"
     running=$1
     if [[ -t 1 ]]; then
@@ -235,7 +235,7 @@ run() {
     # In a subshell of its own and not in an `if`, where bash would ignore `set -e`.
     ("install_$1") >"$log" 2>&1
     running=
-    [[ ! $watcher ]] || kill "$watcher"
+    stop_watching
     mkdir -p "$venv/.stamps"
     inputs "$1" | cksum >"$venv/.stamps/$1"
     echo "  took $(duration $((SECONDS - start)))"
@@ -243,11 +243,22 @@ run() {
 
 # Show how many of its files ninja has compiled, as it says in the log.
 watch_compiling() {
+    local count
     trap 'printf "\r\033[K"; exit' TERM
     while sleep 1; do
-        printf '\r\033[K%s' "$(grep -o '^ *\[[0-9]*/[0-9]*\]' "$log" | tail -n 1 \
-            | sed 's|.*\[\(.*\)/\(.*\)\].*|  \1 of \2 files|')"
+        count=$(sed -n 's|^ *\[\([0-9]*\)/\([0-9]*\)\] .*|\1 of \2 files|p' "$log" \
+            2>/dev/null | tail -n 1)
+        [[ ! $count ]] || printf '\r\033[K  %s' "$count"
     done
+}
+
+stop_watching() {
+    if [[ $watcher ]]; then
+        # It takes its line away.
+        kill "$watcher"
+        wait "$watcher" || true
+        watcher=
+    fi
 }
 
 duration() {
@@ -256,6 +267,7 @@ duration() {
 
 explain_exit() {
     local status=$?
+    stop_watching
     if ((status > 128)); then
         echo 'Interrupted. The same command goes on from here.' >&2
     elif ((status)) && [[ $running ]]; then
@@ -276,7 +288,7 @@ explain_exit() {
 
 if all_done; then exit 0; fi
 
-running=
+running= watcher=
 trap explain_exit EXIT
 trap 'exit 130' INT
 
