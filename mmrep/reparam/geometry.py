@@ -29,8 +29,8 @@ class ConvGeometry:
         padding: Rows above and below, columns left and right, in pixels. Default: 0.
         dilation: Distance between the taps, in pixels. Default: 1.
         groups: The number of groups. Default: 1.
-        padding_mode: As ``nn.Conv2d``'s, or ``'same'``: zeros, as many as TensorFlow's
-            ``'SAME'`` puts around an input of that size, in the place of ``padding``.
+        padding_mode: As ``nn.Conv2d``'s, or ``'same'``: zero padding that depends on the
+            input's size as TensorFlow's ``'SAME'`` does; ``padding`` is ignored then.
             Default: ``'zeros'``.
     """
 

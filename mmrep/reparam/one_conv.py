@@ -43,7 +43,7 @@ def one_conv_kernel(
     Returns:
         ``weight`` and ``bias`` with gradients to the layers, or ``None``.
     """
-    # Nothing is known of the pixels of a proxy, and they are for nobody to guess.
+    # torch.fx traces with a proxy, whose number of pixels is not known.
     if isinstance(x, fx.Proxy):
         return None
     if one_conv == 'auto':

@@ -160,9 +160,10 @@ class BasicBlock(ResidualBlock):
         inplanes (int): Number of input channels.
         planes (int): Number of output channels.
         units (UnitConfig): What the units are.
-        style (str): Has no meaning here. Default: ``'pytorch'``.
-        dcn (None): Not to be had here. Default: None.
-        plugins (None): Not to be had here. Default: None.
+        style (str): Ignored: it says which conv of a ``Bottleneck`` has the stride.
+            Default: ``'pytorch'``.
+        dcn (None): Not supported in this block, only in ``Bottleneck``. Default: None.
+        plugins (None): As ``dcn``. Default: None.
         **kwargs: See :class:`ResidualBlock`.
     """
 
