@@ -117,7 +117,7 @@ def _leave_process_group() -> None:
 def config_argument(text: str) -> str:
     """The path of a config: as it is given, or that of a shipped one by its name."""
     text = name_argument(text)
-    if not re.fullmatch(r'[\w-]+', text) or Path(text).exists():
+    if not re.fullmatch(r'[\w-]{1,99}', text) or os.path.lexists(text):
         return text
     try:
         return str(config_of(text))

@@ -45,6 +45,8 @@ def test_all_are_listed():
     'name', [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in BLOCKS]
 )
 def test_a_host_s_model_with_blocks(name):
+    if name.endswith('_coco'):
+        pytest.importorskip('mmdet')
     config = read_config(FOLDER / f'{name}.py')
     model = build_model(config)
     assert not type(model).__module__.startswith('mmrep')

@@ -127,9 +127,11 @@ def export_onnx(
     try:
         import onnx
         import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"exporting needs onnx and onnxruntime ({error}): pip install 'mmrep[onnx]'"
+            f'exporting needs onnx, onnxruntime and onnxscript ({error}): pip install '
+            "'mmrep[onnx]'"
         ) from None
 
     model, given = _load(config, source_config, checkpoint, form)

@@ -128,17 +128,33 @@ class RandomStateHook(Hook):
             # What the file holds may be anything, and so is what it raises.
             raise broken(runner._load_from, 'random_state', reason(error)) from error
         if isinstance(loop, IterBasedTrainLoop):
-            loop.dataloader_iterator = _then_set(state, loop.dataloader_iterator, loop.iter)
+            loop.dataloader_iterator = _ThenSet(state, loop.dataloader_iterator, loop.iter)
         elif getattr(loop.dataloader, 'persistent_workers', False):
             _warn('its persistent_workers start anew')
 
 
-def _then_set(state: dict, batches: Iterator, skipped: int) -> Iterator:
-    """The batches of a loop, with the state set before the first that it trains on."""
-    for _ in range(skipped):
-        yield next(batches)
-    set_random_state(state)
-    yield from batches
+class _ThenSet:
+    """The batches of a loop, with the state set before the first that it trains on.
+
+    OpenMMLab's loop skips what it has seen batch by batch, OneDL's by ``skip_iter``.
+    """
+
+    def __init__(self, state: dict, batches: Iterator, skipped: int) -> None:
+        self._state, self._batches, self._left = state, batches, skipped
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        if self._left == 0:
+            set_random_state(self._state)
+        self._left -= 1
+        return next(self._batches)
+
+    def skip_iter(self, count: int) -> None:
+        """Skip as many batches as were seen."""
+        self._batches.skip_iter(count)
+        self._left = 0
 
 
 def _saves(hook: Hook, runner: Runner) -> bool:

@@ -469,7 +469,7 @@ class TestRefusals:
         # What counts is what is written.
         project.export()
 
-    @pytest.mark.parametrize('package', ['onnx', 'onnxruntime'])
+    @pytest.mark.parametrize('package', ['onnx', 'onnxruntime', 'onnxscript'])
     def test_packages_that_are_missing(self, tmp_path, monkeypatch, package):
         monkeypatch.setitem(sys.modules, package, None)
         Project(tmp_path, REPVGG).refuse(package, "pip install 'mmrep[onnx]'")

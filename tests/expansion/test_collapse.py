@@ -174,6 +174,7 @@ def scope_of(config: dict) -> str:
 
 
 def build(config: dict) -> nn.Module:
+    pytest.importorskip(scope_of(config))
     with MODELS.switch_scope_and_registry(scope_of(config)) as models:
         model = randomise(models.build(ConfigDict(copy.deepcopy(config))))
     # mmpretrain's backbones return nothing.

@@ -392,5 +392,5 @@ def test_progress(classifier):
 
 def test_onnxruntime_is_needed(classifier, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'onnxruntime', None)
-    with pytest.raises(UserError, match='exporting needs onnx and onnxruntime'):
+    with pytest.raises(UserError, match='exporting needs onnx, onnxruntime and onnxscript'):
         classifier.quantize()
