@@ -45,13 +45,24 @@ def test_the_beginning_of_a_classifier_s_name(short, name):
     [
         ('vgg-b2g', 'choose from mo-repvgg-b2g2_8xb32_in1k, '),
         ('xyz', 'choose from those of mmrep.list_models'),
-        ('repvgg-a0.', 'choose from those'),
+        ('replknet-31.', 'choose from those'),
         ('', 'choose from acb-resnet18'),
     ],
 )
 def test_no_such_name(name, near):
     with pytest.raises(UserError, match=f'there is no network {name!r}: {near}'):
         mmrep.get_model(name)
+
+
+def test_a_beginning_of_two_names(monkeypatch, tmp_path):
+    (tmp_path / 'net').mkdir()
+    for name in ('net_8xb32_in1k.py', 'net_4xb64_in1k.py'):
+        (tmp_path / 'net' / name).touch()
+    monkeypatch.setattr('mmrep.deployment.shipped_files.shipped', lambda name: tmp_path)
+    says = "no network 'net': choose from net_4xb64_in1k, net_8xb32_in1k"
+    with pytest.raises(UserError, match=says):
+        config_of('net')
+    assert config_of('net_8xb32_in1k') == tmp_path / 'net' / 'net_8xb32_in1k.py'
 
 
 def test_random_weights_are_those_of_the_config(capfd):

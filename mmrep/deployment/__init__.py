@@ -17,7 +17,7 @@ from .expanding import BLOCKS, ExpandedFiles, expand_checkpoint
 from .export import OnnxExport, export_onnx
 from .pair import check_pair
 from .running import VerificationError
-from .shipped import config_of, list_models, shipped
+from .shipped_files import config_of, list_models, shipped
 from .verification import Verification
 
 __all__ = [

@@ -49,11 +49,12 @@ def test_half_precision():
     norm = nn.BatchNorm2d(64).eval()
     nn.init.uniform_(norm.running_var, 1e-6, 1e-5)
     x = image(2, 64, 3, 3, dtype=torch.float32)
-    norm, x = norm.half(), x.half()
+    norm, x = norm.bfloat16(), x.bfloat16()
     before = (norm.running_var.double() + norm.eps).sqrt()
     measure_norms(norm, lambda: norm(x))
     values = x.double().transpose(0, 1).flatten(1)
-    assert torch.equal(norm.weight, ((values.var(1) + norm.eps).sqrt() / before).half())
+    expected = (values.var(1) + norm.eps).sqrt() / before
+    assert torch.equal(norm.weight, expected.bfloat16())
 
 
 @pytest.mark.parametrize('pixels', [1, 2, 3])
