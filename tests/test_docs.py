@@ -23,7 +23,14 @@ from mmrep.reparam import reparam_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / 'docs'
-PAGES = sorted([ROOT / 'README.md', ROOT / 'CHANGELOG.md', *DOCS.rglob('*.md')])
+PAGES = sorted(
+    [
+        *ROOT.glob('*.md'),
+        *ROOT.glob('configs/*/README.md'),
+        *ROOT.glob('benchmarks/results/*.md'),
+        *(page for page in DOCS.rglob('*.md') if '_build' not in page.parts),
+    ]
+)
 OWN_BLOCK = ROOT / 'docs' / 'your_own_block.md'
 INT8 = ROOT / 'docs' / 'int8.md'
 version = tuple(map(int, torch.__version__.split('.')[:2]))
@@ -49,7 +56,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r'[^\w\- ]', '', t.lower()).replace(' ', '-') for t in titles}
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for link in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
         path, _, anchor = link.partition('#')
