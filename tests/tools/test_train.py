@@ -28,16 +28,18 @@ class TestTrain:
         assert 'accuracy/top1' in classifier.log
 
     @pytest.mark.parametrize('level', ['INFO', 'DEBUG'])
-    def test_options_of_parameters_are_for_debugging(
-        self, classifier, tmp_path, call, level
-    ):
-        """mmengine logs a line for each option of each parameter."""
+    def test_options_of_parameters_are_for_debugging(self, classifier, tmp_path, level):
+        """mmengine logs a line for each option of each parameter.
+
+        In a process of its own: in one, two runs of one second have one logger.
+        """
         config = Config.fromfile(classifier.config)
         config.optim_wrapper.optimizer.weight_decay = 1e-4
         config.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0)
         config.dump(tmp_path / 'net.py')
         options = ('--cfg-options', f'log_level={level}')
-        call('train', tmp_path / 'net.py', '--work-dir', tmp_path / 'work', *options)
+        work = ('--work-dir', tmp_path / 'work')
+        succeed(tool('train', tmp_path / 'net.py', *work, *options, cwd=classifier.root))
         assert ('paramwise_options -- ' in log_of(tmp_path / 'work')) == (level == 'DEBUG')
         assert 'Epoch(train)' in log_of(tmp_path / 'work')
 
