@@ -68,7 +68,7 @@ def draw_kernels(reports: Sequence[BranchReport], path: str | Path) -> None:
         *((report.name, _scaled(report.skeleton)) for report in shown),
     ]
     title = _title(reports, shown, 'Equivalent kernels')
-    _draw_tiles(pictures, title, 'mean |W|, largest tap = 1', path)
+    _draw_tiles(pictures, title, path)
 
 
 @torch.no_grad()
@@ -86,13 +86,13 @@ def draw_branch_kernels(block: ReparamBlock, path: str | Path) -> None:
     skeletons = {name: kernel.abs().mean((0, 1)) for name, kernel in kernels.items()}
     scale = max(skeleton.max() for skeleton in skeletons.values())
     pictures = [(name, skeleton / scale) for name, skeleton in skeletons.items()]
-    _draw_tiles(pictures, type(block).__name__, 'mean |W|, largest tap = 1', path)
+    _draw_tiles(pictures, type(block).__name__, path)
 
 
 def _draw_tiles(
-    pictures: Sequence[tuple[str, torch.Tensor]], title: str, label: str, path: str | Path
+    pictures: Sequence[tuple[str, torch.Tensor]], title: str, path: str | Path
 ) -> None:
-    """Draw named kernels of values from 0 to 1 beside each other."""
+    """Draw named mean absolute kernels beside each other, from 0 to 1."""
     from matplotlib.figure import Figure
 
     rows = math.ceil(len(pictures) / _COLUMNS)
@@ -116,7 +116,7 @@ def _draw_tiles(
                 axes.text(column, row, f'{value:.2f}', **style)
     for axes in figure.axes:
         axes.set_axis_off()
-    figure.colorbar(image, ax=figure.axes, shrink=0.6, label=label)
+    figure.colorbar(image, ax=figure.axes, shrink=0.6, label='mean |W|, largest tap = 1')
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150, format='png')
 

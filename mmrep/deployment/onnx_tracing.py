@@ -4,6 +4,7 @@ import inspect
 import io
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -39,11 +40,10 @@ def resized(
     outputs: dict[str, Tensor], x: Tensor, align_corners: bool
 ) -> dict[str, Tensor]:
     """Maps resized to the height and width of the input, as mmseg resizes logits."""
-    size = x.shape[2:]
-    return {
-        name: F.interpolate(y, size, mode='bilinear', align_corners=align_corners)
-        for name, y in outputs.items()
-    }
+    resize = partial(
+        F.interpolate, size=x.shape[2:], mode='bilinear', align_corners=align_corners
+    )
+    return {name: resize(y) if y.ndim == 4 else y for name, y in outputs.items()}
 
 
 class _Outputs(nn.Module):

@@ -143,7 +143,7 @@ class TestPictures:
         assert pixels(tmp_path / 'a.png').std() > 5
 
     def test_kernels_of_branches(self, tmp_path, monkeypatch):
-        """In one scale: the sum of a 3x3 kernel of 2, a 1x1 of -1 and the identity."""
+        """In one scale: the sum of a 3x3 kernel of 2, a 1x1 of -4 and the identity."""
         tiles = {}
         draw_tiles = pictures._draw_tiles
         monkeypatch.setattr(

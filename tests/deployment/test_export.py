@@ -310,6 +310,13 @@ class TestOutputs:
         x = image(2, 3, *size)
         assert_same(F.adaptive_avg_pool2d(x, bins), onnx_tracing.adaptive_average(x, bins))
 
+    def test_only_maps_are_resized(self):
+        """A head may return scores beside its logits."""
+        x, scores = image(2, 3, 8, 6), image(2, 5)
+        outputs = dict(seg=image(2, 4, 4, 3), scores=scores)
+        found = onnx_tracing.resized(outputs, x, align_corners=False)
+        assert found['seg'].shape == (2, 4, 8, 6) and found['scores'] is scores
+
 
 class TestForms:
     @pytest.fixture
