@@ -1,7 +1,6 @@
 """Build the network of a shipped config by its name."""
 
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from torch import nn
@@ -44,10 +43,12 @@ def get_model(
             checkpoint is not of it.
     """
     path = config_of(name)
-    config = Config.fromfile(path) if backbone_only else read_config(path)
     if backbone_only:
+        config = Config.fromfile(path)
         with quiet():
             enter_scope(Config())
+    else:
+        config = read_config(path)
     state_dict = {}
     if checkpoint is not None:
         state_dict = state_dict_of(read_checkpoint(checkpoint), checkpoint)
@@ -55,7 +56,10 @@ def get_model(
             state_dict = _of_backbone(state_dict)
         if is_deploy_form(state_dict):
             config, deploy = deploy_config(config), True
-    model = _built(config, backbone_only)
+    if backbone_only:
+        model = MODELS.build(without_pretrained(config.model.backbone))
+    else:
+        model = build_model(config)
     if checkpoint is None:
         with quiet():
             model.init_weights()
@@ -65,13 +69,6 @@ def get_model(
     if deploy:
         switch_to_deploy(model)
     return model
-
-
-def _built(config: Config, backbone_only: bool) -> nn.Module:
-    if not backbone_only:
-        return build_model(config)
-    backbone: Any = without_pretrained(config.model.backbone)
-    return MODELS.build(backbone)
 
 
 def _of_backbone(state_dict: dict) -> dict:
