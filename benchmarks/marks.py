@@ -34,13 +34,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mmrep.benchmark import (
     Run,
-    Subject,
+    BenchmarkModel,
     evaluation,
     interleave,
     kept_memory,
     randomise_statistics,
     step,
-    subjects_of,
+    models_of,
 )
 from mmrep.benchmark import compiled as compiled_evaluation
 from mmrep.checkpoints import write_checkpoint
@@ -71,14 +71,14 @@ class Mark:
     """A promise, and what was measured.
 
     Args:
-        work: What is measured.
+        task: What is measured.
         limit: The most that the first of the figures may be of the second; or of
             itself, where it is alone.
         figures: What was measured, by name.
         unit: Their unit. Default: ``'ms'``.
     """
 
-    work: str
+    task: str
     limit: float
     figures: dict[str, float]
     unit: str = 'ms'
@@ -94,7 +94,7 @@ class Mark:
         names = ' / '.join(list(self.figures)[:2])
         figures = ', '.join(f'{name} {value:.4g}' for name, value in self.figures.items())
         return (
-            f'{self.work}: {names}',
+            f'{self.task}: {names}',
             f'{self.limit:.2f}',
             f'{self.measured:.2f}',
             'yes' if self.measured <= self.limit else '**no**',
@@ -102,12 +102,12 @@ class Mark:
         )
 
 
-HEAD = ('work', 'mark', 'measured', 'holds', 'figures')
+HEAD = ('task', 'mark', 'measured', 'holds', 'figures')
 
 
-def subjects(name: str) -> dict[str, Subject]:
+def forms_of(name: str) -> dict[str, BenchmarkModel]:
     """The models of a config by where they come from."""
-    return {s.name: s for s in subjects_of(read_config(CONFIGS[name]))}
+    return {m.name: m for m in models_of(read_config(CONFIGS[name]))}
 
 
 def images(batch: int, size: int) -> Tensor:
@@ -123,7 +123,7 @@ def evaluate(rounds: int) -> Iterator[Mark]:
     """The train form in eval mode over the deploy form."""
     x = images(8, 224)
     for name, limit in (('RepVGG-A0', 1.15), ('DBB-ResNet-50', 1.30)):
-        ours = subjects(name)['mmrep']
+        ours = forms_of(name)['mmrep']
         forms = {'train form': ours.train_form, 'deploy form': ours.deploy_form}
         runs = {form: evaluation(model, x) for form, model in forms.items()}
         yield Mark(f'evaluation, {name}', limit, milliseconds(rounds, runs))
@@ -131,7 +131,7 @@ def evaluate(rounds: int) -> Iterator[Mark]:
 
 def norm_eval(rounds: int) -> Iterator[Mark]:
     """Steps with fixed statistics."""
-    models, x = subjects('RepVGG-A0'), images(8, 160)
+    models, x = forms_of('RepVGG-A0'), images(8, 160)
     runs = {
         name: step(models[name].train_form, x, norm_eval=True)
         for name in ('mmrep', 'mmpretrain')
@@ -142,11 +142,11 @@ def norm_eval(rounds: int) -> Iterator[Mark]:
 def train(rounds: int) -> Iterator[Mark]:
     """Ordinary steps."""
     x = images(8, 160)
-    ours = subjects('DBB-ResNet-18')['mmrep'].train_form
+    ours = forms_of('DBB-ResNet-18')['mmrep'].train_form
     official = with_official_blocks(copy.deepcopy(ours))
     runs = {'mmrep': step(ours, x), 'official block': step(official, x)}
     yield Mark('step, DBB-ResNet-18', 0.95, milliseconds(rounds, runs))
-    models = subjects('RepVGG-A0')
+    models = forms_of('RepVGG-A0')
     runs = {name: step(models[name].train_form, x) for name in ('mmrep', 'mmpretrain')}
     yield Mark('step, RepVGG-A0', 1.00, milliseconds(rounds, runs))
 
@@ -189,7 +189,7 @@ def compiled(rounds: int) -> Iterator[Mark]:
     """
     x, options = images(8, 160), {'layout_optimization': False}
     for name in ('RepVGG-A0', 'DBB-ResNet-18'):
-        model = subjects(name)['mmrep'].train_form
+        model = forms_of(name)['mmrep'].train_form
         program = torch.compile(model, options=options)
         runs = {'torch.compile': step(program, x), 'eager': step(model, x)}
         yield Mark(f'step, {name}', 0.90, milliseconds(rounds, runs))
@@ -294,7 +294,7 @@ def processes(
             os.sync()
             runs[name].append(process(command))
     seconds, peaks = (
-        {name: statistics.median(run[i] for run in done[1:]) for name, done in runs.items()}
+        {name: statistics.median(run[i] for run in rounds[1:]) for name, rounds in runs.items()}
         for i in range(2)
     )
     return seconds, peaks
@@ -302,15 +302,15 @@ def processes(
 
 def process(command: list[str | Path]) -> tuple[float, float]:
     """Seconds and peak MiB of a Python process, which has to end well."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, '-c', WATCH, *map(str, command)],
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    seconds, peak = map(float, done.stdout.splitlines()[-1].split())
+    if process.returncode:
+        raise RuntimeError(process.stderr[-2000:])
+    seconds, peak = map(float, process.stdout.splitlines()[-1].split())
     return seconds, peak / 1024
 
 
@@ -320,17 +320,17 @@ def error(rounds: int) -> Iterator[Mark]:
 
     In float32 most of the error is how two forward passes round.
     """
-    models, x = subjects('RepVGG-A0'), images(2, 224).double()
+    models, x = forms_of('RepVGG-A0'), images(2, 224).double()
     losses = {name: loss(models[name], x) for name in ('mmrep', 'mmpretrain')}
     yield Mark('what fusing loses, RepVGG-A0', 0.5, losses, unit='')
 
 
-def loss(subject: Subject, x: Tensor) -> float:
+def loss(model: BenchmarkModel, x: Tensor) -> float:
     """The relative L2 error of the deploy form, computed in the input's dtype."""
-    with branch_by_branch(subject.train_form.to(x.dtype)) as train_form:
+    with branch_by_branch(model.train_form.to(x.dtype)) as train_form:
         reference = forward(train_form, x)
     (difference,) = compare_outputs(
-        reference, forward(subject.deploy_form.to(x.dtype), x)
+        reference, forward(model.deploy_form.to(x.dtype), x)
     ).values()
     return difference.rel_l2
 
@@ -352,7 +352,7 @@ def int8(rounds: int) -> Iterator[Mark]:
 def int8_on_one_thread(rounds: int) -> Iterator[Mark]:
     """See :func:`int8`."""
     for name in ('RepVGG-A0', 'RepVGG-B0'):
-        models = subjects(name)
+        models = forms_of(name)
         ours = models.pop('mmrep')
         config = deploy_config(read_config(CONFIGS[name]))
         graphs = fp32_and_int8(config, ours.deploy_form)

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmrep.benchmark import WORKS, Benchmark, benchmark, draw_plane, published_accuracy
+from mmrep.benchmark import TASKS, Benchmark, benchmark, draw_plane, published_accuracy
 from mmrep.checkpoints import atomic_write, out_path, refuse_existing
 from mmrep.cli import (
     ToolParser,
@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
         '--amp', action='store_true', help='compute in bfloat16 where autocast does'
     )
     parser.add_argument(
-        '--works', nargs='+', choices=WORKS, default=WORKS, help='default: all'
+        '--tasks', nargs='+', choices=TASKS, default=TASKS, help='default: all'
     )
     parser.add_argument(
         '--rounds',
@@ -90,8 +90,8 @@ def check(args: argparse.Namespace) -> None:
         args.out = out_path(args.out, '.json')
     if args.plane and args.plane.suffix != '.png':
         raise UserError(f'--plane {args.plane} must end in .png')
-    if args.plane and 'eval' not in args.works:
-        raise UserError('--plane needs eval among --works')
+    if args.plane and 'eval' not in args.tasks:
+        raise UserError('--plane needs eval among --tasks')
     if args.plane and not any(map(published_accuracy, args.configs)):
         raise UserError('no metafile.yml has an accuracy of these configs: no plane')
     for path in args.configs:
@@ -99,25 +99,25 @@ def check(args: argparse.Namespace) -> None:
     refuse_existing(*filter(None, (args.out, args.plane)), overwrite=True)
 
 
-def show(done: Benchmark) -> None:
+def show(result: Benchmark) -> None:
     """Print a benchmark as tables."""
     console = Console(markup=False, emoji=False)
-    shape = 'x'.join(map(str, done.shape))
-    name = printable(done.config)
-    console.print(f'\n{name} ({done.device}, {done.dtype}, {shape})', style='bold')
+    shape = 'x'.join(map(str, result.shape))
+    name = printable(result.config)
+    console.print(f'\n{name} ({result.device}, {result.dtype}, {shape})', style='bold')
     sizes = Table('model', 'parameters', 'multiply-adds')
-    for name, size in done.sizes.items():
+    for name, size in result.sizes.items():
         sizes.add_row(name, f'{size["parameters"]:,}', f'{size["flops"]:,}')
     console.print(sizes)
-    for work in dict.fromkeys(timing.work for timing in done.timings):
-        timings = [timing for timing in done.timings if timing.work == work]
+    for task in dict.fromkeys(timing.task for timing in result.timings):
+        timings = [timing for timing in result.timings if timing.task == task]
         table = Table(
             'model',
             'median ms',
             'quartiles apart',
             'of mmrep',
             'peak MiB',
-            title=_TITLES[work],
+            title=_TITLES[task],
             title_justify='left',
         )
         for timing in timings:
@@ -134,10 +134,10 @@ def show(done: Benchmark) -> None:
 def main() -> None:
     args = parse_args()
     check(args)
-    done, points = [], []
+    results, points = [], []
     for path in args.configs:
         config = read_config(path, args.cfg_options)
-        done.append(
+        results.append(
             benchmark(
                 config,
                 path.stem,
@@ -145,18 +145,18 @@ def main() -> None:
                 args.shape,
                 args.device,
                 args.amp,
-                tuple(args.works),
+                tuple(args.tasks),
                 args.rounds,
                 not args.no_compile,
             )
         )
-        show(done[-1])
+        show(results[-1])
         accuracy = published_accuracy(path)
         if accuracy is not None:
-            points.append((done[-1], accuracy))
+            points.append((results[-1], accuracy))
     if args.out:
         with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps([asdict(d) for d in done], indent=2) + '\n')
+            temporary.write_text(json.dumps([asdict(d) for d in results], indent=2) + '\n')
     if args.plane:
         draw_plane(points, args.plane)
 

@@ -42,14 +42,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show(done: Imported) -> None:
-    """Print what was done, and the configs as Python to paste."""
-    print(f'# {printable(done.out)}: {done.used} weights of {done.layout}')
-    for kind, count in done.left_out.items():
+def show(result: Imported) -> None:
+    """Print what was result, and the configs as Python to paste."""
+    print(f'# {printable(result.out)}: {result.used} weights of {result.layout}')
+    for kind, count in result.left_out.items():
         print(f'# left out: {count} keys, {kind}')
-    if done.note:
-        print(f'# note: {done.note}')
-    configs = dict(backbone=done.backbone, head=done.head)
+    if result.note:
+        print(f'# note: {result.note}')
+    configs = dict(backbone=result.backbone, head=result.head)
     configs = {name: config for name, config in configs.items() if config}
     print(Config(configs).pretty_text, end='')
 

@@ -70,29 +70,29 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def show(done: ExpandedFiles) -> None:
+def show(result: ExpandedFiles) -> None:
     """Print what was done."""
     console = Console(markup=False, emoji=False, highlight=False)
     table = Table('conv', 'norm in its block')
     for column in table.columns:
         column.overflow = 'fold'
-    for conv, norm in done.expansion.replaced.items():
+    for conv, norm in result.expansion.replaced.items():
         table.add_row(printable(conv), 'none' if norm is None else printable(norm))
     console.print(table)
     reasons = defaultdict(list)
-    for conv, reason in done.expansion.left.items():
+    for conv, reason in result.expansion.left.items():
         reasons[reason].append(conv)
     for reason, convs in reasons.items():
         more = f' and {len(convs) - 1} more' if len(convs) > 1 else ''
         console.print(f'left: {printable(convs[0])}{more}: {reason}', soft_wrap=True)
-    after = '' if done.params_after is None else f' -> {done.params_after:,}'
+    after = '' if result.params_after is None else f' -> {result.params_after:,}'
     lines = [
-        f'tried with:   an input of shape {done.shape}',
-        f'convs:        {len(done.expansion.replaced)} replaced, '
-        f'{len(done.expansion.left)} left',
-        f'parameters:   {done.params_before:,}{after}',
+        f'tried with:   an input of shape {result.shape}',
+        f'convs:        {len(result.expansion.replaced)} replaced, '
+        f'{len(result.expansion.left)} left',
+        f'parameters:   {result.params_before:,}{after}',
     ]
-    written = [printable(path) for path in (done.out, done.out_checkpoint) if path]
+    written = [printable(path) for path in (result.out, result.out_checkpoint) if path]
     lines.append(f'written:      {written[0] if written else "nothing"}')
     lines += [f'              {path}' for path in written[1:]]
     console.print('\n'.join(lines), soft_wrap=True)

@@ -50,20 +50,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def by_output(done: OnnxExport) -> dict[tuple[tuple[int, ...], str], list[Difference]]:
+def by_output(result: OnnxExport) -> dict[tuple[tuple[int, ...], str], list[Difference]]:
     """What was compared, by the input's shape and the output's name."""
     found = defaultdict(list)
-    for shape, differences in done.comparisons:
+    for shape, differences in result.comparisons:
         for name, error in differences.items():
             found[shape, name].append(error)
     return found
 
 
-def show(done: OnnxExport, form: str) -> None:
+def show(result: OnnxExport, form: str) -> None:
     """Print what was done."""
     console = Console(markup=False, emoji=False)
     outputs = Table('inputs', 'output', 'relative L2', 'max abs', 'argmax agreement')
-    for (shape, name), errors in by_output(done).items():
+    for (shape, name), errors in by_output(result).items():
         inputs = f'{len(errors)} of {"x".join(map(str, shape))}'
         outputs.add_row(
             inputs,
@@ -73,20 +73,20 @@ def show(done: OnnxExport, form: str) -> None:
             f'{min(error.argmax_agreement for error in errors):.2%}',
         )
     console.print('ONNX Runtime against PyTorch:', outputs)
-    for remark in done.remarks:
+    for remark in result.remarks:
         console.print(f'note: {remark}', soft_wrap=True)
     operators = Table('operator', 'count')
-    for name, count in done.operators.items():
+    for name, count in result.operators.items():
         operators.add_row(name, str(count))
-    console.print(f'graph of the {form} form, {done.blocks} blocks:', operators)
-    out = printable(done.out)
-    console.print(f'written: {out} ({done.size:,} bytes)', soft_wrap=True)
+    console.print(f'graph of the {form} form, {result.blocks} blocks:', operators)
+    out = printable(result.out)
+    console.print(f'written: {out} ({result.size:,} bytes)', soft_wrap=True)
 
 
 def main() -> None:
     args = parse_args()
     config = read_config(args.config, args.cfg_options)
-    done = export_onnx(
+    result = export_onnx(
         config,
         args.checkpoint,
         args.out,
@@ -94,7 +94,7 @@ def main() -> None:
         upsample=args.upsample,
         **export_options(args),
     )
-    show(done, args.form)
+    show(result, args.form)
 
 
 if __name__ == '__main__':

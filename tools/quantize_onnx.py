@@ -76,45 +76,45 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show(console: Console, done: QuantizedOnnx) -> None:
+def show(console: Console, result: QuantizedOnnx) -> None:
     """Print what was done."""
     recipes = Table('recipe', 'SQNR of the outputs, dB')
-    for recipe, sqnr in done.recipes.items():
+    for recipe, sqnr in result.recipes.items():
         recipes.add_row(str(recipe), f'{sqnr:.1f}')
-    console.print(f'{done.samples} images of the training set:', recipes)
-    if done.equalized is not None:
-        console.print(f'convs equalized: {done.equalized}')
+    console.print(f'{result.samples} images of the training set:', recipes)
+    if result.equalized is not None:
+        console.print(f'convs equalized: {result.equalized}')
     layers = Table('layer', 'form', 'max |w|: min', 'median', 'max', 'alone, dB')
     layers.columns[0].overflow = 'fold'
-    for layer in done.layers:
+    for layer in result.layers:
         ranges = [f'{value:.3g}' for value in layer.ranges]
         sqnr = '' if layer.sqnr is None else f'{layer.sqnr:.1f}'
         layers.add_row(layer.name, layer.form, *ranges, sqnr)
     console.print(layers)
     outputs = Table('output', 'SQNR, dB', 'argmax agreement')
-    for name, (sqnr, agreement) in done.outputs.items():
+    for name, (sqnr, agreement) in result.outputs.items():
         outputs.add_row(name, f'{sqnr:.1f}', f'{agreement:.2%}')
-    judged = 'validation set' if done.metric else 'calibration images'
+    judged = 'validation set' if result.metric else 'calibration images'
     console.print(f'int8 against fp32 on the {judged}:', outputs)
-    metrics = list(done.metrics['fp32'])
+    metrics = list(result.metrics['fp32'])
     forms = Table('form', *metrics, 'bytes', 'ms for one image', 'layers')
-    for form, values in done.metrics.items():
+    for form, values in result.metrics.items():
         forms.add_row(
             form,
             *(f'{values[name]:.2f}' for name in metrics),
-            f'{done.sizes[form]:,}',
-            f'{1e3 * done.latencies[form]:.2f}',
-            str(len(done.layers) - len(done.left) if form == 'int8' else len(done.layers)),
+            f'{result.sizes[form]:,}',
+            f'{1e3 * result.latencies[form]:.2f}',
+            str(len(result.layers) - len(result.left) if form == 'int8' else len(result.layers)),
         )
     console.print(forms)
-    for count, drop in done.drops.items() if done.metric else ():
-        console.print(f'{done.metric} lost with {count} layers left in fp32: {drop:.2f}')
-    if done.metric is None:
+    for count, drop in result.drops.items() if result.metric else ():
+        console.print(f'{result.metric} lost with {count} layers left in fp32: {drop:.2f}')
+    if result.metric is None:
         console.print(
             'note: its predictions are not made of the one output of one head, so that it '
             'is judged by its raw outputs, without --max-drop'
         )
-    for path in (done.out, done.record, done.picture):
+    for path in (result.out, result.record, result.picture):
         console.print(f'written: {printable(path)}', soft_wrap=True)
 
 
@@ -122,7 +122,7 @@ def main() -> None:
     args = parse_args()
     config = read_config(args.config, args.cfg_options)
     console = Console(markup=False, emoji=False)
-    done = quantize_onnx(
+    result = quantize_onnx(
         config,
         args.checkpoint,
         args.out,
@@ -138,7 +138,7 @@ def main() -> None:
         track=partial(track, console=console, disable=not console.is_terminal),
         **export_options(args),
     )
-    show(console, done)
+    show(console, result)
 
 
 if __name__ == '__main__':

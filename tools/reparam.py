@@ -59,10 +59,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show(done: Deployed) -> None:
+def show(result: Deployed) -> None:
     """Print what was done."""
     console = Console(markup=False, emoji=False)
-    verification = done.verification
+    verification = result.verification
     outputs = Table('output', 'relative L2', 'max abs', 'argmax', 'for another input')
     outputs.columns[0].overflow = 'fold'
     for name, error in verification.outputs.items():
@@ -77,17 +77,17 @@ def show(done: Deployed) -> None:
     if (name := verification.worst_block) is not None:
         worst = f'{verification.blocks[name].worst:.2e}'
         outputs.add_row(f'{len(verification.blocks)} blocks, worst: {name}', worst)
-    console.print(f'verified on an input of shape {done.shape}:')
+    console.print(f'verified on an input of shape {result.shape}:')
     console.print(outputs)
     for remark in verification.remarks():
         console.print(f'note: {remark}', soft_wrap=True)
-    report = done.report
+    report = result.report
     console.print(
         f'blocks fused: {len(report.switched)}\n'
         f'parameters:   {report.params_before:,} -> {report.params_after:,}\n'
-        f'file size:    {done.bytes_before:,} -> {done.bytes_after:,} bytes\n'
-        f'written:      {printable(done.out)}\n'
-        f'              {printable(done.out_config)}',
+        f'file size:    {result.bytes_before:,} -> {result.bytes_after:,} bytes\n'
+        f'written:      {printable(result.out)}\n'
+        f'              {printable(result.out_config)}',
         soft_wrap=True,
     )
 

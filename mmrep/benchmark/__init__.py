@@ -2,10 +2,10 @@
 
 from .memory import kept_memory, peak_memory
 from .plane import draw_plane, published_accuracy
-from .run import WORKS, Benchmark, Timing, benchmark
-from .subjects import Subject, randomise_statistics, subjects_of
+from .run import TASKS, Benchmark, Timing, benchmark
+from .models import BenchmarkModel, randomise_statistics, models_of
 from .timing import interleave
-from .works import (
+from .tasks import (
     Run,
     channels_last,
     compiled,
@@ -16,10 +16,10 @@ from .works import (
 )
 
 __all__ = [
-    'WORKS',
+    'TASKS',
     'Benchmark',
     'Run',
-    'Subject',
+    'BenchmarkModel',
     'Timing',
     'benchmark',
     'channels_last',
@@ -34,5 +34,5 @@ __all__ = [
     'published_accuracy',
     'randomise_statistics',
     'step',
-    'subjects_of',
+    'models_of',
 ]

@@ -47,28 +47,28 @@ def draw_plane(points: Iterable[tuple[Benchmark, float]], path: str | Path) -> N
     labelled. The plain network has no accuracy there, and is left out.
 
     Args:
-        points: Benchmarks of the work ``'eval'``, and the top-1 accuracy of each.
+        points: Benchmarks of the task ``'eval'``, and the top-1 accuracy of each.
         path: The file; its ending says the format.
     """
     from matplotlib.figure import Figure
 
     benchmarks, accuracies = zip(*points, strict=True)
     speeds = [
-        {t.name: done.shape[0] / t.median for t in done.timings if t.work == 'eval'}
-        for done in benchmarks
+        {t.name: result.shape[0] / t.median for t in result.timings if t.task == 'eval'}
+        for result in benchmarks
     ]
     every = [value for speed in speeds for name, value in speed.items() if name in _FORMS]
     middle = (min(every) * max(every)) ** 0.5
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.add_subplot()
     arrow = dict(arrowstyle='->', color='#808080', shrinkA=4, shrinkB=4)
-    for done, speed, y in zip(benchmarks, speeds, accuracies, strict=True):
+    for result, speed, y in zip(benchmarks, speeds, accuracies, strict=True):
         start, end = (speed['mmrep'], y), (speed['mmrep, deploy form'], y)
         axes.annotate('', end, start, arrowprops=arrow)
         # Towards the middle, so that no label leaves the picture.
         right = speed['mmrep, deploy form'] > middle
         style = dict(ha='right' if right else 'left', fontsize=8)
-        axes.annotate(done.config, end, (0, 7), textcoords='offset points', **style)
+        axes.annotate(result.config, end, (0, 7), textcoords='offset points', **style)
     for name, style in _FORMS.items():
         drawn = [(s[name], y) for s, y in zip(speeds, accuracies, strict=True) if name in s]
         if drawn:

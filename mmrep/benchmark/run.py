@@ -15,9 +15,9 @@ from mmrep.deployment.running import run_form, seeded_input
 from mmrep.reparam import branch_by_branch, count_parameters
 
 from .memory import peak_memory
-from .subjects import Subject, subjects_of
+from .models import BenchmarkModel, models_of
 from .timing import interleave
-from .works import (
+from .tasks import (
     Run,
     channels_last,
     compiled,
@@ -28,22 +28,22 @@ from .works import (
 )
 
 #: What can be measured.
-WORKS = ('train', 'norm_eval', 'eval', 'deploy')
+TASKS = ('train', 'norm_eval', 'eval', 'deploy')
 
 
 @dataclass
 class Timing:
-    """How long one piece of work took.
+    """How long a task took.
 
     Args:
-        work: One of ``WORKS``.
-        name: What did it: a subject, and its form where there are several.
+        task: One of ``TASKS``.
+        name: Which model did it, and its form where there are several.
         median: Seconds.
         iqr: Distance between the quartiles, in seconds.
         peak: The most bytes of tensors held at once, or ``None`` if not measured.
     """
 
-    work: str
+    task: str
     name: str
     median: float
     iqr: float
@@ -78,7 +78,7 @@ def benchmark(
     shape: Shape | None = None,
     device: str = 'cpu',
     amp: bool = False,
-    works: tuple[str, ...] = WORKS,
+    tasks: tuple[str, ...] = TASKS,
     rounds: int = 15,
     compile_model: bool = True,
 ) -> Benchmark:
@@ -91,7 +91,7 @@ def benchmark(
         shape: Channels, height and width. Default: the config's.
         device: ``'cpu'`` or a CUDA device. Default: ``'cpu'``.
         amp: Whether to compute in bfloat16 where autocast does. Default: False.
-        works: What to measure, of ``WORKS``. Default: all.
+        tasks: What to measure, of ``TASKS``. Default: all.
         rounds: How often each is timed. Default: 15.
         compile_model: Whether to measure training steps and the deploy form by
             ``torch.compile``, too, which takes a minute for each before its first run.
@@ -100,42 +100,42 @@ def benchmark(
     # Of many configs in a row the compiler would give up on the last, without a word.
     torch.compiler.reset()
     shape = shape or input_shape(config)
-    subjects = subjects_of(config, device)
+    models = models_of(config, device)
     x = seeded_input((batch_size, *shape), seed=0).to(device)
     # What does not fit fails here, and not after minutes of measuring.
-    run_form(subjects[0].train_form, x[:1], 'train')
+    run_form(models[0].train_form, x[:1], 'train')
     dtype = 'bfloat16' if amp else 'float32'
-    done = Benchmark(name, _device_name(device), dtype, tuple(x.shape))
-    for subject in subjects:
-        done.sizes[f'{subject.name}, train form'] = _sizes(subject.train_form, x)
-        if subject.deploy_form is not subject.train_form:
-            done.sizes[f'{subject.name}, deploy form'] = _sizes(subject.deploy_form, x)
-    train_forms = {subject.name: subject.train_form for subject in subjects}
-    for work in ('train', 'norm_eval'):
-        if work in works:
-            norm_eval = work == 'norm_eval'
+    result = Benchmark(name, _device_name(device), dtype, tuple(x.shape))
+    for model in models:
+        result.sizes[f'{model.name}, train form'] = _sizes(model.train_form, x)
+        if model.deploy_form is not model.train_form:
+            result.sizes[f'{model.name}, deploy form'] = _sizes(model.deploy_form, x)
+    train_forms = {model.name: model.train_form for model in models}
+    for task in ('train', 'norm_eval'):
+        if task in tasks:
+            norm_eval = task == 'norm_eval'
             runs = {n: step(m, x, norm_eval, amp) for n, m in train_forms.items()}
             if compile_model and not norm_eval:
                 runs |= {
                     f'{n}, torch.compile': compiled_step(m, x, amp)
                     for n, m in train_forms.items()
                 }
-            done.timings += _time(work, runs, rounds, device)
-    if 'eval' in works:
+            result.timings += _time(task, runs, rounds, device)
+    if 'eval' in tasks:
         runs = {n: evaluation(m, x, amp) for n, m in train_forms.items()}
-        runs['mmrep, deploy form'] = evaluation(subjects[0].deploy_form, x, amp)
-        done.timings += _time('eval', runs, rounds, device)
-    if 'deploy' in works:
-        runs = _deploy_runs(subjects, config, x, amp, compile_model)
-        done.timings += _time('deploy', runs, rounds)
-    return done
+        runs['mmrep, deploy form'] = evaluation(models[0].deploy_form, x, amp)
+        result.timings += _time('eval', runs, rounds, device)
+    if 'deploy' in tasks:
+        runs = _deploy_runs(models, config, x, amp, compile_model)
+        result.timings += _time('deploy', runs, rounds)
+    return result
 
 
 def _deploy_runs(
-    subjects: list[Subject], config: Config, x: Tensor, amp: bool, compile_model: bool
+    models: list[BenchmarkModel], config: Config, x: Tensor, amp: bool, compile_model: bool
 ) -> Mapping[str, Run]:
-    runs = {s.name: evaluation(s.deploy_form, x, amp) for s in subjects}
-    model = subjects[0].deploy_form
+    runs = {m.name: evaluation(m.deploy_form, x, amp) for m in models}
+    model = models[0].deploy_form
     runs['mmrep, channels_last'] = channels_last(copy.deepcopy(model), x, amp)
     if compile_model:
         runs['mmrep, torch.compile'] = compiled(model, x, amp)
@@ -145,13 +145,13 @@ def _deploy_runs(
 
 
 def _time(
-    work: str, runs: Mapping[str, Run], rounds: int, device: str | None = None
+    task: str, runs: Mapping[str, Run], rounds: int, device: str | None = None
 ) -> list[Timing]:
     """Time runs; measure their memory on ``device`` if one is given."""
     timings = []
     for name, measured in interleave(runs, rounds).items():
         peak = peak_memory(runs[name], device) if device else None
-        timings.append(Timing(work, name, measured.median, measured.iqr, peak))
+        timings.append(Timing(task, name, measured.median, measured.iqr, peak))
     return timings
 
 

@@ -191,7 +191,7 @@ def quantize_onnx(
     judge = source.judge(track)
     trials = Trials(search, recipe, list(alone), judge)
     int8, left, judgement = trials.best(max_drop, allow_drop)
-    done = QuantizedOnnx(
+    result = QuantizedOnnx(
         out=out,
         picture=picture,
         record=record,
@@ -213,8 +213,8 @@ def quantize_onnx(
         exclude=list(exclude),
         reduce_range=reduce_range,
     )
-    _write(done, int8, {**source.said, 'options': options})
-    return done
+    _write(result, int8, {**source.said, 'options': options})
+    return result
 
 
 def _recipes(method: str, per_channel: bool | None) -> list[Recipe]:
@@ -258,16 +258,16 @@ def _latencies(graphs: dict[str, 'ModelProto'], image: np.ndarray) -> dict[str, 
     return {form: measured.median for form, measured in interleave(runs).items()}
 
 
-def _write(done: QuantizedOnnx, int8: 'ModelProto', said: dict) -> None:
+def _write(result: QuantizedOnnx, int8: 'ModelProto', said: dict) -> None:
     """Write the graph, its record and its picture, all or none."""
     import onnx
     import onnxruntime
 
-    record = asdict(done)
+    record = asdict(result)
     for name in ('out', 'picture', 'record'):
         del record[name]
-    record['recipe'] = done.recipe._asdict()
-    record['recipes'] = {str(recipe): sqnr for recipe, sqnr in done.recipes.items()}
+    record['recipe'] = result.recipe._asdict()
+    record['recipes'] = {str(recipe): sqnr for recipe, sqnr in result.recipes.items()}
     record['versions'] = {
         package.__name__: package.__version__ for package in (torch, onnx, onnxruntime)
     }
@@ -275,7 +275,7 @@ def _write(done: QuantizedOnnx, int8: 'ModelProto', said: dict) -> None:
     record = json.loads(json.dumps(plain(record)), parse_constant=lambda _: None)
     said = plain({**said, 'int8': record})
     onnx.helper.set_model_props(int8, {'mmrep': json.dumps(said)})
-    with atomic_writes(done.record, done.picture, done.out) as (text, picture, graph):
+    with atomic_writes(result.record, result.picture, result.out) as (text, picture, graph):
         text.write_text(json.dumps(said, indent=2) + '\n', 'utf-8')
-        draw_layers(done.layers, picture)
+        draw_layers(result.layers, picture)
         onnx.save(int8, graph)

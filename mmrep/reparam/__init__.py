@@ -51,7 +51,7 @@ from .geometry import (
 )
 from .modules import names_of, set_submodule
 from .norm_statistics import measure_norms
-from .one_conv import conv_norm, one_conv_kernel
+from .one_conv import apply_conv_norm, one_conv_kernel
 from .pairs import ConvNormPairs, conv_norm_pairs, eval_pass
 from .transforms import (
     add_branches,
@@ -89,7 +89,7 @@ __all__ = [
     'computes_as_folded',
     'constant_response',
     'conv_geometry',
-    'conv_norm',
+    'apply_conv_norm',
     'conv_norm_pairs',
     'count_parameters',
     'eval_pass',

@@ -167,7 +167,7 @@ def verifiable_blocks(
         # Outer ones come first.
         if not any(is_inside(outer, name) for outer in blocks):
             own = all(
-                hasattr(block, part) for part in ('check_foldable', 'linear', 'frame')
+                hasattr(block, part) for part in ('check_foldable', 'linear', 'geometry')
             )
             blocks[name] = _Linear(block) if own else block
     for owner, module in model.named_modules():
@@ -256,21 +256,21 @@ def block_references(
 
 
 def _reference(block: nn.Module, seen: Call | None, seed: int) -> BlockReference:
-    frame = _frame(block)
-    if seen is None and (frame is None or frame.moves_with_size):
+    geometry = _geometry(block)
+    if seen is None and (geometry is None or geometry.moves_with_size):
         raise ValueError('the input does not reach it, and it needs one')
     # Before the responses, which end in the block's own dtype: pruning and old-style norms
     # of weights leave a layer with the weight of the last call.
     exact = None if seen is None else _in_float64(block, seen)
-    if frame is None:
+    if geometry is None:
         inputs, responses, note = _foreign_responses(block, seen, seed)
     else:
-        size = (1, frame.in_channels, *_size(frame, seen))
+        size = (1, geometry.in_channels, *_size(geometry, seen))
         inputs = _inputs(block, Call((torch.empty(size),), {}), seen, seed)
         responses, note = _respond(block, inputs, by_channel=True), ''
     if not all(response.isfinite().all() for response in responses if response is not None):
         raise ValueError('its output is not finite')
-    return BlockReference(inputs, responses, exact, frame is not None, note)
+    return BlockReference(inputs, responses, exact, geometry is not None, note)
 
 
 def _foreign_responses(
@@ -393,12 +393,12 @@ def compare_blocks(
     return differences
 
 
-def _frame(block: nn.Module) -> ConvGeometry | None:
+def _geometry(block: nn.Module) -> ConvGeometry | None:
     """The conv that a block becomes; ``None`` for one of another package."""
     unit = isinstance(block, _PlainUnit)
     block = block[0] if unit else block
     if isinstance(block, _Linear):
-        return block.block.frame
+        return block.block.geometry
     try:
         return conv_geometry(block) if unit else None
     except NotFoldableError:
@@ -424,15 +424,15 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _size(frame: ConvGeometry, seen: Call | None) -> list[int]:
+def _size(geometry: ConvGeometry, seen: Call | None) -> list[int]:
     """Rows and columns in which every tap of a kernel meets pixels of the input."""
     sizes = []
     for axis, (taps, apart, stride, padding) in enumerate(
-        zip(frame.kernel_size, frame.dilation, frame.stride, frame.padding, strict=True)
+        zip(geometry.kernel_size, geometry.dilation, geometry.stride, geometry.padding, strict=True)
     ):
         # Mirrored are fewer pixels than there are.
         size = max(_PIXELS, apart * (taps - 1) + 1 + max(_FREE, stride), padding + 1)
-        if frame.moves_with_size:
+        if geometry.moves_with_size:
             # The kernel is fused for the padding of such sizes alone.
             size += (seen.size[axis] - size) % stride
         sizes.append(size)

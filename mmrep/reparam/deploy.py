@@ -183,15 +183,15 @@ def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
     if not has_running_statistics(norm):
         return None
     try:
-        frame = conv_geometry(conv)
-        # Any size will do: the conv's kernel is the frame's, whatever the padding.
-        size, unit = frame.kernel_size, {'conv and norm': nn.Sequential(conv, norm)}
-        folded = fold_branches(unit, frame, size, torch.float64)
+        geometry = conv_geometry(conv)
+        # Any size will do: the kernel stays the conv's, whatever the padding.
+        size, unit = geometry.kernel_size, {'conv and norm': nn.Sequential(conv, norm)}
+        folded = fold_branches(unit, geometry, size, torch.float64)
     except NotFoldableError:
         return None
     # Made anew: a copy would have the conv's hooks and parametrizations, which set the
     # weight again.
-    arguments = asdict(frame)
+    arguments = asdict(geometry)
     if conv.padding_mode == 'zeros':
         # Not every conv type knows this argument.
         del arguments['padding_mode']

@@ -4,7 +4,7 @@ A :class:`LinearConv` is a conv as tensors and geometry. :func:`fold_layer` appe
 layer to it and is open to new layer types by registration::
 
     @register_fold(MyLayer)
-    def _(layer, done): ...
+    def _(layer, partial): ...
 
 Nothing here knows a block: :func:`fold_branches` takes the branches of one and the
 geometry of the conv that they are to become.
@@ -122,11 +122,11 @@ class LinearConv(NamedTuple):
         pixels = {*rows, *columns}
         if not any(pixels):
             return self
-        moved = self._replace(start=(self.start[0] - rows[0], self.start[1] - columns[0]))
+        shifted = self._replace(start=(self.start[0] - rows[0], self.start[1] - columns[0]))
         if not self.is_pointwise:
             raise NotFoldableError('only a 1x1 conv of stride 1 can stand before a padding')
         if max(pixels) <= 0:
-            return moved._replace(cropped=True)
+            return shifted._replace(cropped=True)
         if fill == 'zeros' and self.bias is not None and not self.pads_with_response:
             raise NotFoldableError(
                 'a conv pads with zeros what a layer with a bias made before it'
@@ -135,7 +135,7 @@ class LinearConv(NamedTuple):
         composes = self.fill is None or self.fill == fill in ('zeros', 'replicate')
         if self.cropped or not composes:
             raise NotFoldableError(f'{fill} are padded to a map that is not the input')
-        return moved._replace(fill=fill, cropped=min(pixels) < 0)
+        return shifted._replace(fill=fill, cropped=min(pixels) < 0)
 
     def then_conv(
         self, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry
@@ -222,28 +222,32 @@ class LinearConv(NamedTuple):
         weight, bias = fuse_bn(self.weight, self.bias, mean, var, eps, gamma, beta)
         return self._replace(weight=weight, bias=bias, is_fresh=True)
 
-    def place_in(self, frame: ConvGeometry) -> tuple[Size, Size]:
-        """Where this conv's taps lie in a frame, for transform VI.
+    def place_in(self, target: ConvGeometry) -> tuple[Size, Size]:
+        """Where this conv's taps lie in the kernel of a larger conv, for transform VI.
+
+        Args:
+            target: The geometry of the larger conv.
 
         Returns:
-            The frame's taps before the first one, and from one to the next.
+            Taps of the larger kernel before this one's first, and from one of this
+            kernel's to the next, over rows and columns.
 
         Raises:
-            NotFoldableError: If the frame cannot compute this conv.
+            NotFoldableError: If a conv of that geometry cannot compute this one.
         """
         agrees = (
-            self.stride == frame.stride
-            and self.fill in (None, frame.fill)
-            and self.out_channels == frame.out_channels
+            self.stride == target.stride
+            and self.fill in (None, target.fill)
+            and self.out_channels == target.out_channels
         )
         places = []
         for own, start, dilation, size, first, apart in zip(
             self.kernel_size,
             self.start,
             self.dilation,
-            frame.kernel_size,
-            frame.start(self.input_size),
-            frame.dilation,
+            target.kernel_size,
+            target.start(self.input_size),
+            target.dilation,
             strict=True,
         ):
             offset, rest = divmod(start - first, apart)
@@ -252,15 +256,15 @@ class LinearConv(NamedTuple):
             step = max(dilation // apart, 1)
             on_taps = rest == 0 and (own == 1 or dilation % apart == 0)
             agrees &= on_taps and 0 <= offset <= last - taps_after * step
-            # 'SAME' moves an odd kernel and an even frame apart for other sizes.
+            # With 'SAME', an odd and an even kernel are aligned for one input size only.
             uneven = dilation * taps_after % 2 != apart * last % 2
-            agrees &= not (uneven and own > 1 and frame.moves_with_size)
+            agrees &= not (uneven and own > 1 and target.moves_with_size)
             places.append((offset, step))
         if not agrees:
             raise NotFoldableError(
                 f'a {self.kernel_size} kernel with first tap {self.start}, dilation '
                 f'{self.dilation}, stride {self.stride}, {self.out_channels} outputs, '
-                f'padded with {self.fill or "nothing"}, does not fit into {frame}'
+                f'padded with {self.fill or "nothing"}, does not fit into {target}'
             )
         return tuple(zip(*places, strict=True))
 
@@ -303,7 +307,7 @@ def register_fold(
 ) -> Callable[[Fold], Fold]:
     """Declare how layers of a type are appended to a conv; see :func:`fold_layer`.
 
-    ``function(layer, done)`` returns ``done`` followed by the layer in eval mode.
+    ``function(layer, partial)`` returns ``partial`` followed by the layer in eval mode.
     Subclasses count, but for those with a forward of their own.
 
     Args:
@@ -337,13 +341,13 @@ def register_linear_conv(
     _FOLDS[conv_type] = _fold_conv
 
 
-def fold_layer(layer: nn.Module, done: LinearConv) -> LinearConv:
-    """Append ``layer``, in eval mode, to the conv ``done``.
+def fold_layer(layer: nn.Module, partial: LinearConv) -> LinearConv:
+    """Append ``layer``, in eval mode, to ``partial``, the conv of the layers before it.
 
     Raises:
         NotFoldableError: If the layer is not linear, or not in this place.
     """
-    return _FOLDS[known_type(layer, _FOLDS)](layer, done)
+    return _FOLDS[known_type(layer, _FOLDS)](layer, partial)
 
 
 def computes_as_folded(layer: nn.Module) -> bool:
@@ -362,8 +366,8 @@ def computes_as_folded(layer: nn.Module) -> bool:
     return not eval_only
 
 
-def _fold_conv(conv: nn.Module, done: LinearConv) -> LinearConv:
-    return done.then_conv(weight_in_eval_mode(conv), conv.bias, conv_geometry(conv))
+def _fold_conv(conv: nn.Module, partial: LinearConv) -> LinearConv:
+    return partial.then_conv(weight_in_eval_mode(conv), conv.bias, conv_geometry(conv))
 
 
 register_linear_conv(nn.Conv2d)
@@ -372,36 +376,36 @@ register_linear_conv(nn.Conv2d)
 @register_fold(nn.GroupNorm, nn.LayerNorm, 'torchvision.ops.misc.FrozenBatchNorm2d')
 @register_fold(_BatchNorm, nn.SyncBatchNorm, _InstanceNorm)
 @register_fold('mmcv.ops.sync_bn.SyncBatchNorm', eval_only=True)
-def fold_norm(norm: nn.Module, done: LinearConv) -> LinearConv:
+def fold_norm(norm: nn.Module, partial: LinearConv) -> LinearConv:
     """Append a norm that is, in eval mode, what its running statistics say.
 
     For :func:`register_fold` of a norm type of one's own.
     """
-    return done.then_norm(norm)
+    return partial.then_norm(norm)
 
 
 @register_fold(nn.Sequential)
-def _(sequence: nn.Sequential, done: LinearConv) -> LinearConv:
+def _(sequence: nn.Sequential, partial: LinearConv) -> LinearConv:
     for layer in sequence:
-        done = fold_layer(layer, done)
-    return done
+        partial = fold_layer(layer, partial)
+    return partial
 
 
 @register_fold(nn.Identity)
 @register_fold(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, eval_only=True)
-def fold_identity(layer: nn.Module, done: LinearConv) -> LinearConv:
+def fold_identity(layer: nn.Module, partial: LinearConv) -> LinearConv:
     """Append a layer that does nothing in eval mode."""
-    return done
+    return partial
 
 
 @register_fold(nn.ZeroPad2d)
-def _(layer: nn.ZeroPad2d, done: LinearConv) -> LinearConv:
+def _(layer: nn.ZeroPad2d, partial: LinearConv) -> LinearConv:
     left, right, top, bottom = layer.padding
-    return done.then_pad((top, bottom), (left, right), 'zeros')
+    return partial.then_pad((top, bottom), (left, right), 'zeros')
 
 
 @register_fold(nn.AvgPool2d)
-def _(layer: nn.AvgPool2d, done: LinearConv) -> LinearConv:
+def _(layer: nn.AvgPool2d, partial: LinearConv) -> LinearConv:
     size, stride, padding = map(
         nn.modules.utils._pair, (layer.kernel_size, layer.stride, layer.padding)
     )
@@ -409,27 +413,27 @@ def _(layer: nn.AvgPool2d, done: LinearConv) -> LinearConv:
         raise NotFoldableError('AvgPool2d leaves out of the mean what is padded')
     if layer.ceil_mode and stride != (1, 1):
         raise NotFoldableError('AvgPool2d with ceil_mode averages fewer pixels at an edge')
-    channels = done.out_channels
+    channels = partial.out_channels
     geometry = ConvGeometry(channels, channels, size, stride, padding)
-    return done.then_average(geometry, layer.divisor_override)
+    return partial.then_average(geometry, layer.divisor_override)
 
 
 def fold_branches(
     branches: Mapping[str, nn.Module],
-    frame: ConvGeometry,
+    target: ConvGeometry,
     input_size: Size | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> LinearConv:
     """The one conv that equals the sum of ``branches``, all in eval mode.
 
-    ``frame.convolve(x, W, b) == sum branch(x)``, differentiable with respect to the
+    ``target.convolve(x, W, b) == sum branch(x)``, differentiable with respect to the
     branches' parameters and changing none of them. What is computed of the sum, a norm,
     say, can be appended by :func:`fold_layer`.
 
     Args:
         branches: The branches by name. Each reads the same input.
-        frame: The geometry of the conv that they become.
+        target: The geometry of the conv that they become.
         input_size: The size of the input in pixels; needed by "SAME" padding with a
             stride only.
         dtype: Dtype of the computation and the result. Default: the parameters', at
@@ -438,12 +442,12 @@ def fold_branches(
             branches can be folded, and computes nothing. Default: the parameters'.
 
     Returns:
-        ``weight`` ``(out, in / groups, kh, kw)``, ``bias`` ``(out,)`` and the frame's
+        ``weight`` ``(out, in / groups, kh, kw)``, ``bias`` ``(out,)`` and the target
         geometry.
 
     Raises:
-        NotFoldableError: If a branch is not linear or does not fit into the frame; says
-            which one and why.
+        NotFoldableError: If a branch is not linear or does not fit into the target;
+            says which one and why.
     """
     tensors = [
         tensor
@@ -452,8 +456,8 @@ def fold_branches(
     ]
     tensor = tensors[0] if tensors else torch.tensor(())
     start = LinearConv(
-        frame.in_channels,
-        frame.in_channels,
+        target.in_channels,
+        target.in_channels,
         dtype or torch.promote_types(tensor.dtype, torch.float32),
         torch.device(device or tensor.device),
         input_size,
@@ -462,24 +466,24 @@ def fold_branches(
     for name, branch in branches.items():
         try:
             folded = fold_layer(branch, start)
-            place = folded.place_in(frame)
-            weight = folded.kernel(frame.groups)
+            place = folded.place_in(target)
+            weight = folded.kernel(target.groups)
         except NotFoldableError as error:
             raise NotFoldableError(f'{name}: {error}') from None
         bias = folded.bias
         # Kernels are added in place: not into a parameter.
         weight = weight if folded.is_fresh else weight.clone()
-        bias = weight.new_zeros(frame.out_channels) if bias is None else bias
+        bias = weight.new_zeros(target.out_channels) if bias is None else bias
         alike.setdefault((folded.kernel_size, *place), []).append((weight, bias))
-    weight, bias = _add_in_frame(alike, frame.kernel_size)
-    place = dict(start=frame.start(input_size), fill=frame.fill)
-    return start._as(frame)._replace(weight=weight, bias=bias, **place)
+    weight, bias = _add_kernels(alike, target.kernel_size)
+    place = dict(start=target.start(input_size), fill=target.fill)
+    return start._as(target)._replace(weight=weight, bias=bias, **place)
 
 
-def _add_in_frame(
+def _add_kernels(
     alike: Mapping[tuple[Size, Size, Size], list[KernelBias]], kernel_size: Size
 ) -> KernelBias:
-    """Transforms II and VI at once: add kernels of a size and a place in the frame.
+    """Transforms II and VI at once: add kernels by their size and place in the target.
 
     Equals ``add_branches`` of every kernel after ``pad_kernel``, but touches the large
     kernels once: small ones are added up first, and then in place.

@@ -61,7 +61,7 @@ def one_conv_kernel(
         return None
 
 
-def conv_norm(
+def apply_conv_norm(
     conv: nn.Module, norm: nn.Module, x: Tensor, one_conv: bool | int | str = 'auto'
 ) -> Tensor:
     """``norm(conv(x))``, by one conv where :func:`one_conv_kernel` says so."""

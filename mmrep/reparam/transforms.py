@@ -212,22 +212,22 @@ def pad_kernel(
     offset: tuple[int, int] | None = None,
     step: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    """Place a kernel in a larger frame of zeros (VI), its taps ``step`` apart.
+    """Zero-pad a kernel to a larger size (VI), its taps ``step`` apart.
 
     ``conv(x, W', padding=p + offset, dilation=d) == conv(x, W, padding=p,
-    dilation=step d)``, away from the far border. The spread of a dilated kernel over a
-    frame of smaller dilation is that of `UniRepLKNet <https://arxiv.org/abs/2311.15599>`_,
+    dilation=step d)``, away from the far border. Spreading a dilated kernel over one of
+    smaller dilation is that of `UniRepLKNet <https://arxiv.org/abs/2311.15599>`_,
     section 3.1.
 
     Args:
         weight: The kernel.
-        kernel_size: The frame's ``(KH, KW)``.
-        offset: The frame's taps ``(top, left)`` before the kernel's first one.
+        kernel_size: The larger size ``(KH, KW)``.
+        offset: Zeros ``(top, left)`` before the kernel's first tap.
             Default: the middle, which has to exist.
-        step: The frame's taps from one of the kernel's to the next. Default: 1.
+        step: Taps of the result from one of the kernel's to the next. Default: 1.
 
     Raises:
-        ValueError: If the kernel does not fit into the frame there.
+        ValueError: If the kernel does not fit there.
     """
     sizes = zip(kernel_size, weight.shape[2:], step, strict=True)
     spare = [size - (own - 1) * apart - 1 for size, own, apart in sizes]
@@ -250,12 +250,12 @@ def pad_kernel(
 
 
 def taps_of(
-    frame: Tensor,
+    padded: Tensor,
     kernel_size: Sequence[int],
     offset: tuple[int, int],
     step: tuple[int, int],
 ) -> Tensor:
-    """The taps of a frame ``(out, in / groups, KH, KW)`` that a kernel in it has: a view.
+    """The taps of a padded kernel ``(out, in / groups, KH, KW)`` as a view: the kernel.
 
     The arguments are :func:`pad_kernel`'s.
     """
@@ -263,4 +263,4 @@ def taps_of(
         slice(first, first + (size - 1) * apart + 1, apart)
         for first, size, apart in zip(offset, kernel_size, step, strict=True)
     )
-    return frame[:, :, rows, columns]
+    return padded[:, :, rows, columns]

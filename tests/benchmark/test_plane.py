@@ -37,13 +37,13 @@ class TestPublishedAccuracy:
 
 
 def result(config: str, plain: bool = False) -> Benchmark:
-    done = Benchmark(config, 'a device', 'float32', (8, 3, 32, 32))
+    result = Benchmark(config, 'a device', 'float32', (8, 3, 32, 32))
     names = ['mmrep', *(['plain'] if plain else []), 'mmrep, deploy form']
-    done.timings = [
+    result.timings = [
         Timing('train', 'mmrep', 9.0, 0.1),
         *(Timing('eval', name, 1.0 / (i + 1), 0.1) for i, name in enumerate(names)),
     ]
-    return done
+    return result
 
 
 def test_labels_stay_inside(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from tiny_projects import DBB_RESNET, REPVGG, classifier_model
 
-from mmrep.benchmark import WORKS, Benchmark, benchmark, subjects_of
+from mmrep.benchmark import TASKS, Benchmark, benchmark, models_of
 from mmrep.deployment import enter_scope
 from mmrep.reparam import count_parameters
 
@@ -22,73 +22,73 @@ def config_of(backbone: dict = REPVGG, in_channels: int = 16) -> Config:
     return config
 
 
-def names(done: Benchmark, work: str) -> list[str]:
-    return [timing.name for timing in done.timings if timing.work == work]
+def names(result: Benchmark, task: str) -> list[str]:
+    return [timing.name for timing in result.timings if timing.task == task]
 
 
 @pytest.fixture(scope='module')
-def done() -> Benchmark:
+def result() -> Benchmark:
     """Of a network that has a plain peer."""
     return benchmark(config_of(DBB_RESNET, 32), 'tiny', **QUICK)
 
 
-def test_everything_is_measured(done):
-    assert list(dict.fromkeys(timing.work for timing in done.timings)) == list(WORKS)
-    for timing in done.timings:
+def test_everything_is_measured(result):
+    assert list(dict.fromkeys(timing.task for timing in result.timings)) == list(TASKS)
+    for timing in result.timings:
         assert math.isfinite(timing.median) and timing.median > 0
         assert math.isfinite(timing.iqr) and timing.iqr >= 0
-    pairs = [(timing.work, timing.name) for timing in done.timings]
+    pairs = [(timing.task, timing.name) for timing in result.timings]
     assert len(pairs) == len(set(pairs))
-    for work in ('train', 'norm_eval'):
-        assert names(done, work) == ['mmrep', 'plain']
-    assert names(done, 'eval') == ['mmrep', 'plain', 'mmrep, deploy form']
-    assert names(done, 'deploy')[:3] == ['mmrep', 'plain', 'mmrep, channels_last']
-    assert 'mmrep, torch.compile' not in names(done, 'deploy')
+    for task in ('train', 'norm_eval'):
+        assert names(result, task) == ['mmrep', 'plain']
+    assert names(result, 'eval') == ['mmrep', 'plain', 'mmrep, deploy form']
+    assert names(result, 'deploy')[:3] == ['mmrep', 'plain', 'mmrep, channels_last']
+    assert 'mmrep, torch.compile' not in names(result, 'deploy')
 
 
-def test_memory_of_what_is_computed_alike(done):
-    peaks = {(t.work, t.name): t.peak for t in done.timings}
-    for (work, _), peak in peaks.items():
-        assert peak is None if work == 'deploy' else peak > 0
+def test_memory_of_what_is_computed_alike(result):
+    peaks = {(t.task, t.name): t.peak for t in result.timings}
+    for (task, _), peak in peaks.items():
+        assert peak is None if task == 'deploy' else peak > 0
     # Branches take memory for their gradients.
     assert peaks['train', 'mmrep'] > peaks['train', 'plain']
     assert peaks['eval', 'mmrep'] < peaks['train', 'mmrep']
 
 
-def test_what_was_measured(done):
-    assert done.config == 'tiny'
-    assert done.device == f'CPU, {torch.get_num_threads()} threads'
-    assert done.dtype == 'float32'
-    assert done.shape == (2, 3, 16, 16)
-    assert json.loads(json.dumps(asdict(done)))['timings'][0]['work'] == 'train'
+def test_what_was_measured(result):
+    assert result.config == 'tiny'
+    assert result.device == f'CPU, {torch.get_num_threads()} threads'
+    assert result.dtype == 'float32'
+    assert result.shape == (2, 3, 16, 16)
+    assert json.loads(json.dumps(asdict(result)))['timings'][0]['task'] == 'train'
 
 
-def test_sizes(done):
-    subject, plain = subjects_of(config_of(DBB_RESNET, 32))
+def test_sizes(result):
+    model, plain = models_of(config_of(DBB_RESNET, 32))
     expected = {
-        'mmrep, train form': subject.train_form,
-        'mmrep, deploy form': subject.deploy_form,
+        'mmrep, train form': model.train_form,
+        'mmrep, deploy form': model.deploy_form,
         'plain, train form': plain.train_form,
     }
-    assert done.sizes.keys() == expected.keys()
+    assert result.sizes.keys() == expected.keys()
     for name, model in expected.items():
-        assert done.sizes[name]['parameters'] == count_parameters(model)
-        assert done.sizes[name]['flops'] > 0
-    trains, deployed = (done.sizes[f'mmrep, {form} form'] for form in ('train', 'deploy'))
+        assert result.sizes[name]['parameters'] == count_parameters(model)
+        assert result.sizes[name]['flops'] > 0
+    trains, deployed = (result.sizes[f'mmrep, {form} form'] for form in ('train', 'deploy'))
     assert trains['flops'] > deployed['flops']
 
 
-@pytest.mark.parametrize('work', WORKS)
-def test_one_work(work):
-    done = benchmark(config_of(), 'tiny', works=(work,), **QUICK)
-    assert {timing.work for timing in done.timings} == {work}
+@pytest.mark.parametrize('task', TASKS)
+def test_one_task(task):
+    result = benchmark(config_of(), 'tiny', tasks=(task,), **QUICK)
+    assert {timing.task for timing in result.timings} == {task}
 
 
 def test_amp():
-    done = benchmark(config_of(), 'tiny', amp=True, works=('eval', 'deploy'), **QUICK)
-    assert done.dtype == 'bfloat16'
+    result = benchmark(config_of(), 'tiny', amp=True, tasks=('eval', 'deploy'), **QUICK)
+    assert result.dtype == 'bfloat16'
     # ONNX Runtime has no autocast.
-    assert names(done, 'deploy') == ['mmrep', 'mmrep, channels_last']
+    assert names(result, 'deploy') == ['mmrep', 'mmrep, channels_last']
 
 
 def test_compiled_steps(monkeypatch):
@@ -96,12 +96,12 @@ def test_compiled_steps(monkeypatch):
     monkeypatch.setattr(
         torch, 'compile', lambda model, **options: compiled.append(model) or model
     )
-    options = dict(QUICK, works=('train', 'norm_eval'), compile_model=True)
-    done = benchmark(config_of(DBB_RESNET, 32), 'tiny', **options)
+    options = dict(QUICK, tasks=('train', 'norm_eval'), compile_model=True)
+    result = benchmark(config_of(DBB_RESNET, 32), 'tiny', **options)
     expected = ['mmrep', 'plain', 'mmrep, torch.compile', 'plain, torch.compile']
-    assert names(done, 'train') == expected
-    assert names(done, 'norm_eval') == ['mmrep', 'plain']
-    sizes = [done.sizes[f'{name}, train form']['parameters'] for name in expected[:2]]
+    assert names(result, 'train') == expected
+    assert names(result, 'norm_eval') == ['mmrep', 'plain']
+    sizes = [result.sizes[f'{name}, train form']['parameters'] for name in expected[:2]]
     assert list(map(count_parameters, compiled)) == sizes
 
 
@@ -116,7 +116,7 @@ def test_every_config_is_compiled(monkeypatch):
     monkeypatch.setattr(
         torch, 'compile', lambda model, **options: real(model, backend=backend)
     )
-    options = dict(QUICK, works=('deploy',), compile_model=True)
+    options = dict(QUICK, tasks=('deploy',), compile_model=True)
     with torch._dynamo.config.patch(cache_size_limit=1):
         for _ in range(2):
             graphs.clear()
@@ -127,6 +127,6 @@ def test_every_config_is_compiled(monkeypatch):
 def test_shape_of_the_config():
     config = config_of()
     config.merge_from_dict(dict(test_pipeline=[dict(type='CenterCrop', crop_size=20)]))
-    done = benchmark(config, 'tiny', works=('eval',), **dict(QUICK, shape=None))
-    assert done.shape[:2] == (2, 3)
-    assert min(done.shape[2:]) >= 20
+    result = benchmark(config, 'tiny', tasks=('eval',), **dict(QUICK, shape=None))
+    assert result.shape[:2] == (2, 3)
+    assert min(result.shape[2:]) >= 20

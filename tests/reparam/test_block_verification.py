@@ -753,11 +753,11 @@ class TestHardCases:
         block_references(model, {'0': Call((torch.ones(1, 4, 2, 2),), {})})
         assert model[0].conv.weight.dtype is torch.float32
 
-    @pytest.mark.parametrize('missing', ['check_foldable', 'linear', 'frame'])
+    @pytest.mark.parametrize('missing', ['check_foldable', 'linear', 'geometry'])
     def test_foreign_block_with_a_name_of_ours(self, missing):
         """It is none of ours for one or two of the names."""
         model = nn.Sequential(randomise(Small()))
-        for part in {'check_foldable', 'linear', 'frame'} - {missing}:
+        for part in {'check_foldable', 'linear', 'geometry'} - {missing}:
             setattr(model[0], part, lambda *args: None)
         references = observe(model, 1, 4, 6, 6)
         assert compare_blocks(references, model)['0'].is_within(RTOL)

@@ -39,7 +39,7 @@ from mmrep.reparam import (
 )
 
 
-def frame(channels: int = 4, kernel_size: int = 3, **options) -> ConvGeometry:
+def target(channels: int = 4, kernel_size: int = 3, **options) -> ConvGeometry:
     """The geometry of a conv that keeps the size."""
     pad = kernel_size // 2
     options = {'padding': (pad, pad), **options}
@@ -144,28 +144,28 @@ BRANCHES = {
         act_cfg=None,
         order=('norm', 'conv', 'act'),
     ),
-    'strip of a wider frame': lambda groups: conv((1, 3), padding=(0, 1), groups=groups),
+    'strip of a wider kernel': lambda groups: conv((1, 3), padding=(0, 1), groups=groups),
 }
 
 
 @pytest.mark.parametrize('groups', [1, 2, 4])
 @pytest.mark.parametrize('name', BRANCHES)
-def test_branch_in_a_3x3_frame(name, groups):
-    assert_folds({name: BRANCHES[name](groups)}, frame(groups=groups))
+def test_branch_in_a_3x3_kernel(name, groups):
+    assert_folds({name: BRANCHES[name](groups)}, target(groups=groups))
 
 
 @pytest.mark.parametrize('groups', [1, 2, 4])
 def test_sum_of_branches(groups):
     branches = {name: make(groups) for name, make in BRANCHES.items()}
-    assert_folds(branches, frame(groups=groups))
-    assert_folds(branches, frame(kernel_size=5, groups=groups))
+    assert_folds(branches, target(groups=groups))
+    assert_folds(branches, target(kernel_size=5, groups=groups))
 
 
 @pytest.mark.parametrize('groups', [1, 2, 4])
 def test_branch_without_tensors(groups):
     """A plain shortcut beside a conv."""
     branches = {'shortcut': nn.Identity(), 'conv': conv(3, groups=groups)}
-    assert_folds(branches, frame(groups=groups))
+    assert_folds(branches, target(groups=groups))
 
 
 @pytest.mark.parametrize('groups', [1, 2])
@@ -196,7 +196,7 @@ def test_strides_multiply(name):
         rest = rest[:1]
         rest[0].stride = (3, 2)
     assert_folds(
-        {name: nn.Sequential(first, *rest)}, frame(stride=(6, 6)), image(2, 4, 19, 13)
+        {name: nn.Sequential(first, *rest)}, target(stride=(6, 6)), image(2, 4, 19, 13)
     )
 
 
@@ -211,7 +211,7 @@ def test_strides_multiply(name):
     ids=['no bias', 'first bias', 'last bias', 'ceil_mode without a stride'],
 )
 def test_layers_in_a_row(layers):
-    assert_folds({'branch': nn.Sequential(*layers)}, frame())
+    assert_folds({'branch': nn.Sequential(*layers)}, target())
 
 
 @pytest.mark.parametrize('taps', [None, 5])
@@ -228,9 +228,9 @@ def test_the_channels_of_an_average_are_those_before_it():
     """Whatever its geometry says; and it is made where it is needed."""
     channels = 1 << 40
     start = LinearConv(channels, channels, torch.float32, torch.device('meta'))
-    done = start.then_average(ConvGeometry(1, 1, (2, 3)))
-    assert (done.in_channels, done.out_channels, done.groups) == (channels,) * 3
-    assert done.weight.is_meta and done.weight.shape == (channels, 1, 2, 3)
+    partial = start.then_average(ConvGeometry(1, 1, (2, 3)))
+    assert (partial.in_channels, partial.out_channels, partial.groups) == (channels,) * 3
+    assert partial.weight.is_meta and partial.weight.shape == (channels, 1, 2, 3)
 
 
 @pytest.mark.parametrize('shift', [True, False])
@@ -239,30 +239,30 @@ def test_a_scale_and_a_shift(layer, shift):
     layer = randomise(copy.deepcopy(layer).double())
     scale, x = image(4, seed=5), image(2, 4, 7, 8)
     shift = image(4, seed=6) if shift else None
-    done = LinearConv(4, 4, torch.float64, torch.device('cpu'))
-    done = fold_layer(layer, done).then_scale(scale, shift)
+    partial = LinearConv(4, 4, torch.float64, torch.device('cpu'))
+    partial = fold_layer(layer, partial).then_scale(scale, shift)
     expected = layer(x) * scale.reshape(-1, 1, 1)
     if shift is not None:
         expected = expected + shift.reshape(-1, 1, 1)
-    assert (done.bias is None) == (shift is None and getattr(layer, 'bias', None) is None)
-    pad = done.kernel_size[0] // 2
-    y = F.conv2d(x, done.kernel(done.groups), done.bias, padding=pad, groups=done.groups)
+    assert (partial.bias is None) == (shift is None and getattr(layer, 'bias', None) is None)
+    pad = partial.kernel_size[0] // 2
+    y = F.conv2d(x, partial.kernel(partial.groups), partial.bias, padding=pad, groups=partial.groups)
     assert_same(expected, y)
 
 
 @pytest.mark.parametrize(('kernel_size', 'dilation'), [(5, 1), (3, 2), (2, 4), (3, (1, 2))])
-def test_dilated_kernel_in_a_frame_of_smaller_dilation(kernel_size, dilation):
+def test_dilated_kernel_in_a_kernel_of_smaller_dilation(kernel_size, dilation):
     """UniRepLKNet's: the taps lie apart."""
     rows, columns = (dilation,) * 2 if isinstance(dilation, int) else dilation
     spans = [d * (kernel_size - 1) for d in (rows, columns)]
     layer = conv(kernel_size, dilation=dilation, padding=tuple(s // 2 for s in spans))
     branches = {'dilated': nn.Sequential(layer, nn.BatchNorm2d(4)), 'whole': conv(5)}
-    assert_folds(branches, frame(kernel_size=5))
+    assert_folds(branches, target(kernel_size=5))
 
 
 @pytest.mark.parametrize('pointwise_first', [True, False])
 @pytest.mark.parametrize(
-    'geometry', [frame(dilation=(2, 2), padding=(2, 2)), frame(kernel_size=5)], ids=str
+    'geometry', [target(dilation=(2, 2), padding=(2, 2)), target(kernel_size=5)], ids=str
 )
 def test_a_dilated_kernel_and_a_1x1(geometry, pointwise_first):
     layers = [conv(1), conv(3, dilation=2, padding=2)]
@@ -277,7 +277,7 @@ def test_nothing_folded_is_the_identity():
     assert (start.kernel_size, start.groups, start.start) == ((1, 1), 1, (0, 0))
     assert start.stride == start.dilation == (1, 1)
     assert start.is_pointwise
-    assert start.place_in(frame()) == ((1, 1), (1, 1))
+    assert start.place_in(target()) == ((1, 1), (1, 1))
     assert torch.equal(start.kernel(2), identity_kernel(4, 2, torch.float64))
     assert start._replace(device=torch.device('meta')).kernel(2).is_meta
 
@@ -288,7 +288,7 @@ def test_groups_in_a_row(first, second):
     layers = nn.Conv2d(6, 6, 1, groups=first), nn.Conv2d(6, 6, 3, groups=second)
     groups = math.gcd(first, second)
     branch = nn.Sequential(*layers)
-    assert_folds({'branch': branch}, frame(6, padding=(0, 0), groups=groups))
+    assert_folds({'branch': branch}, target(6, padding=(0, 0), groups=groups))
 
 
 #: Paddings in a row, left, right, top and bottom, and what they come to around a 3x3 conv.
@@ -305,7 +305,7 @@ PADDINGS = {
 def test_paddings_in_a_row(name):
     paddings, total = PADDINGS[name]
     branch = nn.Sequential(*map(nn.ZeroPad2d, paddings), conv(3, padding=0))
-    assert_folds({'branch': branch}, frame(padding=total))
+    assert_folds({'branch': branch}, target(padding=total))
 
 
 @pytest.mark.parametrize('mode', ['zeros', 'reflect'])
@@ -313,7 +313,7 @@ def test_paddings_in_a_row(name):
     'crop', [(-1, -1, -1, -1), (0, 0, -1, -1), (-1, -1, 0, 0), (-1, 0, 0, 0)], ids=str
 )
 def test_a_crop_pads_nothing(crop, mode):
-    """It may follow a bias, and stand in a frame of any padding mode."""
+    """It may follow a bias, and stand in a target of any padding mode."""
     branch = nn.Sequential(conv(1, bias=True), nn.ZeroPad2d(crop), conv(3, padding=0))
     left, right, top, bottom = crop
     geometry = ConvGeometry(4, 4, (3 - top - bottom, 3 - left - right), padding_mode=mode)
@@ -327,9 +327,9 @@ def test_a_norm_after_the_sum(groups):
     module = randomise(nn.ModuleDict(branches).double()).eval()
     norm = randomise(nn.BatchNorm2d(4).double(), seed=9).eval()
     x = image(2, 4, 7, 8)
-    folded = fold_layer(norm, fold_branches(branches, frame(groups=groups)))
+    folded = fold_layer(norm, fold_branches(branches, target(groups=groups)))
     expected = norm(sum(branch(x) for branch in module.values()))
-    assert_same(expected, frame(groups=groups).convolve(x, folded.weight, folded.bias))
+    assert_same(expected, target(groups=groups).convolve(x, folded.weight, folded.bias))
     widened = fold_layer(conv(1).double(), folded)
     assert widened.groups == 1
 
@@ -401,7 +401,7 @@ def hooked(register: str = 'register_forward_hook') -> nn.Module:
 
 
 def other(**options):
-    """Make ``conv(...)`` of other options than the frame's."""
+    """Make ``conv(...)`` of other options than the target's."""
     return lambda: conv(**options)
 
 
@@ -479,7 +479,7 @@ REFUSED = {
     'dilation': (other(dilation=2, padding=2), 'does not fit into'),
     'padding mode': (other(padding_mode='reflect'), 'does not fit into'),
     'large kernel': (other(kernel_size=5), r'\(5, 5\) kernel .*does not fit into'),
-    'off the frame': (other(kernel_size=1, padding=2), r'first tap \(-2, -2\)'),
+    'off the target': (other(kernel_size=1, padding=2), r'first tap \(-2, -2\)'),
     'apart, over its far edge': (
         other(kernel_size=3, dilation=2, padding=1),
         'does not fit into',
@@ -494,7 +494,7 @@ def test_refuses(name):
     make, message = REFUSED[name]
     branches = {'fine': nn.BatchNorm2d(4), 'odd': nn.Sequential(make())}
     with pytest.raises(NotFoldableError, match=f'^odd: .*{message}'):
-        fold_branches(branches, frame())
+        fold_branches(branches, target())
 
 
 @pytest.mark.parametrize(
@@ -505,7 +505,7 @@ def test_refuses_a_forward_of_its_own_of_every_type(kind):
     layer = own.__new__(own)
     nn.Module.__init__(layer)
     with pytest.raises(NotFoldableError, match='Own has a forward of its own'):
-        fold_branches({'branch': layer}, frame())
+        fold_branches({'branch': layer}, target())
 
 
 @pytest.mark.parametrize(
@@ -551,42 +551,42 @@ def test_refuses_a_forward_of_its_own_of_every_type(kind):
 )
 def test_refuses_sequences(layers, message):
     with pytest.raises(NotFoldableError, match=f'^branch: .*{message}'):
-        fold_branches({'branch': nn.Sequential(*layers)}, frame())
+        fold_branches({'branch': nn.Sequential(*layers)}, target())
 
 
 @pytest.mark.parametrize('mode', ['reflect', 'replicate', 'circular'])
 def test_bias_before_a_padding_that_repeats_pixels(mode):
     """What only a padding with zeros forbids."""
     branch = nn.Sequential(conv(1, bias=True), conv(3, padding_mode=mode))
-    assert_folds({'branch': branch}, frame(padding_mode=mode))
+    assert_folds({'branch': branch}, target(padding_mode=mode))
 
 
 def test_bias_before_no_padding():
     branch = nn.Sequential(conv(1, bias=True), conv(3, padding=0))
-    assert_folds({'branch': branch}, frame(padding=(0, 0)))
+    assert_folds({'branch': branch}, target(padding=(0, 0)))
 
 
 def test_more_groups_than_the_branch_has():
     with pytest.raises(NotFoldableError, match='a conv of 1 groups is none of 2 groups'):
-        fold_branches({'branch': conv(3)}, frame(groups=2))
+        fold_branches({'branch': conv(3)}, target(groups=2))
 
 
 @pytest.mark.parametrize('branch', [conv(1, padding=1), conv(2, padding=2, dilation=3)])
 def test_kernel_between_the_taps(branch):
     with pytest.raises(NotFoldableError, match=r'kernel .*does not fit into'):
-        fold_branches({'branch': branch}, frame(padding=(2, 2), dilation=(2, 2)))
+        fold_branches({'branch': branch}, target(padding=(2, 2), dilation=(2, 2)))
 
 
 @pytest.mark.parametrize('size', [(7, 8), (8, 7)], ids=str)
 def test_an_even_extent_of_an_even_kernel(size):
     small, large = (Conv2dAdaptivePadding(4, 4, k, 2, dilation=2) for k in (2, 4))
-    geometry = frame(kernel_size=4, stride=(2, 2), dilation=(2, 2), padding_mode='same')
+    geometry = target(kernel_size=4, stride=(2, 2), dilation=(2, 2), padding_mode='same')
     assert_folds({'small': small, 'large': large}, geometry, image(2, 4, *size))
 
 
 @pytest.mark.parametrize('size', [(7, 8), (8, 7)], ids=str)
 @pytest.mark.parametrize(
-    ('kernel_size', 'dilation', 'frame_size', 'fits'),
+    ('kernel_size', 'dilation', 'target_size', 'fits'),
     [
         (3, 1, 5, True),
         (2, 1, 4, True),
@@ -598,11 +598,11 @@ def test_an_even_extent_of_an_even_kernel(size):
         (2, 2, 4, False),
     ],
 )
-def test_a_kernel_that_moves_with_the_frame(kernel_size, dilation, frame_size, fits, size):
+def test_a_kernel_that_moves_with_the_target(kernel_size, dilation, target_size, fits, size):
     """Under 'SAME' padding and a stride, by the parity of its extent."""
     small = Conv2dAdaptivePadding(4, 4, kernel_size, 2, dilation=dilation)
-    branches = {'small': small, 'large': Conv2dAdaptivePadding(4, 4, frame_size, 2)}
-    geometry = frame(kernel_size=frame_size, stride=(2, 2), padding_mode='same')
+    branches = {'small': small, 'large': Conv2dAdaptivePadding(4, 4, target_size, 2)}
+    geometry = target(kernel_size=target_size, stride=(2, 2), padding_mode='same')
     if fits:
         assert_folds(branches, geometry, image(2, 4, *size))
     else:
@@ -612,7 +612,7 @@ def test_a_kernel_that_moves_with_the_frame(kernel_size, dilation, frame_size, f
 
 def test_dilation_of_a_single_tap_does_not_matter():
     branches = {'3x3': conv(3, dilation=2, padding=2), '1x1': conv(1)}
-    assert_folds(branches, frame(dilation=(2, 2), padding=(2, 2)))
+    assert_folds(branches, target(dilation=(2, 2), padding=(2, 2)))
 
 
 def test_new_layer_type_by_registration():
@@ -624,21 +624,21 @@ def test_new_layer_type_by_registration():
 
     branch = nn.Sequential(conv(3, bias=True), Twice(), nn.BatchNorm2d(4))
     with pytest.raises(NotFoldableError, match=r'^branch: .*Twice'):
-        fold_branches({'branch': branch}, frame())
+        fold_branches({'branch': branch}, target())
 
     @register_fold(Twice)
-    def _(layer, done):
-        ones = torch.ones(done.out_channels, dtype=done.dtype)
-        return done.then_scale(2 * ones, ones)
+    def _(layer, partial):
+        ones = torch.ones(partial.out_channels, dtype=partial.dtype)
+        return partial.then_scale(2 * ones, ones)
 
-    assert_folds({'branch': branch}, frame())
+    assert_folds({'branch': branch}, target())
 
     class Thrice(Twice):
         def forward(self, x):
             return 3 * x
 
     with pytest.raises(NotFoldableError, match='Thrice has a forward of its own'):
-        fold_branches({'branch': nn.Sequential(conv(3), Thrice())}, frame())
+        fold_branches({'branch': nn.Sequential(conv(3), Thrice())}, target())
 
 
 def test_new_conv_type_by_registration():
@@ -650,8 +650,8 @@ def test_new_conv_type_by_registration():
     with pytest.raises(NotFoldableError, match='Rotated has a forward of its own'):
         conv_geometry(layer)
     register_linear_conv(Rotated)
-    assert conv_geometry(layer) == frame()
-    assert_folds({'branch': layer}, frame())
+    assert conv_geometry(layer) == target()
+    assert_folds({'branch': layer}, target())
 
 
 def test_new_norm_type_by_registration():
@@ -661,9 +661,9 @@ def test_new_norm_type_by_registration():
 
     unit = nn.Sequential(conv(3), Own(4))
     with pytest.raises(NotFoldableError, match='Own has a forward of its own'):
-        fold_branches({'unit': unit}, frame())
+        fold_branches({'unit': unit}, target())
     register_fold(Own, eval_only=True)(fold_norm)
-    assert_folds({'unit': unit}, frame())
+    assert_folds({'unit': unit}, target())
 
 
 @pytest.mark.parametrize(
@@ -699,7 +699,7 @@ def test_gradients_reach_every_parameter():
         'two': nn.Sequential(conv(1), conv(3, bias=True)),
     }
     module = randomise(nn.ModuleDict(branches).double()).eval()
-    x, geometry = image(2, 4, 6, 6), frame()
+    x, geometry = image(2, 4, 6, 6), target()
 
     def gradients(y):
         return torch.autograd.grad((y * image(*y.shape)).sum(), module.parameters())
@@ -713,15 +713,15 @@ def test_gradients_reach_every_parameter():
 def test_computes_at_least_in_float32_and_in_what_is_asked_for():
     half = nn.Sequential(conv(3), nn.BatchNorm2d(4)).half()
     for dtype, result in [(None, torch.float32), (torch.float64, torch.float64)]:
-        folded = fold_branches({'half': half}, frame(), dtype=dtype)
+        folded = fold_branches({'half': half}, target(), dtype=dtype)
         assert [folded.weight.dtype, folded.bias.dtype] == [result] * 2
     for layer in (conv(3), nn.BatchNorm2d(4, affine=False)):
-        double = fold_branches({'double': layer.double()}, frame())
+        double = fold_branches({'double': layer.double()}, target())
         assert double.weight.dtype == torch.float64
     # That of the parameters, not of the statistics.
     mixed = nn.BatchNorm2d(4)
     mixed.weight, mixed.bias = (nn.Parameter(p.double()) for p in mixed.parameters())
-    assert fold_branches({'mixed': mixed}, frame()).weight.dtype == torch.float64
+    assert fold_branches({'mixed': mixed}, target()).weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize('first', BRANCHES)
@@ -732,8 +732,8 @@ def test_changes_nothing(first):
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with torch.no_grad():
         for chosen in (branches, {first: branches[first]}):
-            fold_branches(chosen, frame(groups=2), device='meta')
-            fold_branches(chosen, frame(groups=2))
+            fold_branches(chosen, target(groups=2), device='meta')
+            fold_branches(chosen, target(groups=2))
     assert_same(before, module.state_dict(), tolerance=0)
     assert module.training
 
@@ -754,24 +754,24 @@ FRESH = {
 def test_copies_only_what_a_layer_may_have_in_its_memory(name):
     make, copied = FRESH[name]
     with Calls() as calls:
-        fold_branches({name: make().eval()}, frame())
+        fold_branches({name: make().eval()}, target())
     assert calls['clone'] == copied
 
 
 def test_the_largest_kernel_is_added_up_where_it_is():
-    """A frame of zeros is made for a sum of smaller kernels only."""
+    """A kernel of zeros is made for a sum of smaller kernels only."""
     small, whole = conv(1, bias=True), conv(3, bias=True)
-    for branches, frames in (([small, whole], 0), ([whole, small], 0), ([small], 1)):
+    for branches, zeros in (([small, whole], 0), ([whole, small], 0), ([small], 1)):
         with Calls() as calls:
-            fold_branches(dict(zip('ab', branches, strict=False)), frame())
-        assert calls['new_zeros'] == frames
+            fold_branches(dict(zip('ab', branches, strict=False)), target())
+        assert calls['new_zeros'] == zeros
 
 
 class Folded(nn.ModuleDict):
     """Branches whose forward pass is their kernel."""
 
     def forward(self) -> Tensor:
-        return fold_branches(self, frame()).weight
+        return fold_branches(self, target()).weight
 
 
 def test_a_batch_of_kernels_of_one_branch():
@@ -792,7 +792,7 @@ def test_check_on_the_meta_device_computes_nothing():
     geometry = conv_geometry(large[0])
     assert fold_branches({'large': large}, geometry).weight.is_meta
     small = conv(3)
-    folded = fold_branches({'small': small}, frame(), device='meta')
+    folded = fold_branches({'small': small}, target(), device='meta')
     assert folded.weight.is_meta and folded.bias.is_meta
     assert small.weight.device.type == 'cpu'
 
@@ -830,14 +830,14 @@ def test_a_layer_that_tracks_its_input_is_no_norm(missing):
     assert not has_running_statistics(tracker)
     register_fold(Tracker)(fold_norm)
     with pytest.raises(NotFoldableError, match='Tracker without running statistics'):
-        fold_branches({'branch': tracker}, frame(2))
+        fold_branches({'branch': tracker}, target(2))
 
 
 def test_paddings_of_a_border_add_up():
     branch = nn.Sequential(
         conv(1, padding=1, padding_mode='replicate'), conv(3, padding_mode='replicate')
     )
-    geometry = frame(kernel_size=5, padding=(3, 3), padding_mode='replicate')
+    geometry = target(kernel_size=5, padding=(3, 3), padding_mode='replicate')
     assert_folds({'branch': branch}, geometry)
 
 
@@ -846,9 +846,9 @@ def test_a_norm_that_was_told_not_to_use_its_statistics():
     instance = nn.InstanceNorm2d(4, track_running_stats=True)
     batch = nn.BatchNorm2d(4)
     instance.track_running_stats = batch.track_running_stats = False
-    assert_folds({'batch': nn.Sequential(conv(3), batch)}, frame())
+    assert_folds({'batch': nn.Sequential(conv(3), batch)}, target())
     with pytest.raises(NotFoldableError, match='InstanceNorm2d without running'):
-        fold_branches({'instance': nn.Sequential(conv(3), instance)}, frame())
+        fold_branches({'instance': nn.Sequential(conv(3), instance)}, target())
 
 
 def test_a_pruned_norm():
@@ -856,7 +856,7 @@ def test_a_pruned_norm():
     unit = nn.Sequential(conv(3), nn.BatchNorm2d(4))
     prune.l1_unstructured(unit[1], 'weight', 0.5)
     unit(image(2, 4, 6, 6, dtype=torch.float32))
-    assert_folds({'unit': unit}, frame())
+    assert_folds({'unit': unit}, target())
 
 
 @pytest.mark.parametrize('kind', [FrozenBatchNorm2d, SyncBatchNorm])
@@ -865,7 +865,7 @@ def test_a_norm_of_another_package_by_its_name(kind, monkeypatch):
     # What mmcv's asks of the process group.
     monkeypatch.setattr(torch.distributed, 'get_world_size', lambda group: 1)
     unit = nn.Sequential(conv(3), kind(4))
-    assert_folds({'unit': unit}, frame())
+    assert_folds({'unit': unit}, target())
     assert computes_as_folded(unit[1].train()) is (kind is FrozenBatchNorm2d)
 
 
@@ -892,10 +892,10 @@ def test_a_weight_that_is_made_of_others(force):
             parameter.mul_(torch.rand_like(parameter))
     # In train mode spectral norms would move their estimate.
     state = copy.deepcopy(dict(unit.state_dict()))
-    folded = fold_branches({'unit': unit}, frame())
+    folded = fold_branches({'unit': unit}, target())
     assert layer.training
     assert_same(state, unit.state_dict(), tolerance=0)
-    assert_same(unit.eval()(x), frame().convolve(x, folded.weight, folded.bias))
+    assert_same(unit.eval()(x), target().convolve(x, folded.weight, folded.bias))
     parameters = list(layer.parameters())
     probe = image(*folded.weight.shape, seed=3)
     gradients = torch.autograd.grad((folded.weight * probe).sum(), parameters)

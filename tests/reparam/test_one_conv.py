@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmrep.models.backbones import RepVGG
 from mmrep.models.blocks import RepVGGBlock
-from mmrep.reparam import conv_norm, fold_norm, fuse_bn, one_conv_kernel, register_fold
+from mmrep.reparam import apply_conv_norm, fold_norm, fuse_bn, one_conv_kernel, register_fold
 
 
 class Unit(nn.Module):
@@ -25,7 +25,7 @@ class Unit(nn.Module):
         self.conv, self.norm, self.one_conv = conv, norm, one_conv
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv_norm(self.conv, self.norm, x, self.one_conv)
+        return apply_conv_norm(self.conv, self.norm, x, self.one_conv)
 
 
 def norms_of(unit: Unit, x: Tensor) -> int:
@@ -77,7 +77,7 @@ def test_the_default_is_by_the_number_of_pixels():
     module, big, small = unit(), X, image(1, 4, 3, 3)
     for x, norms in ((big, 0), (small, 1)):
         with Calls() as calls:
-            conv_norm(module.conv, module.norm, x)
+            apply_conv_norm(module.conv, module.norm, x)
         assert calls['batch_norm'] == norms
         kernel = one_conv_kernel(module.children(), lambda size: size, x, (1, 1))
         assert kernel == (None if norms else (20, 20))

@@ -171,14 +171,14 @@ def test_widen_groups(options, merged):
 
 @given(conv_options(padding_modes=ZEROS), st.sampled_from(((2, 1), (2, 3), (3, 3))))
 def test_spread_of_a_dilated_kernel(options, step):
-    """Over a frame of smaller dilation, as UniRepLKNet's."""
-    frame = options['dilation']
-    dilation = tuple(d * s for d, s in zip(frame, step, strict=True))
+    """Over a kernel of smaller dilation, as UniRepLKNet's."""
+    finer = options['dilation']
+    dilation = tuple(d * s for d, s in zip(finer, step, strict=True))
     size = [n + 60 for n in options['size']]
     conv = Conv({**options, 'dilation': dilation, 'size': size})
     sizes = [(k - 1) * s + 1 for k, s in zip(options['kernel_size'], step, strict=True)]
     spread = pad_kernel(conv.weight, sizes, step=step)
-    assert_same(conv(), conv(spread, conv.bias, dilation=frame))
+    assert_same(conv(), conv(spread, conv.bias, dilation=finer))
 
 
 @given(conv_options(padding_modes=ZEROS))
@@ -215,14 +215,14 @@ def test_constant_response(options):
 
 @given(conv_options(padding_modes=ZEROS), st.data())
 def test_pad_kernel(options, data):
-    """A conv in a frame, whose taps reach over the input, is the conv."""
+    """A conv with a padded kernel, whose taps reach over the input, is the conv."""
     conv = Conv(options)
     kernel_size, dilation = options['kernel_size'], options['dilation']
     before, after = (data.draw(st.tuples(*[st.integers(0, 3)] * 2)) for _ in range(2))
-    frame = tuple(b + k + a for b, k, a in zip(before, kernel_size, after, strict=True))
+    size = tuple(b + k + a for b, k, a in zip(before, kernel_size, after, strict=True))
     expected = conv()
-    weight = pad_kernel(conv.weight, frame, before)
-    assert weight.shape[2:] == frame
+    weight = pad_kernel(conv.weight, size, before)
+    assert weight.shape[2:] == size
     (top, bottom), (left, right) = (
         (pad + b * d, pad + a * d)
         for pad, b, a, d in zip(options['padding'], before, after, dilation, strict=True)
@@ -230,16 +230,16 @@ def test_pad_kernel(options, data):
     conv.x = F.pad(conv.x, (left, right, top, bottom))
     assert_same(expected, conv(weight, conv.bias, padding=0))
     if before == after:
-        assert torch.equal(pad_kernel(conv.weight, frame), weight)
+        assert torch.equal(pad_kernel(conv.weight, size), weight)
 
 
-def test_the_middle_of_a_frame():
+def test_the_middle_of_a_larger_size():
     weight = image(2, 2, 1, 3)
     assert torch.equal(pad_kernel(weight, (3, 9)), F.pad(weight, (3, 3, 1, 1)))
 
 
 @pytest.mark.parametrize(
-    ('frame', 'offset', 'message'),
+    ('size', 'offset', 'message'),
     [
         ((4, 3), None, r'no place in the middle of \(4, 3\): give the offset'),
         ((3, 2), None, r'no place in the middle of \(3, 2\)'),
@@ -248,9 +248,9 @@ def test_the_middle_of_a_frame():
         ((5, 5), (0, -1), r'does not fit into \(5, 5\) at tap \(0, -1\)'),
     ],
 )
-def test_pad_kernel_refuses_what_does_not_fit(frame, offset, message):
+def test_pad_kernel_refuses_what_does_not_fit(size, offset, message):
     with pytest.raises(ValueError, match=message):
-        pad_kernel(torch.ones(1, 1, 3, 3), frame, offset)
+        pad_kernel(torch.ones(1, 1, 3, 3), size, offset)
 
 
 @pytest.mark.parametrize('groups', [1, 2, 4], ids=['dense', 'grouped', 'depthwise'])

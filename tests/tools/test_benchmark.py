@@ -26,18 +26,18 @@ def write_metafile(folder, **metrics) -> None:
 def test_figures_table_and_plane(config, tmp_path):
     write_metafile(tmp_path, **{'Published Top 1 Accuracy': 70.5})
     out, plane = tmp_path / 'new' / 'figures.json', tmp_path / 'plane.png'
-    works = ['--works', 'train', 'eval']
+    tasks = ['--tasks', 'train', 'eval']
     printed = succeed(
         tool(
-            *('benchmark', '~/tiny.py', *QUICK, *works),
+            *('benchmark', '~/tiny.py', *QUICK, *tasks),
             *('--out=~/new/figures.json', '--plane=~/plane.png'),
             HOME=str(tmp_path),
         )
     )
-    (done,) = json.loads(out.read_text())
-    assert done['config'] == 'tiny'
-    assert done['shape'] == [2, 3, 16, 16]
-    timings = {(t['work'], t['name']): t for t in done['timings']}
+    (result,) = json.loads(out.read_text())
+    assert result['config'] == 'tiny'
+    assert result['shape'] == [2, 3, 16, 16]
+    timings = {(t['task'], t['name']): t for t in result['timings']}
     assert timings.keys() == {
         ('train', 'mmrep'),
         ('train', 'plain'),
@@ -48,7 +48,7 @@ def test_figures_table_and_plane(config, tmp_path):
     assert all(math.isfinite(t['median']) and t['median'] > 0 for t in timings.values())
     for text in ('training step', 'evaluation', 'plain', '2x3x16x16', 'parameters'):
         assert text in printed
-    for size in done['sizes'].values():
+    for size in result['sizes'].values():
         assert f'{size["parameters"]:,}' in printed
     with Image.open(plane) as picture:
         assert picture.format == 'PNG'
@@ -58,7 +58,7 @@ WRONG = {
     'no such config': (['missing.py'], 'missing.py'),
     'no GPU': (['CONFIG', '--device', 'cuda'], '--device cuda needs a GPU'),
     'plane without eval': (
-        ['CONFIG', '--plane', 'plane.png', '--works', 'train'],
+        ['CONFIG', '--plane', 'plane.png', '--tasks', 'train'],
         '--plane needs eval',
     ),
 }
@@ -68,8 +68,8 @@ WRONG = {
 def test_refusals(config, tmp_path, name):
     arguments, says = WRONG[name]
     arguments = [config if argument == 'CONFIG' else argument for argument in arguments]
-    done = tool('benchmark', *arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES='')
-    assert done.returncode == 1
-    assert_one_sentence(done.stderr, says)
-    assert done.stdout == ''
+    result = tool('benchmark', *arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES='')
+    assert result.returncode == 1
+    assert_one_sentence(result.stderr, says)
+    assert result.stdout == ''
     assert [path.name for path in tmp_path.iterdir()] == ['tiny.py']

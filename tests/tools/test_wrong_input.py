@@ -126,7 +126,7 @@ def of_config(**model) -> dict:
 
 REPARAM, EXPORT = 'reparam net.py net.pth out.pth', 'export_onnx net.py net.pth out.onnx'
 TRAIN, TEST = 'train net.py', 'test net.py net.pth'
-BENCHMARK = 'benchmark net.py --no-compile --rounds 1 --works eval'
+BENCHMARK = 'benchmark net.py --no-compile --rounds 1 --tasks eval'
 DIGITS = 'dataset_converters/digits out'
 #: What the command line alone tells to be wrong.
 ARGUMENTS = [
@@ -193,7 +193,7 @@ ARGUMENTS = [
         for option in ('--batch-size', '--rounds')
         for number in ('0', '-1', 'abc', '9' * 20, 'MANY')
     ),
-    Case(f'{BENCHMARK} --works sleep', 'argument --works: invalid choice'),
+    Case(f'{BENCHMARK} --tasks sleep', 'argument --tasks: invalid choice'),
     Case(f'{DIGITS} --seed -1', 'no whole number from 0'),
     Case(f'{DIGITS} --seed MANY', 'no whole number from 0'),
     Case(f'{DIGITS} --scenes 0 1', 'no whole number from 1'),

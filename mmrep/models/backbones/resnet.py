@@ -15,7 +15,7 @@ from .base import INIT_CFG, ReparamBackbone, require, require_stages
 from .resnet_blocks import (
     BasicBlock,
     Bottleneck,
-    PlainUnits,
+    ConvNormSequential,
     ResidualBlock,
     UnitOwner,
 )
@@ -212,10 +212,10 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
                 (half, half, 1),
                 (half, channels, 1),
             ):
-                conv, _, norm = units.conv_and_norm(ins, outs, 3, stride=stride, padding=1)
+                conv, _, norm = units.build_unit(ins, outs, 3, stride=stride, padding=1)
                 # A block's norms are inside it; the indices of the others stay mmseg's.
                 layers += [conv, norm or nn.Identity(), build_activation(act_cfg)]
-            self.stem = PlainUnits(*layers)
+            self.stem = ConvNormSequential(*layers)
         else:
             self.add_unit(1, units, self.in_channels, channels, 7, stride=2, padding=3)
             self.relu = build_activation(act_cfg)
@@ -265,15 +265,15 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
 
     def _make_downsample(
         self, inplanes: int, outplanes: int, stride: int, units: UnitConfig
-    ) -> PlainUnits:
+    ) -> ConvNormSequential:
         layers = []
         if self.avg_down:
             layers.append(
                 nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
             )
             stride = 1
-        conv, _, norm = units.conv_and_norm(inplanes, outplanes, 1, stride=stride)
-        return PlainUnits(*layers, conv, norm)
+        conv, _, norm = units.build_unit(inplanes, outplanes, 1, stride=stride)
+        return ConvNormSequential(*layers, conv, norm)
 
     def make_stage_plugins(
         self, plugins: list[dict] | None, stage_idx: int

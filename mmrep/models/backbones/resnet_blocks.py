@@ -9,7 +9,7 @@ from mmcv.cnn import build_plugin_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmrep.reparam import conv_norm, fuse_conv_norm
+from mmrep.reparam import apply_conv_norm, fuse_conv_norm
 
 from ..layers import build_activation, run_block
 from .base import require
@@ -28,8 +28,8 @@ class UnitOwner(BaseModule):
         self.norm_names: dict[int, str] = {}
 
     def add_unit(self, index: int, config: UnitConfig, *args: Any, **kwargs: Any) -> None:
-        """Build a unit, see :meth:`UnitConfig.conv_and_norm`, as number ``index``."""
-        conv, norm_name, norm = config.conv_and_norm(*args, postfix=index, **kwargs)
+        """Build a unit, see :meth:`UnitConfig.build_unit`, as number ``index``."""
+        conv, norm_name, norm = config.build_unit(*args, postfix=index, **kwargs)
         self.add_module(f'conv{index}', conv)
         if norm is not None:
             self.norm_names[index] = norm_name
@@ -43,7 +43,7 @@ class UnitOwner(BaseModule):
     def unit(self, index: int, x: Tensor) -> Tensor:
         """Apply a unit."""
         conv, norm = getattr(self, f'conv{index}'), self.norm(index)
-        return conv(x) if norm is None else conv_norm(conv, norm, x, self.one_conv)
+        return conv(x) if norm is None else apply_conv_norm(conv, norm, x, self.one_conv)
 
     def plain_units(self) -> dict[str, list[nn.Module]]:
         """The units that are no blocks: a conv and, unless they are fused, its norm."""
@@ -69,7 +69,7 @@ class UnitOwner(BaseModule):
         return self.norm(1)
 
 
-class PlainUnits(nn.Sequential):
+class ConvNormSequential(nn.Sequential):
     """Layers in a row, among them convs with a norm after them."""
 
     def plain_units(self) -> dict[str, list[nn.Module]]:

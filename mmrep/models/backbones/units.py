@@ -80,7 +80,7 @@ class UnitConfig:
                 return False
         return False
 
-    def conv_and_norm(
+    def build_unit(
         self,
         in_channels: int,
         out_channels: int,

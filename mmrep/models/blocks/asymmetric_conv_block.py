@@ -40,9 +40,9 @@ class AsymmetricConvBlock(ReparamBlock):
 
     def build_branches(self) -> dict[str, nn.Module]:
         rows, columns = self.kernel_size
-        branches = {'branch_kxk': self.conv_norm(self.build_conv(self.kernel_size))}
+        branches = {'branch_kxk': self.build_conv_norm(self.build_conv(self.kernel_size))}
         if columns > 1:
-            branches['branch_kx1'] = self.conv_norm(**self.aligned_conv((rows, 1)))
+            branches['branch_kx1'] = self.build_conv_norm(**self.aligned_conv((rows, 1)))
         if rows > 1:
-            branches['branch_1xk'] = self.conv_norm(**self.aligned_conv((1, columns)))
+            branches['branch_1xk'] = self.build_conv_norm(**self.aligned_conv((1, columns)))
         return branches

@@ -151,7 +151,7 @@ class ReparamBlock(BaseModule):
         #: Names of the branches; none in deploy form.
         self.branch_names: tuple[str, ...] = ()
         self.post_norm: nn.Module | None = None
-        self.frame = self._build_frame()
+        self.geometry = self._build_geometry()
         if deploy:
             self._add_reparam(self.build_conv(self.kernel_size, bias=True))
         else:
@@ -183,8 +183,8 @@ class ReparamBlock(BaseModule):
             NotFoldableError: If the conv is of another type.
             ValueError: If a branch has nothing that could start at zero.
         """
-        frame = conv_geometry(conv)
-        geometry = dict(asdict(frame), padding_mode=frame.fill)
+        geometry = conv_geometry(conv)
+        arguments = dict(asdict(geometry), padding_mode=geometry.fill)
         defaults = dict(act_cfg=None)
         if (conv_type := linear_conv_type(conv)) is not nn.Conv2d:
             defaults['conv_cfg'] = dict(type=conv_type)
@@ -194,7 +194,7 @@ class ReparamBlock(BaseModule):
             )
         if options.get('deploy'):
             raise ValueError('from_conv makes a block in train form: leave deploy out')
-        block = cls(**{**geometry, **defaults, **options})
+        block = cls(**{**arguments, **defaults, **options})
         like = next(conv.parameters())
         block.to(like.device, like.dtype).train(conv.training)
         block._start_as(conv, norm)
@@ -300,7 +300,7 @@ class ReparamBlock(BaseModule):
             return None
         like = self.weight
         dtype = torch.promote_types(like.dtype, torch.float32)
-        folded = fold_branches(fixed, self.frame, self.input_size, dtype, like.device)
+        folded = fold_branches(fixed, self.geometry, self.input_size, dtype, like.device)
         return folded.weight.to(like.dtype)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> 'ReparamBlock':
@@ -375,7 +375,7 @@ class ReparamBlock(BaseModule):
         """A factor for each output channel, all of which start with a number."""
         return LayerScale(self.out_channels, data_format='channels_first', scale=value)
 
-    def conv_norm(self, conv: nn.Module, **before: nn.Module) -> Sequential:
+    def build_conv_norm(self, conv: nn.Module, **before: nn.Module) -> Sequential:
         """``conv`` with a norm after it and, by name, other layers before it."""
         norm = self.build_norm(self.out_channels)
         return Sequential(OrderedDict(**before, conv=conv, **{self.norm_name: norm}))
@@ -397,7 +397,7 @@ class ReparamBlock(BaseModule):
     def aligned_conv(
         self, kernel_size: int | Size, dilation: int | Size | None = None
     ) -> dict[str, nn.Module]:
-        """A conv under the middle taps of the block's, as arguments for :meth:`conv_norm`.
+        """Arguments of :meth:`build_conv_norm` for a conv under the block's middle taps.
 
         Its output has the size of the block's: where it takes another padding before than
         after, its input is padded or cropped.
@@ -412,7 +412,7 @@ class ReparamBlock(BaseModule):
         # One tap has no dilation.
         sizes = zip(dilation, kernel_size, strict=True)
         dilation = tuple(apart if taps > 1 else 1 for apart, taps in sizes)
-        if self.frame.padding_mode == 'same':
+        if self.geometry.padding_mode == 'same':
             # That pads by its own kernel: a 1x1 one lies under the first pixel.
             return dict(conv=self.build_conv(kernel_size, dilation=dilation))
         sides = []
@@ -423,7 +423,7 @@ class ReparamBlock(BaseModule):
             if rest or spare < 0:
                 raise ValueError(
                     f'a {kernel_size} kernel of dilation {dilation} has no place in the '
-                    f'{self.kernel_size} frame of dilation {self.dilation}'
+                    f'{self.kernel_size} conv of dilation {self.dilation}'
                 )
             before = spare // 2
             # Pixels before the first tap, and after the last.
@@ -520,7 +520,7 @@ class ReparamBlock(BaseModule):
 
     def linear(self, x: Tensor) -> Tensor:
         """The norm after the sum of the branches, or the one conv that they equal."""
-        if self.frame.moves_with_size:
+        if self.geometry.moves_with_size:
             self._see_size(tuple(x.shape[2:]))
         if self.deploy:
             return self.main_conv(x)
@@ -548,7 +548,7 @@ class ReparamBlock(BaseModule):
         kernel = one_conv_kernel(parts, derive, x, self.stride, self.one_conv)
         if kernel is None:
             return None
-        return self.frame.convolve(x, *(tensor.to(x.dtype) for tensor in kernel))
+        return self.geometry.convolve(x, *(tensor.to(x.dtype) for tensor in kernel))
 
     def sum_kernel(self) -> Tensor:
         """The kernel of the sum of the branches, ``(out, in / groups, kh, kw)``.
@@ -631,7 +631,7 @@ class ReparamBlock(BaseModule):
         dtype = dtype or torch.promote_types(tensor.dtype, torch.float32)
         device = tensor.device if device is None else device
         with torch.autocast(kind, enabled=False):
-            folded = fold_branches(branches, self.frame, input_size, dtype, device)
+            folded = fold_branches(branches, self.geometry, input_size, dtype, device)
             if then is None:
                 return folded
             try:
@@ -642,7 +642,7 @@ class ReparamBlock(BaseModule):
     @property
     def lacks_size(self) -> bool:
         """Whether the kernel depends on the size of an input, and none has been seen."""
-        return not self.deploy and self.frame.moves_with_size and self.input_size is None
+        return not self.deploy and self.geometry.moves_with_size and self.input_size is None
 
     def check_foldable(self) -> None:
         """Raise what :meth:`switch_to_deploy` would raise; compute and change nothing."""
@@ -674,8 +674,8 @@ class ReparamBlock(BaseModule):
             delattr(self, name)
         self.branch_names, self.post_norm, self.deploy = (), None, True
         self._add_reparam(conv.train(self.training))
-        if self.frame.moves_with_size:
-            start = self.frame.start(self.input_size)
+        if self.geometry.moves_with_size:
+            start = self.geometry.start(self.input_size)
             self.reparam_start = torch.tensor(start, device=conv.weight.device)
             self._read_start()
 
@@ -693,7 +693,7 @@ class ReparamBlock(BaseModule):
                 of the input, its norms have no running statistics, or it has a forward or
                 hooks of its own, which another module would not have.
         """
-        if self.frame.moves_with_size:
+        if self.geometry.moves_with_size:
             raise NotFoldableError("it pads by the size of its input ('SAME')")
         own = (type(self).forward, type(self).linear)
         if own != (ReparamBlock.forward, ReparamBlock.linear):
@@ -756,7 +756,7 @@ class ReparamBlock(BaseModule):
             )
         return span[0] // 2, span[1] // 2
 
-    def _build_frame(self) -> ConvGeometry:
+    def _build_geometry(self) -> ConvGeometry:
         """What a conv of ``conv_cfg`` does; of an unknown type, what it is asked for."""
         with torch.device('meta'):
             conv = self.build_conv(self.kernel_size)
@@ -770,7 +770,7 @@ class ReparamBlock(BaseModule):
 
     def _add_reparam(self, conv: nn.Module) -> None:
         self.add_module(self.reparam_name, conv)
-        if self.frame.moves_with_size:
+        if self.geometry.moves_with_size:
             # Where the first tap of the fused kernel lies; positive until it is fused.
             self.register_buffer('reparam_start', torch.ones(2, dtype=torch.int64))
             self._read_start()
@@ -790,7 +790,7 @@ class ReparamBlock(BaseModule):
         self.input_size = input_size
         if not self.deploy:
             return
-        fused, needed = self._fused_start, self.frame.start(input_size)
+        fused, needed = self._fused_start, self.geometry.start(input_size)
         if fused is not None and max(fused) <= 0 and fused != needed:
             raise ValueError(
                 f"this block was fused for inputs that 'SAME' padding shifts by {fused} "
@@ -800,10 +800,10 @@ class ReparamBlock(BaseModule):
 
 
 @register_fold(ReparamBlock)
-def _(block: ReparamBlock, done: LinearConv) -> LinearConv:
+def _(block: ReparamBlock, partial: LinearConv) -> LinearConv:
     if block.act is not None or block._se is not None:
         raise NotFoldableError(f'{type(block).__name__} has an activation or SE')
-    if block.deploy and block.frame.moves_with_size:
+    if block.deploy and block.geometry.moves_with_size:
         raise NotFoldableError(f'{type(block).__name__} was fused for one size of inputs')
-    kernel = block.equivalent_kernel_bias(done.input_size, done.dtype, done.device)
-    return done.then_conv(*kernel, block.frame)
+    kernel = block.equivalent_kernel_bias(partial.input_size, partial.dtype, partial.device)
+    return partial.then_conv(*kernel, block.geometry)

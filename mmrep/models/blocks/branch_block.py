@@ -125,7 +125,7 @@ class BranchBlock(ReparamBlock):
     def _avg(self, norm: bool = True) -> tuple[str, nn.Module | None]:
         if self.in_channels != self.out_channels:
             return 'avg', None
-        return 'avg', self._with_norm(norm, pool=DilatedAvgPool2d(self.frame))
+        return 'avg', self._with_norm(norm, pool=DilatedAvgPool2d(self.geometry))
 
     def _identity(self, norm: bool = True) -> tuple[str, nn.Module | None]:
         if not self.keeps_shape:

@@ -16,7 +16,7 @@ class ConvNormBlock(ReparamBlock):
     """
 
     def build_branches(self) -> dict[str, nn.Module]:
-        return {'branch_kxk': self.conv_norm(self.build_conv(self.kernel_size))}
+        return {'branch_kxk': self.build_conv_norm(self.build_conv(self.kernel_size))}
 
     def conv_norm_form(self) -> ReparamBlock:
         """Itself, in train form: it has one conv and one norm already."""

@@ -87,9 +87,9 @@ class DiverseBranchBlock(ReparamBlock):
             self._start_as_single_branch()
 
     def build_branches(self) -> dict[str, nn.Module]:
-        branches = {'branch_kxk': self.conv_norm(self.build_conv(self.kernel_size))}
+        branches = {'branch_kxk': self.build_conv_norm(self.build_conv(self.kernel_size))}
         if '1x1' in self.chosen and not self.depthwise:
-            branches['branch_1x1'] = self.conv_norm(**self.aligned_conv(1))
+            branches['branch_1x1'] = self.build_conv_norm(**self.aligned_conv(1))
         if '1x1_kxk' in self.chosen:
             branches['branch_1x1_kxk'] = self._build_1x1_kxk()
         if 'avg' in self.chosen:
@@ -107,11 +107,11 @@ class DiverseBranchBlock(ReparamBlock):
             self.build_norm(internal),
             self.build_conv(self.kernel_size, in_channels=internal),
             self.build_norm(self.out_channels),
-            self.frame,
+            self.geometry,
         )
 
     def _build_avg(self) -> nn.Module:
-        pool = DilatedAvgPool2d(replace(self.frame, in_channels=self.out_channels))
+        pool = DilatedAvgPool2d(replace(self.geometry, in_channels=self.out_channels))
         norm = self.build_norm(self.out_channels)
         if self.depthwise:
             return Sequential(OrderedDict(pool=pool, norm2=norm))

@@ -57,10 +57,10 @@ class LargeKernelBlock(ReparamBlock):
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
 
     def build_branches(self) -> dict[str, nn.Module]:
-        branches = {'lkb_origin': self.conv_norm(self.build_conv(self.kernel_size))}
+        branches = {'lkb_origin': self.build_conv_norm(self.build_conv(self.kernel_size))}
         if self.small_kernel is not None:
             small = self.aligned_conv(self.small_kernel)
-            branches['small_conv'] = self.conv_norm(**small)
+            branches['small_conv'] = self.build_conv_norm(**small)
         return branches
 
 
@@ -111,11 +111,11 @@ class DilatedReparamBlock(ReparamBlock):
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
 
     def build_branches(self) -> dict[str, nn.Module]:
-        branches = {'branch_large': self.conv_norm(self.build_conv(self.kernel_size))}
+        branches = {'branch_large': self.build_conv_norm(self.build_conv(self.kernel_size))}
         for size, spread in self.kernels:
             dilation = tuple(spread * apart for apart in self.dilation)
             conv = self.aligned_conv(size, dilation)
-            branches[f'branch_k{size}_d{spread}'] = self.conv_norm(**conv)
+            branches[f'branch_k{size}_d{spread}'] = self.build_conv_norm(**conv)
         return branches
 
     def build_post_norm(self) -> nn.Module | None:

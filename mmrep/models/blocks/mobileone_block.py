@@ -62,11 +62,11 @@ class MobileOneBlock(ReparamBlock):
 
     def build_branches(self) -> dict[str, nn.Module]:
         branches = {
-            f'branch_conv_list.{n}': self.conv_norm(self.build_conv(self.kernel_size))
+            f'branch_conv_list.{n}': self.build_conv_norm(self.build_conv(self.kernel_size))
             for n in range(self.num_convs)
         }
         if self.kernel_size != (1, 1):
-            branches['branch_scale'] = self.conv_norm(**self.aligned_conv(1))
+            branches['branch_scale'] = self.build_conv_norm(**self.aligned_conv(1))
         if self.keeps_shape:
             branches['branch_norm'] = self.build_norm(self.in_channels)
         return branches

@@ -114,11 +114,11 @@ class OREPABlock(ReparamBlock):
         return dict(conv=self.build_conv(self.kernel_size))
 
     def _avg(self) -> dict[str, nn.Module]:
-        pool = DilatedAvgPool2d(replace(self.frame, in_channels=self.out_channels))
+        pool = DilatedAvgPool2d(replace(self.geometry, in_channels=self.out_channels))
         return dict(conv=self.pointwise_conv(self.out_channels), pool=pool)
 
     def _prior(self) -> dict[str, nn.Module]:
-        filters = CosineFilters(replace(self.frame, in_channels=self.out_channels))
+        filters = CosineFilters(replace(self.geometry, in_channels=self.out_channels))
         return dict(conv=self.pointwise_conv(self.out_channels), filters=filters)
 
     def _1x1_kxk(self) -> dict[str, nn.Module]:
@@ -182,7 +182,7 @@ class OREPARepVGGBlock(ReparamBlock):
     def build_branches(self) -> dict[str, nn.Module]:
         branches = {
             'branch_orepa': self.nested(OREPABlock, scales=self.scales),
-            'branch_1x1': self.conv_norm(**self.aligned_conv(1)),
+            'branch_1x1': self.build_conv_norm(**self.aligned_conv(1)),
         }
         if self.keeps_shape:
             branches['branch_norm'] = self.build_norm(self.in_channels)

@@ -47,13 +47,13 @@ class QARepVGGBlock(ReparamBlock):
 
     def build_branches(self) -> dict[str, nn.Module]:
         branches = {
-            'branch_kxk': self.conv_norm(self.build_conv(self.kernel_size)),
+            'branch_kxk': self.build_conv_norm(self.build_conv(self.kernel_size)),
             'branch_1x1': Sequential(OrderedDict(self.aligned_conv(1))),
         }
         if self.keeps_shape:
             branches['branch_identity'] = nn.Identity()
             if self.average:
-                branches['branch_avg'] = DilatedAvgPool2d(self.frame)
+                branches['branch_avg'] = DilatedAvgPool2d(self.geometry)
         return branches
 
     def build_post_norm(self) -> nn.Module:

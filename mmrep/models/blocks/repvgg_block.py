@@ -56,8 +56,8 @@ class RepVGGBlock(ReparamBlock):
 
     def build_branches(self) -> dict[str, nn.Module]:
         branches = {
-            'branch_3x3': self.conv_norm(self.build_conv(3)),
-            'branch_1x1': self.conv_norm(**self.aligned_conv(1)),
+            'branch_3x3': self.build_conv_norm(self.build_conv(3)),
+            'branch_1x1': self.build_conv_norm(**self.aligned_conv(1)),
         }
         if self.keeps_shape:
             branches['branch_norm'] = self.build_norm(self.in_channels)

@@ -23,6 +23,6 @@ class ChannelBias(nn.Module):
 
 
 @register_fold(ChannelBias)
-def _(layer: ChannelBias, done: LinearConv) -> LinearConv:
-    bias = done.cast(layer.bias)
-    return done.then_scale(torch.ones_like(bias), bias)
+def _(layer: ChannelBias, partial: LinearConv) -> LinearConv:
+    bias = partial.cast(layer.bias)
+    return partial.then_scale(torch.ones_like(bias), bias)

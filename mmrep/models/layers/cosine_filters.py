@@ -53,5 +53,5 @@ class CosineFilters(nn.Module):
 
 
 @register_fold(CosineFilters)
-def _(layer: CosineFilters, done: LinearConv) -> LinearConv:
-    return done.then_conv(layer.kernel(done.dtype, done.device), None, layer.geometry)
+def _(layer: CosineFilters, partial: LinearConv) -> LinearConv:
+    return partial.then_conv(layer.kernel(partial.dtype, partial.device), None, layer.geometry)

@@ -50,6 +50,6 @@ class IdentityConv1x1(nn.Module):
 
 
 @register_fold(IdentityConv1x1)
-def _(layer: IdentityConv1x1, done: LinearConv) -> LinearConv:
+def _(layer: IdentityConv1x1, partial: LinearConv) -> LinearConv:
     geometry = ConvGeometry(layer.channels, layer.channels, (1, 1), groups=layer.groups)
-    return done.then_conv(layer.kernel(weight_in_eval_mode(layer)), None, geometry)
+    return partial.then_conv(layer.kernel(weight_in_eval_mode(layer)), None, geometry)

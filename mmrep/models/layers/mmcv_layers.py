@@ -21,26 +21,26 @@ register_fold(DropPath, eval_only=True)(fold_identity)
 
 
 @register_fold(Scale)
-def _(layer: Scale, done: LinearConv) -> LinearConv:
-    return done.then_scale(done.cast(layer.scale).expand(done.out_channels))
+def _(layer: Scale, partial: LinearConv) -> LinearConv:
+    return partial.then_scale(partial.cast(layer.scale).expand(partial.out_channels))
 
 
 @register_fold(LayerScale)
-def _(layer: LayerScale, done: LinearConv) -> LinearConv:
+def _(layer: LayerScale, partial: LinearConv) -> LinearConv:
     if layer.data_format != 'channels_first':
         raise NotFoldableError(f'LayerScale has data_format={layer.data_format!r}')
-    return done.then_scale(done.cast(layer.weight))
+    return partial.then_scale(partial.cast(layer.weight))
 
 
 @register_fold(ConvModule)
-def _(module: ConvModule, done: LinearConv) -> LinearConv:
+def _(module: ConvModule, partial: LinearConv) -> LinearConv:
     if module.with_activation:
         raise NotFoldableError('ConvModule has an activation')
     for part in module.order:
         if part == 'conv':
             if module.with_explicit_padding:
-                done = fold_layer(module.padding_layer, done)
-            done = fold_layer(module.conv, done)
+                partial = fold_layer(module.padding_layer, partial)
+            partial = fold_layer(module.conv, partial)
         elif part == 'norm' and module.with_norm:
-            done = fold_layer(module.norm, done)
-    return done
+            partial = fold_layer(module.norm, partial)
+    return partial

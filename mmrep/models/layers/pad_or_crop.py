@@ -38,5 +38,5 @@ class PadOrCrop(nn.Module):
 
 
 @register_fold(PadOrCrop)
-def _(layer: PadOrCrop, done: LinearConv) -> LinearConv:
-    return done.then_pad(layer.rows, layer.columns, layer.padding_mode)
+def _(layer: PadOrCrop, partial: LinearConv) -> LinearConv:
+    return partial.then_pad(layer.rows, layer.columns, layer.padding_mode)

@@ -114,7 +114,7 @@ class PointwiseSpatial(nn.Module):
 
 
 @register_fold(PointwiseSpatial)
-def _(layer: PointwiseSpatial, done: LinearConv) -> LinearConv:
-    done = fold_layer(layer.norm1, fold_layer(layer.conv1, done))
-    done = fold_layer(layer.spatial, done._replace(pads_with_response=True))
-    return fold_layer(layer.norm2, done._replace(pads_with_response=False))
+def _(layer: PointwiseSpatial, partial: LinearConv) -> LinearConv:
+    partial = fold_layer(layer.norm1, fold_layer(layer.conv1, partial))
+    partial = fold_layer(layer.spatial, partial._replace(pads_with_response=True))
+    return fold_layer(layer.norm2, partial._replace(pads_with_response=False))

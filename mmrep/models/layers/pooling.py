@@ -46,5 +46,5 @@ class DilatedAvgPool2d(nn.Module):
 
 
 @register_fold(DilatedAvgPool2d)
-def _(layer: DilatedAvgPool2d, done: LinearConv) -> LinearConv:
-    return done.then_average(layer.geometry)
+def _(layer: DilatedAvgPool2d, partial: LinearConv) -> LinearConv:
+    return partial.then_average(layer.geometry)

@@ -153,9 +153,9 @@ class TestArguments:
 
     def test_dilation_of_the_depthwise_blocks(self):
         model = small(dilations=(1, (2, 4), 1, 1))
-        frames = [(b.frame.dilation, b.frame.padding) for b in model.stage2]
+        geometries = [(b.geometry.dilation, b.geometry.padding) for b in model.stage2]
         one = (1, 1), (0, 0)
-        assert frames == [((2, 2), (2, 2)), one, ((4, 4), (4, 4)), one]
+        assert geometries == [((2, 2), (2, 2)), one, ((4, 4), (4, 4)), one]
 
     def test_stem_has_at_most_the_channels_of_the_base(self):
         assert on_meta(MobileOne, 's0').stage0.out_channels == 48

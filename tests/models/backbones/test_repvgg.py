@@ -232,9 +232,9 @@ class TestArguments:
 
     def test_dilation_per_block(self):
         model = small(dilations=(1, (2, 4)))
-        frames = [block.frame for block in model.stage_2]
-        assert [frame.dilation for frame in frames] == [(2, 2), (4, 4)]
-        assert [frame.padding for frame in frames] == [(2, 2), (4, 4)]
+        geometries = [block.geometry for block in model.stage_2]
+        assert [geometry.dilation for geometry in geometries] == [(2, 2), (4, 4)]
+        assert [geometry.padding for geometry in geometries] == [(2, 2), (4, 4)]
 
     @pytest.mark.parametrize(('limit', 'channels'), [(None, 64), (32, 32), (1000, 96)])
     def test_stem_channels(self, limit, channels):

@@ -434,8 +434,8 @@ def test_a_first_kernel_of_one_tap_leaves_the_layout():
     class PointFirst(ReparamBlock):
         def build_branches(self):
             return {
-                'point': self.conv_norm(**self.aligned_conv(1)),
-                'square': self.conv_norm(self.build_conv(3)),
+                'point': self.build_conv_norm(**self.aligned_conv(1)),
+                'square': self.build_conv_norm(self.build_conv(3)),
             }
 
     block = PointFirst(4, 4, 3)
@@ -564,8 +564,8 @@ class TestAdaptivePadding:
             usual = assert_deploy_equivalent(block(4, 4, padding=1, **options).double(), x)
             assert deployed(x).shape == usual(x).shape
 
-    def test_an_odd_kernel_in_an_even_frame(self):
-        """It moves by another parity than the frame, which a fused conv could not tell."""
+    def test_an_odd_kernel_in_an_even_one(self):
+        """It moves by another parity than the even one, which a fused conv could not tell."""
         block = Free(
             4,
             4,
@@ -575,8 +575,8 @@ class TestAdaptivePadding:
             conv_cfg=SAME,
             one_conv=True,
             make=lambda b: {
-                'main': b.conv_norm(b.build_conv(4)),
-                'odd': b.conv_norm(**b.aligned_conv(3)),
+                'main': b.build_conv_norm(b.build_conv(4)),
+                'odd': b.build_conv_norm(**b.aligned_conv(3)),
             },
         )
         randomise(block.double()).eval()
@@ -826,9 +826,9 @@ def test_a_new_block_costs_its_branches(names):
         def build_branches(self):
             rows = self.build_conv((1, 3), padding=(0, 1), bias=True)
             branches = {
-                'rows': self.conv_norm(rows),
+                'rows': self.build_conv_norm(rows),
                 'list.0': self.build_conv((3, 1), padding=(1, 0), bias=True),
-                'list.1': self.conv_norm(**self.aligned_conv((3, 1))),
+                'list.1': self.build_conv_norm(**self.aligned_conv((3, 1))),
                 'part.shortcut': nn.Identity(),
             }
             return {name: branches[name] for name in names}
@@ -1196,7 +1196,7 @@ class Free(ReparamBlock):
 def main_and(**others):
     """The kxk conv with its norm, and other branches."""
     return lambda block: {
-        'main': block.conv_norm(block.build_conv(3)),
+        'main': block.build_conv_norm(block.build_conv(3)),
         **{name: make(block) for name, make in others.items()},
     }
 
@@ -1238,7 +1238,7 @@ def test_a_block_of_mixed_precision():
         one_conv=True,
         make=lambda b: {
             'norm': b.build_norm(4),
-            'main': b.conv_norm(b.build_conv(3)),
+            'main': b.build_conv_norm(b.build_conv(3)),
         },
     )
     x = image(2, 4, 8, 8)
@@ -1268,7 +1268,7 @@ def test_from_conv_with_a_last_conv_of_a_bias():
     class Biased(ReparamBlock):
         def build_branches(self):
             return {
-                'main': self.conv_norm(self.build_conv(3)),
+                'main': self.build_conv_norm(self.build_conv(3)),
                 'other': self.build_conv(3, bias=True),
             }
 

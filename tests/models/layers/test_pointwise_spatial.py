@@ -165,9 +165,9 @@ class TestSecondConv:
 def test_nothing_after_it_pads_with_its_response():
     module = branch('branch_1x1_kxk', kernel_size=1)
     after = nn.Sequential(module, nn.Conv2d(4, 4, 3, padding=1))
-    frame = conv_geometry(after[1])
+    target = conv_geometry(after[1])
     with pytest.raises(NotFoldableError, match='pads with zeros what a layer with a bias'):
-        fold_branches({'branch': after}, frame)
+        fold_branches({'branch': after}, target)
 
 
 def test_statistics_that_are_lost():

@@ -106,14 +106,14 @@ class TestEvaluation:
 
 
 @pytest.mark.parametrize('amp', [False, True])
-@pytest.mark.parametrize('work', [step, evaluation])
-def test_amp(model, work, amp):
+@pytest.mark.parametrize('task', [step, evaluation])
+def test_amp(model, task, amp):
     kinds = []
     model[0].branch_3x3.conv.register_forward_hook(
         lambda conv, inputs, output: kinds.append(output.dtype)
     )
     model[0].one_conv = False
-    work(model, X, amp=amp)()
+    task(model, X, amp=amp)()
     assert kinds == [torch.bfloat16 if amp else torch.float32]
 
 

@@ -1,4 +1,4 @@
-"""The work that a benchmark times."""
+"""What a benchmark times."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from mmrep.deployment import export_onnx
 from mmrep.hosts import forward
 from mmrep.reparam import flatten_outputs, has_running_statistics
 
-#: A piece of work, ready to be done any number of times.
+#: A task with its model and input, to be called any number of times.
 Run = Callable[[], object]
 
 

@@ -5,7 +5,7 @@ from mmengine.config import Config
 from tiny_projects import DBB_RESNET, REPVGG, classifier_model
 from torch import nn
 
-from mmrep.benchmark import Subject, subjects_of
+from mmrep.benchmark import BenchmarkModel, models_of
 from mmrep.deployment import enter_scope
 from mmrep.hosts import forward
 from mmrep.reparam import branch_by_branch, has_running_statistics, reparam_blocks
@@ -15,18 +15,18 @@ X = image(2, 3, 32, 32, dtype=torch.float32)
 A0 = dict(type='mmrep.RepVGG', arch='A0', base_channels=8)
 
 
-def subjects(backbone: dict, in_channels: int) -> dict[str, Subject]:
+def models(backbone: dict, in_channels: int) -> dict[str, BenchmarkModel]:
     config = Config(
         dict(default_scope='mmpretrain', model=classifier_model(backbone, in_channels))
     )
     enter_scope(config)
-    return {subject.name: subject for subject in subjects_of(config)}
+    return {model.name: model for model in models_of(config)}
 
 
 @pytest.fixture
 def without_timm(monkeypatch):
     """It has no small ones."""
-    monkeypatch.setattr('mmrep.benchmark.subjects._timm', lambda name: iter(()))
+    monkeypatch.setattr('mmrep.benchmark.models._timm', lambda name: iter(()))
 
 
 @torch.no_grad()
@@ -36,24 +36,24 @@ def output(model: nn.Module) -> torch.Tensor:
     return forward(model, X)
 
 
-def assert_two_forms(subject: Subject) -> None:
+def assert_two_forms(model: BenchmarkModel) -> None:
     """They are one function, one of them fused, and every norm does something."""
-    with branch_by_branch(subject.train_form):
-        assert_same(output(subject.train_form), output(subject.deploy_form))
-    assert not any(getattr(m, 'deploy', False) for m in subject.train_form.modules())
-    blocks = reparam_blocks(subject.deploy_form).values()
+    with branch_by_branch(model.train_form):
+        assert_same(output(model.train_form), output(model.deploy_form))
+    assert not any(getattr(m, 'deploy', False) for m in model.train_form.modules())
+    blocks = reparam_blocks(model.deploy_form).values()
     assert blocks and all(block.deploy for block in blocks)
-    norms = list(filter(has_running_statistics, subject.train_form.modules()))
+    norms = list(filter(has_running_statistics, model.train_form.modules()))
     assert norms and all(norm.running_mean.std() > 0 for norm in norms)
-    assert not any(map(has_running_statistics, subject.deploy_form.modules()))
+    assert not any(map(has_running_statistics, model.deploy_form.modules()))
 
 
 def test_mmpretrains_repvgg_has_the_same_weights(without_timm):
-    found = subjects(dict(A0, base_channels=64), 1280)
+    found = models(dict(A0, base_channels=64), 1280)
     assert list(found) == ['mmrep', 'mmpretrain']
-    for subject in found.values():
-        assert_two_forms(subject)
-    ours, theirs = (subject.train_form for subject in found.values())
+    for model in found.values():
+        assert_two_forms(model)
+    ours, theirs = (model.train_form for model in found.values())
     assert type(theirs.backbone).__module__.startswith('mmpretrain.')
     assert_same(output(ours), output(theirs))
     # And weights of its own to train.
@@ -64,7 +64,7 @@ def test_mmpretrains_repvgg_has_the_same_weights(without_timm):
 
 def test_no_peer_for_an_architecture_of_ones_own():
     """mmpretrain's would compute something else for some of them."""
-    found = subjects(REPVGG, 16)
+    found = models(REPVGG, 16)
     assert list(found) == ['mmrep']
     assert_two_forms(found['mmrep'])
 
@@ -72,12 +72,12 @@ def test_no_peer_for_an_architecture_of_ones_own():
 def test_no_peer_that_lacks_an_option(without_timm):
     """mmpretrain's RepVGG has one kind of block."""
     block = dict(type='mmrep.DiverseBranchBlock')
-    found = subjects(dict(A0, block_cfg=block), 160)
+    found = models(dict(A0, block_cfg=block), 160)
     assert list(found) == ['mmrep']
 
 
 def test_the_plain_resnet():
-    found = subjects(DBB_RESNET, 32)
+    found = models(DBB_RESNET, 32)
     assert list(found) == ['mmrep', 'plain']
     assert_two_forms(found['mmrep'])
     ours, plain = found['mmrep'].train_form, found['plain'].train_form
@@ -99,5 +99,5 @@ def test_the_plain_resnet():
 
 def test_the_same_in_every_run():
     """Times of several runs are of the same weights."""
-    first, second = (subjects(REPVGG, 16)['mmrep'] for _ in range(2))
+    first, second = (models(REPVGG, 16)['mmrep'] for _ in range(2))
     assert torch.equal(output(first.train_form), output(second.train_form))

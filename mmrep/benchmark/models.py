@@ -16,7 +16,7 @@ from mmrep.reparam import has_running_statistics, switch_to_deploy
 
 
 @dataclass
-class Subject:
+class BenchmarkModel:
     """A model that is measured.
 
     Args:
@@ -31,7 +31,7 @@ class Subject:
     deploy_form: nn.Module
 
 
-def subjects_of(config: Config, device: str = 'cpu') -> list[Subject]:
+def models_of(config: Config, device: str = 'cpu') -> list[BenchmarkModel]:
     """The model of a config and, as far as installed, its peers.
 
     Peers are mmpretrain's RepVGG with the same weights and timm's of the same name, and
@@ -40,11 +40,11 @@ def subjects_of(config: Config, device: str = 'cpu') -> list[Subject]:
     torch.manual_seed(0)
     model = build_model(config)
     randomise_statistics(model)
-    subjects = [Subject('mmrep', model, _deployed(model)), *_peers(config, model)]
-    for subject in subjects:
-        subject.train_form.to(device)
-        subject.deploy_form.to(device)
-    return subjects
+    models = [BenchmarkModel('mmrep', model, _deployed(model)), *_peers(config, model)]
+    for model in models:
+        model.train_form.to(device)
+        model.deploy_form.to(device)
+    return models
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def _deployed(model: nn.Module) -> nn.Module:
     return model
 
 
-def _peers(config: Config, model: nn.Module) -> Iterator[Subject]:
+def _peers(config: Config, model: nn.Module) -> Iterator[BenchmarkModel]:
     backbone = config.model.get('backbone') or {}
     kind = MODELS.get(backbone.get('type', ''))
     name = getattr(kind, '__name__', '')
@@ -73,14 +73,14 @@ def _peers(config: Config, model: nn.Module) -> Iterator[Subject]:
         peer = _with_backbone(config, 'mmpretrain', 'RepVGG')
         if peer is not None and isinstance(backbone['arch'], str):
             peer.load_state_dict(model.state_dict())
-            yield Subject('mmpretrain', peer, _deployed(peer))
+            yield BenchmarkModel('mmpretrain', peer, _deployed(peer))
         if importlib.util.find_spec('timm'):
             yield from _timm(f'repvgg_{backbone["arch"]}'.lower())
     elif name.startswith('DBBResNet'):
         host = config.get('default_scope')
         plain = _with_backbone(config, host, name.removeprefix('DBB'))
         if plain is not None:
-            yield Subject('plain', plain, plain)
+            yield BenchmarkModel('plain', plain, plain)
 
 
 def _with_backbone(config: Config, package: str, name: str) -> nn.Module | None:
@@ -102,10 +102,10 @@ def _with_backbone(config: Config, package: str, name: str) -> nn.Module | None:
     return MODELS.build(model_cfg).eval()
 
 
-def _timm(name: str) -> Iterator[Subject]:
+def _timm(name: str) -> Iterator[BenchmarkModel]:
     import timm
 
     if name in timm.list_models('repvgg*'):
         model = timm.create_model(name).eval()
         randomise_statistics(model)
-        yield Subject('timm', model, timm.utils.model.reparameterize_model(model))
+        yield BenchmarkModel('timm', model, timm.utils.model.reparameterize_model(model))
