@@ -33,14 +33,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmrep.benchmark import (
-    Run,
     BenchmarkModel,
+    Run,
     evaluation,
     interleave,
     kept_memory,
+    models_of,
     randomise_statistics,
     step,
-    models_of,
 )
 from mmrep.benchmark import compiled as compiled_evaluation
 from mmrep.checkpoints import write_checkpoint
@@ -294,7 +294,10 @@ def processes(
             os.sync()
             runs[name].append(process(command))
     seconds, peaks = (
-        {name: statistics.median(run[i] for run in rounds[1:]) for name, rounds in runs.items()}
+        {
+            name: statistics.median(run[i] for run in rounds[1:])
+            for name, rounds in runs.items()
+        }
         for i in range(2)
     )
     return seconds, peaks

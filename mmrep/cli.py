@@ -255,8 +255,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--opset',
         type=whole_number(1),
-        default=17,
-        help="of ONNX's operators (default: 17)",
+        help="version of ONNX's operators (default: 18, or 17 by TorchScript's exporter)",
     )
     shape_help = 'shape C,H,W or C H W of an image (default: from the config)'
     add('--shape', type=shape_argument, help=shape_help)

@@ -78,7 +78,10 @@ def show(result: OnnxExport, form: str) -> None:
     operators = Table('operator', 'count')
     for name, count in result.operators.items():
         operators.add_row(name, str(count))
-    console.print(f'graph of the {form} form, {result.blocks} blocks:', operators)
+    console.print(
+        f'graph of the {form} form, {result.blocks} blocks, written by {result.exporter}:',
+        operators,
+    )
     out = printable(result.out)
     console.print(f'written: {out} ({result.size:,} bytes)', soft_wrap=True)
 

@@ -104,7 +104,11 @@ def show(console: Console, result: QuantizedOnnx) -> None:
             *(f'{values[name]:.2f}' for name in metrics),
             f'{result.sizes[form]:,}',
             f'{1e3 * result.latencies[form]:.2f}',
-            str(len(result.layers) - len(result.left) if form == 'int8' else len(result.layers)),
+            str(
+                len(result.layers) - len(result.left)
+                if form == 'int8'
+                else len(result.layers)
+            ),
         )
     console.print(forms)
     for count, drop in result.drops.items() if result.metric else ():

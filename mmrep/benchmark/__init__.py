@@ -1,10 +1,9 @@
 """Measure models side by side."""
 
 from .memory import kept_memory, peak_memory
+from .models import BenchmarkModel, models_of, randomise_statistics
 from .plane import draw_plane, published_accuracy
 from .run import TASKS, Benchmark, Timing, benchmark
-from .models import BenchmarkModel, randomise_statistics, models_of
-from .timing import interleave
 from .tasks import (
     Run,
     channels_last,
@@ -14,12 +13,13 @@ from .tasks import (
     onnxruntime,
     step,
 )
+from .timing import interleave
 
 __all__ = [
     'TASKS',
     'Benchmark',
-    'Run',
     'BenchmarkModel',
+    'Run',
     'Timing',
     'benchmark',
     'channels_last',
@@ -29,10 +29,10 @@ __all__ = [
     'evaluation',
     'interleave',
     'kept_memory',
+    'models_of',
     'onnxruntime',
     'peak_memory',
     'published_accuracy',
     'randomise_statistics',
     'step',
-    'models_of',
 ]

@@ -16,7 +16,6 @@ from mmrep.reparam import branch_by_branch, count_parameters
 
 from .memory import peak_memory
 from .models import BenchmarkModel, models_of
-from .timing import interleave
 from .tasks import (
     Run,
     channels_last,
@@ -26,6 +25,7 @@ from .tasks import (
     onnxruntime,
     step,
 )
+from .timing import interleave
 
 #: What can be measured.
 TASKS = ('train', 'norm_eval', 'eval', 'deploy')

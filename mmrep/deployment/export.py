@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from os.path import expanduser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmengine.config import Config
 from torch import nn
@@ -24,7 +25,6 @@ from mmrep.checkpoints import (
 )
 from mmrep.errors import CheckpointError, UserError
 from mmrep.reparam import (
-    Difference,
     NotFoldableError,
     branch_by_branch,
     conv_geometry,
@@ -36,9 +36,9 @@ from mmrep.version import __version__
 
 from .building import build_model
 from .config import Shape, deploy_config, input_shape, is_deploy_config
-from .onnx_graph import fold_constants, nodes_of
-from .onnx_tracing import Resize, resized, trace, unchanged
-from .onnx_verification import Reference, verify
+from .onnx_graph import fold_constants, name_nodes, nodes_of
+from .onnx_tracing import Resize, exporters, resized, trace, unchanged
+from .onnx_verification import Comparisons, Reference, verify
 from .pair import check_pair
 from .running import fuse, run_form, seeded_input
 from .verification import (
@@ -50,6 +50,10 @@ from .verification import (
     remarks_on,
     verify_blocks,
 )
+
+if TYPE_CHECKING:
+    # Imported where it is needed: mmrep works without it.
+    from onnx import ModelProto
 
 #: The inputs that are compared: images, and rows and columns more than asked for.
 _FIXED = ((1, 0, 0), (1, 0, 0), (1, 0, 0))
@@ -64,6 +68,8 @@ class OnnxExport:
         out: The file.
         size: Its bytes.
         blocks: Number of re-parameterizable blocks.
+        exporter: The exporter of torch that wrote it: ``'torch.export'``, or
+            ``'TorchScript'``, where the former fails or cannot write the opset.
         comparisons: The shape of each input that was compared, and how far each output
             of the file is from that of the checkpoint's model.
         operators: How often each operator stands in the graph, the most frequent first.
@@ -73,7 +79,8 @@ class OnnxExport:
     out: Path
     size: int
     blocks: int
-    comparisons: list[tuple[tuple[int, ...], dict[str, Difference]]]
+    exporter: str
+    comparisons: Comparisons
     operators: dict[str, int]
     remarks: list[str]
 
@@ -84,7 +91,7 @@ def export_onnx(
     out: str | Path,
     form: str = 'deploy',
     dynamic: bool = False,
-    opset: int = 17,
+    opset: int | None = None,
     shape: Shape | None = None,
     rtol: float = 1e-4,
     overwrite: bool = False,
@@ -109,7 +116,7 @@ def export_onnx(
         form: ``'deploy'`` or ``'train'``. Default: ``'deploy'``.
         dynamic: Whether the graph takes every batch size, height and width.
             Default: False, one image of one size.
-        opset: Version of ONNX's operators. Default: 17.
+        opset: Version of ONNX's operators. Default: 18, or 17 by TorchScript.
         shape: Channels, height and width of the input. Default: the config's.
         rtol: The largest relative L2 error allowed. Default: 1e-4.
         overwrite: Whether to replace an existing file. Default: False.
@@ -154,30 +161,45 @@ def export_onnx(
             blocks = observe_blocks(model, seen) if given == 'train' else {}
             fuse(model, '; export it with --form train')
             verify_blocks(blocks, model, rtol)
-        exported = trace(model, references, form, dynamic, opset, resize)
-    fold_constants(exported)
+        properties = {
+            'version': __version__,
+            'form': form,
+            'source': Path(checkpoint).name,
+            'source_sha256': sha256_of(checkpoint),
+            'source_config': Path(source_config).name,
+            # What the input has gone through before.
+            'data_preprocessor': (
+                config.model.get('data_preprocessor') or config.get('data_preprocessor')
+            ),
+        }
+
+        def write(exporter: str) -> tuple['ModelProto', Comparisons]:
+            exported = trace(exporter, model, references, form, dynamic, opset, resize)
+            fold_constants(exported)
+            name_nodes(exported)
+            onnx.helper.set_model_props(exported, {'mmrep': json.dumps(plain(properties))})
+            with atomic_write(out) as temporary:
+                onnx.save(exported, temporary)
+                return exported, verify(temporary, references, rtol)
+
+        exporter, *others = exporters(opset)
+        try:
+            exported, comparisons = write(exporter)
+        except UserError as error:
+            if not others:
+                raise
+            (fallback,) = others
+            exported, comparisons = write(fallback)
+            remarks.append(f'written by the exporter {fallback}; {exporter}: {error}')
+            exporter = fallback
     if align_corners is not None:
         remarks += _remarks_on_size(references[0])
-    properties = {
-        'version': __version__,
-        'form': form,
-        'source': Path(checkpoint).name,
-        'source_sha256': sha256_of(checkpoint),
-        'source_config': Path(source_config).name,
-        # What the input has gone through before.
-        'data_preprocessor': (
-            config.model.get('data_preprocessor') or config.get('data_preprocessor')
-        ),
-    }
-    onnx.helper.set_model_props(exported, {'mmrep': json.dumps(plain(properties))})
-    with atomic_write(out) as temporary:
-        onnx.save(exported, temporary)
-        comparisons = verify(temporary, references, rtol)
     operators = Counter(node.op_type for node in nodes_of(exported.graph.node))
     return OnnxExport(
         out,
         out.stat().st_size,
         len(reparam_blocks(model)),
+        exporter,
         comparisons,
         dict(operators.most_common()),
         remarks,

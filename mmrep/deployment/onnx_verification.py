@@ -19,9 +19,11 @@ class Reference(NamedTuple):
     outputs: dict[str, Tensor]
 
 
-def verify(
-    path: Path, references: list[Reference], rtol: float
-) -> list[tuple[tuple[int, ...], dict[str, Difference]]]:
+#: The shape of each input that was compared, and the difference of each output by name.
+Comparisons = list[tuple[tuple[int, ...], dict[str, Difference]]]
+
+
+def verify(path: Path, references: list[Reference], rtol: float) -> Comparisons:
     """Check a file and compare its outputs.
 
     Raises:

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -214,8 +213,7 @@ class _Reader:
 def prepared(path: Path) -> 'ModelProto':
     """An exported graph as ONNX Runtime wants it for quantizing.
 
-    Its layers are called as the modules that they come from, as far as the exporter tells:
-    where a head is called by its ``forward``, its own name is missing.
+    Its layers are called as the modules that they come from.
 
     Raises:
         UserError: If it cannot be prepared.
@@ -229,19 +227,12 @@ def prepared(path: Path) -> 'ModelProto':
         model = onnx.load(out)
     names = {node.name for node in model.graph.node}
     for node, _ in _layers(model).values():
-        name = _module_name(node.name)
+        # Without the operator.
+        name = node.name.rpartition('/')[0]
         if name and name not in names:
             names.add(name)
             node.name = name
     return model
-
-
-def _module_name(scope: str) -> str:
-    """``backbone.stage_1.0.conv`` of ``/model/backbone/stage_1/stage_1.0/conv/Conv``."""
-    parts = scope.removeprefix('/model').strip('/').split('/')
-    # The last is the operator. A list is in the names of its entries, too.
-    followed = pairwise(parts)
-    return '.'.join(part for part, after in followed if not after.startswith(f'{part}.'))
 
 
 def _layers(model: 'ModelProto') -> dict[str, tuple['NodeProto', 'TensorProto']]:

@@ -174,7 +174,7 @@ def quantize_onnx(
                 raise UserError(f'{path} would replace {read}: give another name')
         # They are written last, after minutes.
         refuse_unwritable(path)
-    if export.get('opset', _OPSET) < _OPSET:
+    if (export.get('opset') or _OPSET) < _OPSET:
         raise UserError(f'int8 takes opset {_OPSET} or newer: give another --opset')
     export['source_config'] = source_config
     source = load_source(config, checkpoint, metric, samples, track, **export)

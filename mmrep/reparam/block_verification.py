@@ -428,7 +428,13 @@ def _size(geometry: ConvGeometry, seen: Call | None) -> list[int]:
     """Rows and columns in which every tap of a kernel meets pixels of the input."""
     sizes = []
     for axis, (taps, apart, stride, padding) in enumerate(
-        zip(geometry.kernel_size, geometry.dilation, geometry.stride, geometry.padding, strict=True)
+        zip(
+            geometry.kernel_size,
+            geometry.dilation,
+            geometry.stride,
+            geometry.padding,
+            strict=True,
+        )
     ):
         # Mirrored are fewer pixels than there are.
         size = max(_PIXELS, apart * (taps - 1) + 1 + max(_FREE, stride), padding + 1)

@@ -169,10 +169,24 @@ class Project:
         assert sorted(os.listdir(self.folder)) == before
 
 
+#: Those of the installed torch.
+EXPORTERS = onnx_tracing.exporters(None)
+
+
+@pytest.fixture(params=['torch.export', 'TorchScript'])
+def exporter(request, monkeypatch) -> str:
+    """Each exporter by itself, which does the next one's work in no test."""
+    if request.param not in EXPORTERS:
+        pytest.skip(f'torch {torch.__version__} has no {request.param} for ONNX')
+    monkeypatch.setattr(export, 'exporters', lambda opset: [request.param])
+    return request.param
+
+
 def count(model: nn.Module, *kinds: type) -> int:
     return sum(isinstance(module, kinds) for module in model.modules())
 
 
+@pytest.mark.usefixtures('exporter')
 class TestOperators:
     # Equal tensors are where an exporter shares them, by operators of their own.
     @pytest.mark.parametrize('draw', [True, False], ids=['random', 'initial'])
@@ -221,15 +235,16 @@ class TestOperators:
         assert found.pop('Conv') == 3 + 8 + 2
         assert found.keys() == {'Relu', 'MaxPool', 'Add', 'AveragePool'}
 
-    def test_fixed_sizes_are_no_operators(self, tmp_path):
+    def test_fixed_sizes_are_no_operators(self, tmp_path, exporter):
         project = Project(tmp_path, dict(type='PyramidNetwork'))
         project.export()
         fixed = project.operators()
         project.export(dynamic=True, overwrite=True)
         assert 'Shape' in project.operators()
-        assert fixed.keys() == {
-            *('Conv', 'Relu', 'GlobalAveragePool', 'MatMul'),
-            *('Resize', 'Concat', 'ReduceMean'),
+        # Which torch.export writes for the mean over a map.
+        pool = {'GlobalAveragePool'} if exporter == 'TorchScript' else set()
+        assert fixed.keys() - pool == {
+            *('Conv', 'Relu', 'MatMul', 'Resize', 'Concat', 'ReduceMean')
         }
 
     def test_what_has_no_blocks_is_exported_as_it_is(self, tmp_path):
@@ -242,6 +257,7 @@ class TestOperators:
 
 
 class TestOutputs:
+    @pytest.mark.usefixtures('exporter')
     @pytest.mark.parametrize('form', ['train', 'deploy'])
     @pytest.mark.parametrize('dynamic', [False, True])
     @pytest.mark.parametrize(
@@ -318,6 +334,73 @@ class TestOutputs:
         assert found['seg'].shape == (2, 4, 8, 6) and found['scores'] is scores
 
 
+class TestExporters:
+    @pytest.fixture(autouse=True)
+    def needs_two(self) -> None:
+        if len(EXPORTERS) < 2:
+            pytest.skip(f'torch {torch.__version__} has one exporter only')
+
+    def test_the_supported_one_is_the_first(self, tmp_path):
+        project = Project(tmp_path, REPVGG)
+        result = project.export()
+        assert (result.exporter, result.remarks) == ('torch.export', [])
+        (opset,) = onnx.load(project.out).opset_import
+        assert opset.version == 18
+
+    def test_old_opsets_are_for_the_deprecated_one(self, tmp_path):
+        project = Project(tmp_path, REPVGG)
+        result = project.export(opset=17)
+        assert (result.exporter, result.remarks) == ('TorchScript', [])
+        (opset,) = onnx.load(project.out).opset_import
+        assert opset.version == 17
+
+    def test_new_opsets_are_for_the_supported_one(self, tmp_path):
+        project = Project(tmp_path, REPVGG)
+        assert project.export(opset=21).exporter == 'torch.export'
+        (opset,) = onnx.load(project.out).opset_import
+        assert opset.version == 21
+
+    @pytest.mark.parametrize('fails', ['trace', 'verify'])
+    def test_one_stands_in_for_the_other(self, tmp_path, monkeypatch, fails):
+        """And that is said, with the reason."""
+        calls = []
+        original = getattr(export, fails)
+
+        def fail_once(*args: Any) -> Any:
+            calls.append(args)
+            if len(calls) == 1:
+                raise UserError('it is Monday')
+            return original(*args)
+
+        monkeypatch.setattr(export, fails, fail_once)
+        project = Project(tmp_path, REPVGG)
+        result = project.export()
+        assert result.exporter == 'TorchScript'
+        (remark,) = result.remarks
+        assert 'TorchScript' in remark and 'torch.export: it is Monday' in remark
+        assert project.operators() == {'Conv': BLOCKS, 'Relu': BLOCKS}
+
+    @pytest.mark.parametrize('form', ['train', 'deploy'])
+    def test_nodes_are_named_alike(self, tmp_path, monkeypatch, form):
+        """By their modules, and without the paths of the machine."""
+        found = []
+        for name in EXPORTERS:
+            monkeypatch.setattr(export, 'exporters', lambda opset, name=name: [name])
+            project = Project(tmp_path, dict(type='Network', backbone=DBB))
+            monkeypatch.setattr(Network, 'head', lambda _, x: x, raising=False)
+            project.export(form=form, overwrite=True)
+            graph = onnx.load(project.out).graph
+            names = [node.name for node in graph.node]
+            assert len(set(names)) == len(names)
+            found.append({name for name in names if '/Conv' in name})
+            assert not any(node.metadata_props or node.doc_string for node in graph.node)
+            assert __file__.encode() not in project.out.read_bytes()
+        assert found[0] == found[1]
+        path = 'backbone.layer1.0.conv1'
+        branch = f'{path}.branch_kxk.conv' if form == 'train' else f'{path}.branch_reparam'
+        assert f'{branch}/Conv' in found[0]
+
+
 class TestForms:
     @pytest.fixture
     def deployed(self, tmp_path) -> Project:
@@ -374,10 +457,13 @@ class TestRefusals:
         project.refuse("stem.branch_3x3.conv pads by the size of its input ('SAME')",
                        'without --dynamic', dynamic=True)  # fmt: skip
 
-    def test_a_number_from_the_input(self, tmp_path):
-        """The graph keeps that of the input it was traced with; others tell."""
+    def test_a_number_from_the_input(self, tmp_path, exporter):
+        """TorchScript keeps that of the input it traces; others tell."""
         project = Project(tmp_path, dict(type='MeanNetwork'))
-        project.refuse('relative L2', '(1, 3, 48, 32)', error=VerificationError)
+        if exporter == 'TorchScript':
+            project.refuse('relative L2', '(1, 3, 48, 32)', error=VerificationError)
+        else:
+            assert project.export().exporter == exporter
 
     def test_a_decision_by_size(self, tmp_path):
         """The graph keeps the one for the size it was traced with."""
@@ -399,7 +485,8 @@ class TestRefusals:
     def test_one_size_only(self, tmp_path):
         project = Project(tmp_path, dict(type='FlattenNetwork'))
         project.refuse('no other size than 48x32', '--dynamic', dynamic=True)
-        assert project.export().operators['MatMul'] == 1
+        operators = project.export().operators
+        assert operators.get('MatMul', 0) + operators.get('Gemm', 0) == 1
         project.refuse('(1, 3, 64, 64)', '--shape', shape=(3, 64, 64), overwrite=True)
 
     def test_an_operator_that_onnx_lacks(self, tmp_path, capfd):

@@ -11,7 +11,7 @@ from onnx_graphs import Graph, arrays, images
 
 from mmrep.errors import UserError
 from mmrep.quantization import METHODS, Recipe
-from mmrep.quantization.quantizer import Quantizer, _module_name, prepared
+from mmrep.quantization.quantizer import Quantizer, prepared
 from mmrep.quantization.sessions import Session, errors, total_sqnr
 
 
@@ -207,17 +207,3 @@ def test_what_onnxruntime_cannot_do_is_one_sentence(tmp_path, capfd):
     with pytest.raises(UserError, match='ONNX Runtime cannot prepare this model'):
         prepared(tmp_path / 'a.onnx')
     assert capfd.readouterr().out == ''
-
-
-@pytest.mark.parametrize(
-    ('scope', 'name'),
-    [
-        ('/model/backbone/stem/branch_reparam/Conv', 'backbone.stem.branch_reparam'),
-        ('/model/backbone/stage_1/stage_1.0/conv/Conv', 'backbone.stage_1.0.conv'),
-        ('/model/head/fc/Gemm_1', 'head.fc'),
-        ('/conv_seg/Conv', 'conv_seg'),
-        ('/model/neck/lateral_convs.1/conv/Conv', 'neck.lateral_convs.1.conv'),
-    ],
-)
-def test_names_of_layers(scope, name):
-    assert _module_name(scope) == name

@@ -119,7 +119,7 @@ def test_classifier(classifier):
 
 def test_segmentor_with_all_options(segmentor):
     done = segmentor.quantize(
-        exclude=['conv_seg', '*stage_2*'],
+        exclude=['*conv_seg', '*stage_2*'],
         equalized=True,
         metric='aAcc',
         dynamic=True,
@@ -132,7 +132,7 @@ def test_segmentor_with_all_options(segmentor):
     }
     assert done.recipe == max(done.recipes, key=done.recipes.get)
     stage_2 = [name for name in LAYERS if 'stage_2' in name]
-    assert set(done.left) == {'conv_seg', *stage_2}
+    assert set(done.left) == {'decode_head.conv_seg', *stage_2}
     alone = {layer.name: layer.sqnr for layer in done.layers}
     assert all((alone[name] is None) == (name in done.left) for name in alone)
     assert done.equalized == 7 and done.metric == 'aAcc' and done.samples == 3

@@ -244,9 +244,13 @@ def test_a_scale_and_a_shift(layer, shift):
     expected = layer(x) * scale.reshape(-1, 1, 1)
     if shift is not None:
         expected = expected + shift.reshape(-1, 1, 1)
-    assert (partial.bias is None) == (shift is None and getattr(layer, 'bias', None) is None)
+    assert (partial.bias is None) == (
+        shift is None and getattr(layer, 'bias', None) is None
+    )
     pad = partial.kernel_size[0] // 2
-    y = F.conv2d(x, partial.kernel(partial.groups), partial.bias, padding=pad, groups=partial.groups)
+    y = F.conv2d(
+        x, partial.kernel(partial.groups), partial.bias, padding=pad, groups=partial.groups
+    )
     assert_same(expected, y)
 
 
@@ -598,7 +602,9 @@ def test_an_even_extent_of_an_even_kernel(size):
         (2, 2, 4, False),
     ],
 )
-def test_a_kernel_that_moves_with_the_target(kernel_size, dilation, target_size, fits, size):
+def test_a_kernel_that_moves_with_the_target(
+    kernel_size, dilation, target_size, fits, size
+):
     """Under 'SAME' padding and a stride, by the parity of its extent."""
     small = Conv2dAdaptivePadding(4, 4, kernel_size, 2, dilation=dilation)
     branches = {'small': small, 'large': Conv2dAdaptivePadding(4, 4, target_size, 2)}

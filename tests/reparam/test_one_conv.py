@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from mmrep.models.backbones import RepVGG
 from mmrep.models.blocks import RepVGGBlock
-from mmrep.reparam import apply_conv_norm, fold_norm, fuse_bn, one_conv_kernel, register_fold
+from mmrep.reparam import (
+    apply_conv_norm,
+    fold_norm,
+    fuse_bn,
+    one_conv_kernel,
+    register_fold,
+)
 
 
 class Unit(nn.Module):

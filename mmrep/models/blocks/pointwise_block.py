@@ -49,6 +49,8 @@ class PointwiseBlock(ReparamBlock):
         super().__init__(in_channels, out_channels, 1, padding=0, **kwargs)
 
     def build_branches(self) -> dict[str, nn.Module]:
-        branch = self.build_conv_norm(self.build_conv(1), shift=ChannelBias(self.in_channels))
+        branch = self.build_conv_norm(
+            self.build_conv(1), shift=ChannelBias(self.in_channels)
+        )
         branch.add_module('scale', self.build_scale(self.layer_scale))
         return {'branch_1x1': branch}

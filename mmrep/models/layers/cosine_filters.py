@@ -54,4 +54,6 @@ class CosineFilters(nn.Module):
 
 @register_fold(CosineFilters)
 def _(layer: CosineFilters, partial: LinearConv) -> LinearConv:
-    return partial.then_conv(layer.kernel(partial.dtype, partial.device), None, layer.geometry)
+    return partial.then_conv(
+        layer.kernel(partial.dtype, partial.device), None, layer.geometry
+    )

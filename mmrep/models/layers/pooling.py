@@ -29,11 +29,12 @@ class DilatedAvgPool2d(nn.Module):
         geometry, taps = self.geometry, self.geometry.kernel_size
         pools = geometry.dilation == (1, 1) and geometry.padding_mode == 'zeros'
         pools &= all(2 * p <= k for p, k in zip(geometry.padding, taps, strict=True))
-        # On a CPU a depthwise conv takes a half to a tenth of the time of torch's pooling.
-        # 1 / (kh kw) in half precision is not exact enough for one; a graph shall say what
-        # it computes.
+        # On a CPU a depthwise conv takes a half to a tenth of the time of torch's pooling,
+        # but in half precision 1 / (kh kw) is not exact enough. An exported graph should
+        # show an average pooling as one.
         fast_conv = x.device.type == 'cpu' and x.dtype in (torch.float32, torch.float64)
-        if pools and (not fast_conv or torch.jit.is_tracing()):
+        exported = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+        if pools and (exported or not fast_conv):
             return F.avg_pool2d(x, taps, geometry.stride, geometry.padding)
         channels = geometry.in_channels
         weight = x.new_full((channels, 1, *taps), 1 / (taps[0] * taps[1]))

@@ -565,7 +565,7 @@ class TestAdaptivePadding:
             assert deployed(x).shape == usual(x).shape
 
     def test_an_odd_kernel_in_an_even_one(self):
-        """It moves by another parity than the even one, which a fused conv could not tell."""
+        """They are aligned for odd or for even inputs, which a fused conv cannot tell."""
         block = Free(
             4,
             4,
