@@ -9,8 +9,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
-# Build outside the source tree: a left-over build/ is litter, and modules deleted since
-# would find their way from it into the next wheel.
+# Build outside the source tree: from a left-over build/, modules that were deleted since
+# would get into the next wheel.
 SCRATCH = tempfile.TemporaryDirectory(prefix='mmrep-build-')
 
 
@@ -52,9 +52,9 @@ def requirements(name: str) -> list[str]:
 
 
 # mmrep needs mmcv or mmcv-lite or onedl-mmcv, and pip cannot say "or". All install the
-# same files, so requiring one would overwrite what a user already has; the same goes for
+# same files, so requiring one could overwrite another that is installed; the same goes for
 # mmengine and onedl-mmengine. Hence none is required here: each mmcv brings its mmengine,
-# the extra 'lite' is for those who have none, and 'all' leaves it out.
+# the extra 'lite' is for users without any, and 'all' leaves it out.
 extras = {
     name: requirements(name)
     for name in ('lite', 'pretrain', 'seg', 'det', 'onedl', 'onnx', 'keras', 'qat', 'tests')
@@ -64,7 +64,7 @@ extras['all'] = list(dict.fromkeys(line for name in optional for line in extras[
 
 setup(
     name='mmrep',
-    # Run alone, because importing mmrep needs what is yet to be installed.
+    # Run alone, because importing mmrep needs packages that are not installed yet.
     version=runpy.run_path(str(ROOT / 'mmrep' / 'version.py'))['__version__'],
     description='Structural re-parameterization for OpenMMLab',
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),

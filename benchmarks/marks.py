@@ -72,8 +72,8 @@ class Mark:
 
     Args:
         task: What is measured.
-        limit: The most that the first of the figures may be of the second; or of
-            itself, where it is alone.
+        limit: The largest ratio allowed of the first figure to the second, or the largest
+            value of the first if it is alone.
         figures: What was measured, by name.
         unit: Their unit. Default: ``'ms'``.
     """
@@ -106,7 +106,7 @@ HEAD = ('task', 'mark', 'measured', 'holds', 'figures')
 
 
 def forms_of(name: str) -> dict[str, BenchmarkModel]:
-    """The models of a config by where they come from."""
+    """The models of a config, by the package that they come from."""
     return {m.name: m for m in models_of(read_config(CONFIGS[name]))}
 
 
@@ -130,7 +130,7 @@ def evaluate(rounds: int) -> Iterator[Mark]:
 
 
 def norm_eval(rounds: int) -> Iterator[Mark]:
-    """Steps with fixed statistics."""
+    """Training steps with ``norm_eval``."""
     models, x = forms_of('RepVGG-A0'), images(8, 160)
     runs = {
         name: step(models[name].train_form, x, norm_eval=True)
@@ -140,7 +140,7 @@ def norm_eval(rounds: int) -> Iterator[Mark]:
 
 
 def train(rounds: int) -> Iterator[Mark]:
-    """Ordinary steps."""
+    """Ordinary training steps."""
     x = images(8, 160)
     ours = forms_of('DBB-ResNet-18')['mmrep'].train_form
     official = with_official_blocks(copy.deepcopy(ours))
@@ -152,7 +152,7 @@ def train(rounds: int) -> Iterator[Mark]:
 
 
 def orepa(rounds: int) -> Iterator[Mark]:
-    """Steps of the recipe's batch: what making the kernels costs is the same for any."""
+    """Training steps of the recipe's batch size; OREPA's kernels cost the same at any."""
     x = images(32, 160)
     runs = {
         name: step(build_model(read_config(CONFIGS[name])).train(), x)
@@ -162,7 +162,7 @@ def orepa(rounds: int) -> Iterator[Mark]:
 
 
 def with_official_blocks(model: nn.Module) -> nn.Module:
-    """Put the official block, with the same weights, in the place of every DBB."""
+    """Replace every DBB by the official block with the same weights."""
     for name, child in model.named_children():
         if isinstance(child, DiverseBranchBlock):
             official = OfficialDBB(
@@ -181,7 +181,7 @@ def with_official_blocks(model: nn.Module) -> nn.Module:
 
 
 def compiled(rounds: int) -> Iterator[Mark]:
-    """Ordinary steps of ``torch.compile``, over our own without.
+    """Ordinary training steps with ``torch.compile``, over those without.
 
     Inductor is kept from channels last: there, on a CPU, the weight gradient of the stem's
     strided 1x1 conv writes beyond its memory, and the process dies
@@ -201,8 +201,8 @@ def compiled(rounds: int) -> Iterator[Mark]:
 def memory(rounds: int) -> Iterator[Mark]:
     """What a checkpointed DBB keeps for the backward pass, its output not counted.
 
-    To be kept are its input, which is one map, and the few KiB of running statistics and
-    of the random generator's state.
+    It has to keep its input, which is one feature map, and a few KiB of running statistics
+    and of the random generator's state.
     """
     x = torch.randn(8, 64, 56, 56, requires_grad=True)
     plain = DiverseBranchBlock(64, 64)
@@ -219,7 +219,7 @@ def memory(rounds: int) -> Iterator[Mark]:
 
 
 def reparam(rounds: int) -> Iterator[Mark]:
-    """Whole processes of the tools that fuse, mmrep's with its verification."""
+    """Whole processes of the fusing tools; mmrep's includes the verification."""
     import mmpretrain
 
     theirs = Path(mmpretrain.__file__).parent / '.mim/tools/model_converters'
@@ -255,8 +255,7 @@ def reparam(rounds: int) -> Iterator[Mark]:
 def start(rounds: int) -> Iterator[Mark]:
     """Importing mmrep over importing the parts of the hosts that it is made of.
 
-    ``import mmengine, mmcv`` alone, the last figure, loads no module that a model can be
-    built with.
+    ``import mmengine, mmcv`` alone, the last figure, loads no module to build models with.
     """
     imports = {
         'import mmrep': 'import mmrep',
@@ -267,8 +266,8 @@ def start(rounds: int) -> Iterator[Mark]:
     yield Mark('start', 1.1, processes(rounds, commands)[0], 's')
 
 
-#: Runs a program and prints its seconds and its peak KiB. It stands in between because a
-#: process's peak includes that of the one that started it, which is large here.
+#: Runs a program and prints its seconds and its peak KiB. This is a process in between,
+#: because the peak of a process includes that of its parent, which is large here.
 WATCH = """
 import os, sys, time
 start = time.perf_counter()
@@ -290,7 +289,7 @@ def processes(
     runs = {name: [] for name in commands}
     for _ in range(1 + rounds):
         for name, command in commands.items():
-            # The disk may still write what the one before has left.
+            # Finish the writes of the process before.
             os.sync()
             runs[name].append(process(command))
     seconds, peaks = (
@@ -304,7 +303,7 @@ def processes(
 
 
 def process(command: list[str | Path]) -> tuple[float, float]:
-    """Seconds and peak MiB of a Python process, which has to end well."""
+    """Seconds and peak MiB of a Python process, which has to succeed."""
     process = subprocess.run(
         [sys.executable, '-c', WATCH, *map(str, command)],
         capture_output=True,
@@ -319,9 +318,9 @@ def process(command: list[str | Path]) -> tuple[float, float]:
 
 @torch.no_grad()
 def error(rounds: int) -> Iterator[Mark]:
-    """What fusing alone loses: relative L2 errors of outputs computed in float64.
+    """The error of fusing alone: relative L2 errors of outputs computed in float64.
 
-    In float32 most of the error is how two forward passes round.
+    In float32 most of the error would be rounding in the two forward passes.
     """
     models, x = forms_of('RepVGG-A0'), images(2, 224).double()
     losses = {name: loss(models[name], x) for name in ('mmrep', 'mmpretrain')}
@@ -341,8 +340,8 @@ def loss(model: BenchmarkModel, x: Tensor) -> float:
 def int8(rounds: int) -> Iterator[Mark]:
     """Deploy forms in int8 over the fastest peer in fp32, for one image and for eight.
 
-    On one thread: those of torch still spin when ONNX Runtime's begin, which costs a third
-    of the time of what runs for milliseconds.
+    On one thread, since torch's threads would still spin when those of ONNX Runtime start,
+    which costs a run of milliseconds a third of its time.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -376,7 +375,7 @@ def int8_on_one_thread(rounds: int) -> Iterator[Mark]:
 
 
 def fp32_and_int8(config: Config, model: nn.Module) -> dict[str, ModelProto]:
-    """The graphs of a deploy form, which take batches of every size."""
+    """The graphs of a deploy form, for batches of any size."""
     with TemporaryDirectory() as folder:
         checkpoint, path = Path(folder, 'deploy.pth'), Path(folder, 'fp32.onnx')
         write_checkpoint(checkpoint, model.state_dict(), {})
@@ -407,7 +406,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures depend on."""
+    """The machine and the versions that the figures depend on."""
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
@@ -421,7 +420,7 @@ def machine() -> dict[str, str | int]:
 
 
 def markdown(marks: list[Mark], on: dict) -> str:
-    """The table as a file."""
+    """The table as a Markdown page."""
     rows = [HEAD, ['---'] * len(HEAD), *(mark.row for mark in marks)]
     table = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
     where = ', '.join(f'{key} {value}' for key, value in on.items())

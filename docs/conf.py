@@ -50,7 +50,7 @@ napoleon_numpy_docstring = False
 
 
 def setup(app: Sphinx) -> None:
-    """Connect what is below."""
+    """Connect the functions below."""
     app.add_html_math_renderer('mathml', (visit_math, None), (visit_math_block, None))
     app.connect('source-read', name_files)
     app.connect('autodoc-skip-member', skip_fields)
@@ -63,7 +63,7 @@ def visit_math(writer: HTML5Translator, node: nodes.math) -> None:
 
 
 def visit_math_block(writer: HTML5Translator, node: nodes.math_block) -> None:
-    """Write a formula that stands by itself."""
+    """Write a formula that is a paragraph of its own."""
     writer.body.append(convert(node.astext(), display='block'))
     raise nodes.SkipNode
 
@@ -71,14 +71,14 @@ def visit_math_block(writer: HTML5Translator, node: nodes.math_block) -> None:
 def skip_fields(
     app: Sphinx, kind: str, name: str, member: object, *_: object
 ) -> bool | None:
-    """Leave the fields of named tuples to the docstrings of these."""
+    """Skip the fields of named tuples, which the docstrings of the tuples describe."""
     return True if (member.__doc__ or '').startswith('Alias for field number') else None
 
 
 def name_files(app: Sphinx, page: str, source: list[str]) -> None:
-    """Name what a page links to outside ``docs``: it is no page of the site."""
+    """Replace links to files outside ``docs``, which are not on the site, by names."""
     if page.startswith('tutorials/'):
-        # Of these '..' is docs.
+        # For these pages '..' is docs itself.
         return
     source[0] = re.sub(
         r'\[([^\]]+)\]\((?:\.\./)+([\w/.-]*?)(/|\.md)?(#[\w-]+)?\)',

@@ -26,7 +26,7 @@ from mmrep.reparam import branch_by_branch, switch_to_deploy
 IMAGES = Path(__file__).resolve().parent / 'images'
 OUT = IMAGES / 'blocks'
 
-#: Each as its paper has it, with as many channels in as out, which has all branches.
+#: The blocks of the papers, with as many channels in as out, so that all branches exist.
 DRAWN = {
     'repvgg': lambda: blocks.RepVGGBlock(8, 8),
     'dbb': lambda: blocks.DiverseBranchBlock(8, 8, 3, act_cfg=dict(type='ReLU')),
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def draw_trained(config: str, checkpoint: str) -> None:
-    """Draw what was trained, by the kind of its model."""
+    """Draw a segmentor's predictions, or the kernels of a classifier's block."""
     cfg = read_config(config)
     model = build_model(cfg)
     load_strictly(model, state_dict_of(read_checkpoint(checkpoint), checkpoint), checkpoint)
@@ -66,7 +66,7 @@ def draw_trained(config: str, checkpoint: str) -> None:
 
 @torch.no_grad()
 def draw_segmentations(cfg: Config, model: nn.Module, count: int = 4) -> None:
-    """Draw scenes of the validation set, their classes in both forms, the difference."""
+    """Draw validation images, the classes predicted in both forms, and the difference."""
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     batch = pseudo_collate([dataset[i] for i in range(count)])
     inputs = model.data_preprocessor(batch)

@@ -10,16 +10,17 @@ OUT = ROOT / 'docs' / 'model_zoo.md'
 
 HEAD = """# Recipes and model zoo
 
-Every config of the metafiles in `configs/`, by `python docs/zoo.py`. **The accuracies are
-the authors', in per cent; none of these networks was trained here.** What was, on the
-digits and on Fashion-MNIST, is in [Choose a block](blocks.md) and in the READMEs there.
-Parameters are those in training and in deploy form, FLOPs (multiply-adds) those of the
-deploy form.
+Every config of a published network or task, written by `python docs/zoo.py` from the
+metafiles in `configs/`. **The accuracies are the authors', in per cent; none of these
+networks was trained here.** Results of the networks that were trained here, on the digits
+and on Fashion-MNIST, are in [Choose a block](blocks.md) and in the READMEs of the configs.
+Parameters are those of the train form and of the deploy form, FLOPs (multiply-adds) those
+of the deploy form.
 
 There are no weights of mmrep's own to download. Where the authors or mmpretrain publish
-weights, `python tools/convert_checkpoint.py DOWNLOADED.pth OUT.pth` imports what you have
-downloaded, and proves that it fits: [Migrating](migrating.md) has the list of projects.
-mmpretrain's RepVGG and MobileOne load as they are.
+weights, `python tools/convert_checkpoint.py DOWNLOADED.pth OUT.pth` imports them and checks
+that every weight fits: [Migrating](migrating.md) has the list of projects. The checkpoints
+of mmpretrain's RepVGG and MobileOne load without that step.
 """
 TABLE = (
     '\n| config | parameters, M, train → deploy | GFLOPs | data | published |\n'

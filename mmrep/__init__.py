@@ -12,9 +12,9 @@ try:
     import mmengine  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f'mmrep needs mmcv and mmengine ({error}), of the line that your other packages '
-        "are of: OpenMMLab's by mim install 'mmcv>=2.0.0rc4,<2.2.0', OneDL's by pip "
-        "install onedl-mmcv; with no other package, pip install 'mmrep[lite]'"
+        f'mmrep needs mmcv and mmengine ({error}), from the project of your other '
+        "packages: for OpenMMLab, mim install 'mmcv>=2.0.0rc4,<2.2.0'; for OneDL, pip "
+        "install onedl-mmcv; without other packages, pip install 'mmrep[lite]'"
     ) from error
 
 from . import engine, expansion, models
@@ -22,7 +22,7 @@ from .registry import share_names
 from .version import __version__
 
 if TYPE_CHECKING:
-    # Imported when they are asked for: they bring what reads files.
+    # Imported on first use: they import the code that reads files.
     from .deployment import list_models
     from .zoo import get_model
 
@@ -34,7 +34,7 @@ __all__ = ['__version__', 'engine', 'expansion', 'get_model', 'list_models', 'mo
 
 
 def __getattr__(name: str) -> object:
-    """One of ``_LAZY``."""
+    """Import a name of ``_LAZY`` on its first use."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,4 +1,4 @@
-"""What the command-line tools share."""
+"""Shared code of the command-line tools."""
 
 import argparse
 import keyword
@@ -20,14 +20,14 @@ from torch import distributed
 from mmrep.deployment import building_fault, config_of, for_one_process
 from mmrep.errors import ConfigError, UserError, printable, reason
 
-#: What a launcher tells its processes, and how to start them.
+#: The environment variable that a launcher sets, and how to start a job with it.
 _LAUNCHERS = {
     'pytorch': ('RANK', 'start with tools/dist_train.sh, tools/dist_test.sh or torchrun'),
     'slurm': ('SLURM_PROCID', 'start with tools/slurm_train.sh or srun'),
     'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'start with mpirun'),
 }
 
-#: What may be wrong with a path of the user's; one that names none is another's.
+#: Errors of a path that the user gave, if they have a file name.
 _PATH_ERRORS = (
     FileExistsError,
     FileNotFoundError,
@@ -37,27 +37,26 @@ _PATH_ERRORS = (
 )
 
 
-#: The exit status of what SIGINT ended, in every shell.
+#: The exit status of a process that SIGINT ended, as shells report it.
 _INTERRUPTED = 130
 
-#: How much of an error is shown; lists of keys are the longest.
+#: The most characters of an error that are shown; lists of keys can be long.
 _SHOWN = 2000
 
 
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool, and end it with the exit status that says how it went.
 
-    - 0 if it did what it promises, and never otherwise: a ``sys.exit(0)`` in the code of
-      a config or a model is an error.
-    - 1 with one sentence if the user can mend it: a :class:`~mmrep.errors.UserError`, a
-      path, or what mmengine raised while it built a part of the config
-      (:func:`~mmrep.deployment.building_fault`). mmengine's log has the traceback of the
-      last at the level DEBUG, which ``--cfg-options log_level=DEBUG`` turns on.
-    - 1 with a traceback for all else, which is for the developer of a model: what is
-      raised in its forward pass, say. Other errors of the system, as a full disk or a
-      lost connection in the middle of a training, end with a sentence after it.
-    - 2 if the command line is wrong, as argparse ends it.
-    - 130 if it was interrupted, by the user or by a config that pretends it.
+    - 0 only if it did its work, or printed its help: a ``sys.exit(0)`` in the code of a
+      config or a model is an error.
+    - 1 with one sentence if the user can mend the error: a
+      :class:`~mmrep.errors.UserError`, a wrong path, or an error that mmengine raised while
+      it built a part of the config (:func:`~mmrep.deployment.building_fault`); mmengine's
+      log has the traceback of the last with ``--cfg-options log_level=DEBUG``.
+    - 1 with a traceback for any other error, as one in the forward pass of a model. Other
+      errors of the system, as a full disk or a lost connection, add one sentence to it.
+    - 2 if the command line is wrong, as in argparse.
+    - 130 after a ``KeyboardInterrupt``, raised by the user or by a config.
     """
     try:
         main()
@@ -67,7 +66,10 @@ def run_tool(main: Callable[[], None]) -> None:
     except SystemExit as error:
         if error.code not in (0, None) or _exits_by_help(error):
             raise
-        sys.exit('error: the code of the config or the model ended the tool: see there')
+        sys.exit(
+            'error: the code of the config or the model ended the tool by sys.exit(): '
+            'remove that call'
+        )
     except UserError as error:
         sys.exit(f'error: {printable(error, _SHOWN)}')
     except OSError as error:
@@ -89,7 +91,7 @@ def run_tool(main: Callable[[], None]) -> None:
 
 
 def _end_if_built(error: Exception) -> None:
-    """End the tool with a sentence if an error came while a config was built."""
+    """End the tool with one sentence if an error came from building a config."""
     fault = building_fault(error)
     if fault:
         text = ''.join(traceback.format_exception(error))
@@ -98,7 +100,7 @@ def _end_if_built(error: Exception) -> None:
 
 
 def _exits_by_help(error: SystemExit) -> bool:
-    """Whether ``--help`` was given, which argparse answers and exits."""
+    """Whether argparse exited after it printed the help."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get('__name__') == 'argparse'
 
@@ -106,8 +108,8 @@ def _exits_by_help(error: SystemExit) -> bool:
 def _leave_process_group() -> None:
     """End the threads of torch.distributed, in all processes of a job at once.
 
-    One that still runs when Python ends may abort the process, and with it the job. A
-    process that failed does not wait here for the others: the launcher ends them.
+    A thread that still runs when Python ends may abort the process, and with it the job. A
+    process that failed does not call this: the launcher ends the others.
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
@@ -115,7 +117,7 @@ def _leave_process_group() -> None:
 
 
 def config_argument(text: str) -> str:
-    """The path of a config: as it is given, or that of a shipped one by its name."""
+    """The path of a config: as it is given, or found by the name of a shipped config."""
     text = name_argument(text)
     if not re.fullmatch(r'[\w-]{1,99}', text) or os.path.lexists(text):
         return text
@@ -126,8 +128,10 @@ def config_argument(text: str) -> str:
 
 
 def name_argument(text: str) -> str:
-    """The name of a file or a folder, or an address; not the empty one of an unset
-    variable, which would be the current folder."""
+    """The name of a file or folder, or a URL; not empty.
+
+    An unset shell variable gives an empty name, which would be the current folder.
+    """
     if not text:
         raise argparse.ArgumentTypeError('it is empty: give a name')
     return expanduser(text)
@@ -139,14 +143,14 @@ def path_argument(text: str) -> Path:
 
 
 def whole_number(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
-    """The type of an argument that is a whole number; at most one that fits 64 bits."""
+    """The type of an argument that is a whole number of at most 64 bits."""
 
     def parse(text: str) -> int:
-        # Python refuses to read thousands of digits, and torch more than 19 of them.
+        # Python refuses to parse thousands of digits, and torch more than 19.
         number = int(text) if re.fullmatch(r'\s*[-+]?\d{1,20}\s*', text) else None
         if number is None or not least <= number <= most:
             raise argparse.ArgumentTypeError(
-                f'{printable(text, 40)!r} is no whole number from {least} to {most}'
+                f'{printable(text, 40)!r} is not a whole number from {least} to {most}'
             )
         return number
 
@@ -154,15 +158,15 @@ def whole_number(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
 
 
 def rtol_argument(text: str) -> float:
-    """A relative error that is allowed: more than 0 and less than 1.
+    """The largest relative error allowed: more than 0 and less than 1.
 
-    All that is 1 or more would pass a model whose output is nothing but zeros.
+    With 1 or more, a model whose outputs are all zero would pass.
     """
     rtol = _number(text)
     if not 0 < rtol < 1:
         raise argparse.ArgumentTypeError(
-            f'{printable(text, 40)!r} is no relative error: give a number between 0 and 1, '
-            'as 1e-4'
+            f'{printable(text, 40)!r} is not a relative error: give a number between 0 and '
+            '1, as 1e-4'
         )
     return rtol
 
@@ -171,22 +175,24 @@ def seconds_argument(text: str) -> float:
     """A time in seconds."""
     seconds = _number(text)
     if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f'{printable(text, 40)!r} is no number of seconds')
+        raise argparse.ArgumentTypeError(
+            f'{printable(text, 40)!r} is not a number of seconds'
+        )
     return seconds
 
 
 def drop_argument(text: str) -> float:
-    """What a metric may lose, in its own unit."""
+    """The largest loss of a metric that is allowed, in the unit of the metric."""
     drop = _number(text)
     if not 0 <= drop < math.inf:
         raise argparse.ArgumentTypeError(
-            f'{printable(text, 40)!r} is no loss of a metric: give a number, as 0.5'
+            f'{printable(text, 40)!r} is not a loss of a metric: give a number, as 0.5'
         )
     return drop
 
 
 def _number(text: str) -> float:
-    """A number, or not-a-number for any other text."""
+    """A text as a number; NaN if it is not one."""
     try:
         return float(text)
     except ValueError:
@@ -194,13 +200,13 @@ def _number(text: str) -> float:
 
 
 class ToolParser(argparse.ArgumentParser):
-    """A parser whose ``--shape`` takes numbers apart, too, as the hosts' tools do.
+    """A parser whose ``--shape`` also takes separate numbers, as the hosts' tools do.
 
-    With ``nargs='+'``, argparse would take the positionals after them for numbers. Its
-    errors show the beginning of what they complain of.
+    With ``nargs='+'``, argparse would take positional arguments after the numbers for more
+    numbers. The errors of this parser are cut to ``_SHOWN`` characters.
 
     Args:
-        example: Arguments that the help ends with. Default: '', none.
+        example: Arguments of the example at the end of the help. Default: '', no example.
         **kwargs: See ``argparse.ArgumentParser``.
     """
 
@@ -223,12 +229,12 @@ class ToolParser(argparse.ArgumentParser):
             while joined[-1] == '--shape' and rest and re.fullmatch(r'[-\d.,x]+', rest[0]):
                 numbers.append(rest.pop(0))
             if numbers:
-                # With the sign, a negative number is no option.
+                # With '=', a negative number is not taken for an option.
                 joined[-1] = f'--shape={",".join(numbers)}'
         return super().parse_known_args(joined, namespace)
 
 
-#: No image has a longer side, and torch counts the pixels of such ones.
+#: Larger than any image, and the product of two such sides fits 64 bits.
 _size = whole_number(1, 2**31 - 1)
 
 
@@ -240,7 +246,7 @@ def shape_argument(text: str) -> tuple[int, int, int]:
         numbers = []
     if not 1 <= len(numbers) <= 3:
         raise argparse.ArgumentTypeError(
-            f'{printable(text, 40)!r} is no shape: give C,H,W or H,W or one number, as '
+            f'{printable(text, 40)!r} is not a shape: give C,H,W or H,W or one number, as '
             '3,224,224 or 3 224 224'
         )
     size = numbers if len(numbers) == 1 else numbers[-2:]
@@ -249,31 +255,35 @@ def shape_argument(text: str) -> tuple[int, int, int]:
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of tools that export a graph; see :func:`export_options`."""
+    """Add the arguments of tools that export a graph; see :func:`export_options`."""
     add = parser.add_argument
-    add('--dynamic', action='store_true', help='take every batch size, height and width')
+    dynamic_help = 'let the graph take any batch size, height and width'
+    add('--dynamic', action='store_true', help=dynamic_help)
     add(
         '--opset',
         type=whole_number(1),
-        help="version of ONNX's operators (default: 18, or 17 by TorchScript's exporter)",
+        help='opset, the version of the ONNX operators (default: 18, or 17 by TorchScript)',
     )
     shape_help = 'shape C,H,W or C H W of an image (default: from the config)'
     add('--shape', type=shape_argument, help=shape_help)
-    rtol_help = 'largest relative L2 error of an output in fp32 (default: 1e-4)'
+    rtol_help = 'largest relative L2 error allowed for an fp32 output (default: 1e-4)'
     add('--rtol', type=rtol_argument, default=1e-4, help=rtol_help)
-    add('--overwrite', action='store_true', help='replace OUT')
+    add('--overwrite', action='store_true', help='replace existing output files')
 
 
 def export_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`add_export_arguments` gave, and the config's name."""
+    """The values of :func:`add_export_arguments`, and the config's name."""
     names = ('dynamic', 'opset', 'shape', 'rtol', 'overwrite')
     return {name: getattr(args, name) for name in names} | {'source_config': args.config}
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of tools that run a Runner, as in mmpretrain and mmseg."""
+    """Add the arguments of tools that run a Runner, as in mmpretrain and mmseg."""
     parser.add_argument(
-        '--work-dir', type=name_argument, help='where logs and checkpoints go'
+        '--work-dir',
+        type=name_argument,
+        help='folder for logs and checkpoints (default: from the config, or work_dirs/ and '
+        'the name of the config)',
     )
     add_config_options(parser)
     parser.add_argument(
@@ -283,11 +293,17 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
         help='how the processes of a distributed job are started (default: none)',
     )
     # torch.distributed.launch passes it; torchrun sets the variable itself.
-    parser.add_argument('--local_rank', '--local-rank', type=whole_number(0), default=0)
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=whole_number(0),
+        default=0,
+        help='set by torch.distributed.launch',
+    )
 
 
 class _ConfigOptions(DictAction):
-    """mmengine's action, which says what is wrong."""
+    """mmengine's ``DictAction``, with errors that say what is wrong."""
 
     def __call__(
         self,
@@ -302,19 +318,19 @@ class _ConfigOptions(DictAction):
                 name = re.split('[.=]', text)[0]
                 if not name.isidentifier() or keyword.iskeyword(name):
                     # It could not be written into a config.
-                    raise ValueError(f'{printable(name, 40)!r} is no name of an entry')
+                    raise ValueError(f'{printable(name, 40)!r} is not a valid name')
                 super().__call__(parser, namespace, [text], option_string)
             except Exception as error:
-                # Brackets in it, and how deeply, are the user's.
+                # The parser may raise anything, as for many nested brackets.
                 raise argparse.ArgumentError(
                     self,
-                    f'{printable(text, 80)!r} is no option ({reason(error)}): give '
+                    f'{printable(text, 80)!r} is not an option ({reason(error)}): give '
                     'key=value',
                 ) from None
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """The argument that overrides entries of a config."""
+    """Add the argument that overrides entries of a config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -324,18 +340,20 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare_run(cfg: Config, args: argparse.Namespace) -> None:
-    """Apply :func:`add_runner_arguments` to a config.
+    """Apply the values of :func:`add_runner_arguments` to a config.
 
     Raises:
-        UserError: If the launcher did not start this process, or a path in the config is
-            none.
+        UserError: If the launcher did not start this process, or ``work_dir`` or
+            ``load_from`` of the config is not a string.
     """
     for name in ('work_dir', 'load_from'):
         if not isinstance(cfg.get(name), str | None):
-            raise ConfigError(f'{name} of {args.config} is no path: give a string')
+            raise ConfigError(f'{name} of {args.config} is not a path: give a string')
     variable, remedy = _LAUNCHERS.get(args.launcher, (None, None))
     if variable and variable not in os.environ:
-        raise UserError(f'--launcher {args.launcher} needs {variable}: {remedy}')
+        raise UserError(
+            f'--launcher {args.launcher} needs the variable {variable}: {remedy}'
+        )
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
     if args.launcher == 'none':

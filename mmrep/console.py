@@ -11,10 +11,10 @@ from mmrep.deployment import list_models, shipped
 COMMANDS = {
     'train': ('train', 'train the model of a config'),
     'test': ('test', 'evaluate a checkpoint'),
-    'reparam': ('reparam', 'fuse a checkpoint, verified'),
-    'expand': ('expand', 'put blocks into a model'),
-    'export': ('export_onnx', 'write an ONNX file, verified'),
-    'quantize': ('quantize_onnx', 'write an int8 ONNX file, with its accuracy measured'),
+    'reparam': ('reparam', 'fuse a checkpoint and verify the result'),
+    'expand': ('expand', 'replace convs of a model by blocks'),
+    'export': ('export_onnx', 'write an ONNX file and verify it'),
+    'quantize': ('quantize_onnx', 'write an int8 ONNX file and measure its accuracy'),
     'import': ('convert_checkpoint', 'import the weights of another project'),
     'benchmark': ('benchmark', 'time models side by side'),
     'compare': ('compare_blocks', 'train a network with one block after the other'),
@@ -32,9 +32,9 @@ def usage() -> str:
             'Structural re-parameterization for OpenMMLab.',
             '',
             *lines,
-            "  list       print the names of the shipped configs, or of some: '*dbb*'",
+            "  list       print the names of the shipped configs, or those like '*dbb*'",
             '',
-            '`mmrep COMMAND --help` shows what a command takes, and an example.',
+            '`mmrep COMMAND --help` shows the arguments of a command, and an example.',
         ]
     )
 

@@ -1,4 +1,4 @@
-"""The error that a user can mend."""
+"""Errors that a user can mend, and text to print in them."""
 
 import textwrap
 
@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read, or that is not the model's."""
+    """A checkpoint that cannot be read, or that does not fit the model."""
 
 
 class ConfigError(UserError):
@@ -24,10 +24,10 @@ def reason(error: BaseException) -> str:
     try:
         message = str(error)
     except Exception:
-        # An error of a config's own may fail even at this.
+        # The exception class of a config may fail even in str().
         message = ''
     line = message.strip().partition('\n')[0]
-    # A word may be longer than all that is kept.
+    # Not for a single word, of which textwrap would keep nothing.
     if ' ' in line:
         line = textwrap.shorten(line, 200, placeholder=' ...')
     line = printable(line, 200)
@@ -35,10 +35,10 @@ def reason(error: BaseException) -> str:
 
 
 def printable(value: object, width: int | None = None) -> str:
-    """What comes from a file or a user, as a part of a sentence: text on one line.
+    """Text from a file or a user, made fit to be printed within a line.
 
-    It is cut to ``width``, and line breaks and what else does not print, as the control
-    sequences of a terminal, are written as Python writes them in strings.
+    It is cut to ``width`` characters. Line breaks and other characters that do not print,
+    as the control sequences of a terminal, become the escapes of Python strings.
     """
     text = str(value)
     if width is not None and len(text) > width:

@@ -1,4 +1,4 @@
-"""How the models of the hosts are run."""
+"""Run models of the hosts."""
 
 import inspect
 import logging
@@ -14,12 +14,12 @@ from torch import nn
 def forward(model: nn.Module, x: Any) -> Any:
     """The raw outputs of a model: ``mode='tensor'`` of mmengine's ``BaseModel``.
 
-    The features of a detector that takes an image's annotations even there, as those of
-    two stages do: ``extract_feat`` of backbone and neck.
+    For a detector that needs annotations even in this mode, as those of two stages do, the
+    features of backbone and neck instead: ``extract_feat``.
 
     Args:
         model: Any model.
-        x: Its input, or several maps where it reads these, as a neck or a head.
+        x: Its input; for a neck or a head, the feature maps that it takes.
     """
     if not isinstance(model, BaseModel):
         return model(x)
@@ -33,7 +33,7 @@ def _takes_annotations(model: BaseModel) -> bool:
     tensor_mode = getattr(model, '_forward', None)
     if tensor_mode is None or not hasattr(model, 'extract_feat'):
         return False
-    # A transformer has a default for them, and fails without.
+    # In a transformer they have a default, but it fails without them.
     return hasattr(model, 'forward_transformer') or any(
         parameter.default is parameter.empty
         for parameter in [*inspect.signature(tensor_mode).parameters.values()][1:]
@@ -43,7 +43,7 @@ def _takes_annotations(model: BaseModel) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide what the hosts log, but for errors: tables of metrics, each weight's init."""
+    """Hide the hosts' logs (tables of metrics, each weight's init), except errors."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.ERROR)

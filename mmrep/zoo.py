@@ -28,19 +28,19 @@ def get_model(
     """Build a network of a shipped config, in eval mode.
 
     Args:
-        name: One of :func:`list_models`; of a classifier on ImageNet-1k the beginning will
-            do: ``'repvgg-a0'`` for ``'repvgg-a0_8xb32_in1k'``.
+        name: One of :func:`list_models`. For an ImageNet-1k classifier the beginning is
+            enough: ``'repvgg-a0'`` for ``'repvgg-a0_8xb32_in1k'``.
         checkpoint: Its weights, in train or deploy form, as ``tools/train.py``,
             ``tools/reparam.py`` and ``tools/convert_checkpoint.py`` write them.
-            Default: None, the random ones that the config starts a training with, but for
-            pretrained ones, which are not downloaded.
+            Default: None, the random weights that the config starts training with;
+            pretrained weights are not downloaded.
         deploy: Whether to fuse it. Default: False.
-        backbone_only: Whether to build the backbone alone, which takes no host: neither
-            mmpretrain nor mmsegmentation. Default: False.
+        backbone_only: Whether to build the backbone alone, which needs no host (mmpretrain
+            or mmsegmentation). Default: False.
 
     Raises:
         UserError: If there is no such network, its host is not installed, or the
-            checkpoint is not of it.
+            checkpoint does not fit it.
     """
     path = config_of(name)
     if backbone_only:
@@ -72,7 +72,7 @@ def get_model(
 
 
 def _of_backbone(state_dict: dict) -> dict:
-    """The entries of the backbone, or all where there are no others."""
+    """The entries of the backbone without their prefix, or all if none has the prefix."""
     prefix = 'backbone.'
     own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     return own or state_dict

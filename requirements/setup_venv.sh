@@ -5,12 +5,12 @@
 #
 # A stack is a set of pinned versions: default, newest, classic or living
 # (requirements/stacks).
-# From the environment come PYTHON, the interpreter to start from; CXX, the compiler;
-# and MAX_JOBS, how many compilers may run at once.
+# Environment variables: PYTHON, the interpreter to start from; CXX, the compiler;
+# MAX_JOBS, how many compilers may run at once.
 #
 # Each step leaves a stamp in the environment: a checksum of all that the step depends
-# on. A step with the right stamp is skipped. So a finished environment costs nothing,
-# and an interrupted set-up goes on where it was cut.
+# on. A step with the right stamp is skipped, so a finished environment costs nothing,
+# and an interrupted set-up continues with the step that was interrupted.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,7 +19,7 @@ venv=$2
 python=$venv/bin/python
 log=$venv.log
 constraints=requirements/stacks/$stack.txt
-# torch from 2.14 on takes C++20, of which mmcv's setup.py does not know.
+# torch 2.14 and newer needs C++20, which mmcv's setup.py does not ask for.
 standard=c++17
 case $stack in
     default | newest | classic) mmcv=mmcv hosts=(pretrain seg det) ;;
@@ -39,11 +39,11 @@ done
 describe() {
     case $1 in
         venv) echo "Making $venv for the $stack stack (seconds)" ;;
-        tools) echo 'Installing pip and what compiling takes (10 seconds)' ;;
+        tools) echo 'Installing pip and build tools (10 seconds)' ;;
         torch) echo 'Installing torch and torchvision (1-3 minutes, 5 GB)' ;;
-        packages) echo 'Installing the hosts and what tests and docs use (1 minute)' ;;
+        packages) echo 'Installing the hosts and packages for tests and docs (1 minute)' ;;
         mmcv) echo "Installing $mmcv (compiling it: 3 minutes on 2 cores with gcc, once)" ;;
-        project) echo 'Installing mmrep, and checking that all fits (20 seconds)' ;;
+        project) echo 'Installing mmrep, and checking the environment (20 seconds)' ;;
     esac
 }
 
@@ -80,9 +80,9 @@ install_packages() {
     "$python" -c 'import cv2, mmengine, torchvision'
 }
 
-# mmcv is on PyPI as source only. Compiled, it fits one torch and one Python, which
-# pip's own cache does not tell apart; hence a cache of ours, so that the next checkout
-# need not compile.
+# mmcv is on PyPI as source only. A compiled mmcv fits one version of torch and Python,
+# which pip's own cache ignores; hence a separate cache, so that the next checkout need
+# not compile.
 install_mmcv() {
     local key
     key=$(pins "$mmcv")-torch-$("$python" -c 'import sys, sysconfig, torch
@@ -92,7 +92,7 @@ print(torch.__version__, tag, platform, sep="-")')
         mkdir -p "$wheel_cache/$key"
         build=$(mktemp -d "$wheel_cache/.build-XXXXXX") # global: the trap runs last
         trap 'rm -rf "$build"' EXIT
-        # CFLAGS stand in the place of Python's own, which ask for debugging symbols.
+        # CFLAGS replace Python's own, which ask for debugging symbols.
         export CFLAGS='-DNDEBUG -fwrapv -g0 -O1'
         export REAL_CXX=$CXX CXX=c++-for-mmcv CXX_STANDARD=$standard HEADER_DIR=
         if can_precompile; then
@@ -127,7 +127,7 @@ try_mmcv() {
         && "$python" -c 'import mmcv.ops'
 }
 
-# Other compilers than gcc take precompiled headers in other ways.
+# Compilers other than gcc use precompiled headers differently.
 can_precompile() {
     command -v flock >/dev/null && $REAL_CXX -v 2>&1 | grep -q '^gcc version'
 }
@@ -138,8 +138,8 @@ jobs_that_fit() {
 print(max(1, min(os.cpu_count(), psutil.virtual_memory().available >> 31)))'
 }
 
-# Forget packages that a killed pip was in the middle of; pip itself would take them for
-# complete. INSTALLER is what it writes last.
+# Remove the records of packages that a killed pip was installing; pip itself would take
+# them for complete. INSTALLER is the file that it writes last.
 drop_half_installed() {
     local info
     for info in "$venv"/lib/python*/site-packages/*.dist-info; do
@@ -185,17 +185,17 @@ sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest))" >/dev/null 2>&1; 
             return
         fi
     done
-    die "The $stack stack needs Python $versions with its venv module, which is" \
-        "none of ${candidates[*]}: install one (on Debian: python3-venv python3-dev)" \
+    die "The $stack stack needs Python $versions with its venv module, and none" \
+        "of ${candidates[*]} is one: install one (on Debian: python3-venv python3-dev)" \
         "or name it with PYTHON=..."
 }
 
-# Set CXX. Asked for before the long downloads, although only mmcv needs it.
+# Set CXX. Checked before the long downloads, although only mmcv needs it.
 find_compiler() {
     local candidates=(c++ g++ clang++) candidate headers
     [[ -z ${CXX:-} ]] || candidates=("$CXX")
     headers=$("$1" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-    [[ -f $headers/Python.h ]] || die "Compiling mmcv takes the header files of $1:" \
+    [[ -f $headers/Python.h ]] || die "Compiling mmcv needs the header files of $1:" \
         "install them (on Debian: python3-dev) or name another Python with PYTHON=..."
     for candidate in "${candidates[@]}"; do
         if $candidate "-std=$standard" -fsyntax-only -x c++ - <<<'#include <vector>' \
@@ -204,8 +204,8 @@ find_compiler() {
             return
         fi
     done
-    die "Compiling $mmcv takes a ${standard/c/C} compiler, which is none of ${candidates[*]}:" \
-        "install one (on Debian: g++) or name it with CXX=..."
+    die "Compiling $mmcv needs a ${standard/c/C} compiler, and none of" \
+        "${candidates[*]} is one: install one (on Debian: g++) or name it with CXX=..."
 }
 
 die() {
@@ -241,7 +241,7 @@ run() {
     echo "  took $(duration $((SECONDS - start)))"
 }
 
-# Show how many of its files ninja has compiled, as it says in the log.
+# Show how many files ninja has compiled, from the log.
 watch_compiling() {
     local count
     trap 'printf "\r\033[K"; exit' TERM
@@ -254,7 +254,7 @@ watch_compiling() {
 
 stop_watching() {
     if [[ $watcher ]]; then
-        # It takes its line away.
+        # It clears its line when it ends.
         kill "$watcher"
         wait "$watcher" || true
         watcher=
@@ -280,7 +280,7 @@ explain_exit() {
     fi
 }
 
-# It may be deleted below, and `make VENV=..` is soon typed.
+# The folder may be deleted below, which `make VENV=..` by mistake must not do.
 [[ $venv == .venv* ]] || die "VENV=$venv is refused: the name has to begin with .venv."
 
 # The interpreter may have gone since, with an upgrade of the system.
@@ -292,8 +292,8 @@ running= watcher=
 trap explain_exit EXIT
 trap 'exit 130' INT
 
-# Two set-ups of one environment take turns. pip inherits the lock, so one that has
-# outlived its set-up is waited for as well.
+# Two set-ups of one environment take turns. pip inherits the lock, so a pip that outlives
+# its set-up is waited for as well.
 if command -v flock >/dev/null; then
     exec 9<"$constraints"
     flock --nonblock 9 || {

@@ -24,23 +24,23 @@ settings.register_profile(
 )
 settings.load_profile('mmrep')
 
-# Hundreds of processes import this project: none is to compile it anew.
+# Hundreds of processes import this project: they share its bytecode.
 os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 
-# The tensors are small: more threads only get into each other's way.
+# The tensors are small: more threads are slower.
 torch.set_num_threads(1)
 os.environ['OMP_NUM_THREADS'] = '1'
 
 
 def pytest_collection_finish() -> None:
-    """Leave the hosts out of garbage collections, each of which takes half a second."""
+    """Exclude the imported hosts from garbage collection, which takes half a second."""
     gc.collect()
     gc.freeze()
 
 
 FORMAT = yapf_api.FormatCode
 
-#: Where mmengine takes the formatter of configs from: its own module, or OneDL's yapf's.
+#: The formatter of configs: a name in mmengine's module, or, with OneDL's, in yapf's.
 FORMATTER = next(
     f'{module.__name__}.FormatCode'
     for module in (mmengine_config, yapf_api)
@@ -50,10 +50,10 @@ FORMATTER = next(
 
 @pytest.fixture(autouse=True, scope='session')
 def unformatted() -> Iterator[None]:
-    """mmengine does not format the configs that it writes, nor those that it compares.
+    """Switch off mmengine's formatting of the configs that it writes and compares.
 
-    It takes half of what a tool needs for a tiny network. In new processes, which ``make
-    check`` has, tools format them.
+    It takes half of the time of a tool on a tiny network. In new processes, as ``make
+    check`` starts them, the tools format configs.
     """
 
     def ended(text: str, **_) -> tuple[str, bool]:
@@ -66,13 +66,13 @@ def unformatted() -> Iterator[None]:
 
 @pytest.fixture
 def formatted(monkeypatch) -> None:
-    """mmengine formats configs, as it does in the processes of tools."""
+    """Let mmengine format configs, as it does in the processes of tools."""
     monkeypatch.setattr(FORMATTER, FORMAT)
 
 
 @pytest.fixture
 def format_by(monkeypatch) -> Callable[[Callable | None], None]:
-    """Lets mmengine format configs by a function, or fail by none."""
+    """Set the function by which mmengine formats configs; with None formatting fails."""
     return partial(monkeypatch.setattr, FORMATTER)
 
 
@@ -84,19 +84,19 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True, scope='module')
 def no_scope() -> None:
-    """Every module starts without the default scope that another's configs have set."""
+    """Remove the default scopes that the configs of other test modules have set."""
     DefaultScope._instance_dict.clear()
 
 
-#: What sets the figures in the summary apart from other properties of a test.
+#: Prefixes of the properties of a test that are figures for the summary.
 TALLY, WORST = 'tally: ', 'worst '
 
 
 @pytest.fixture
 def tally(record_property) -> Callable[..., None]:
-    """Counts what a test tried: ``tally('bit flips', 200)``; one where no number is given.
+    """Count what a test tried: ``tally('bit flips', 200)``; without a number, one.
 
-    The summary of the run adds up what the tests that passed have counted.
+    The summary of the run has the sums over the tests that passed.
     """
 
     def count(what: str, number: int = 1) -> None:
@@ -107,7 +107,7 @@ def tally(record_property) -> Callable[..., None]:
 
 @pytest.fixture
 def worst(record_property) -> Callable[[str, float], None]:
-    """Notes an error that a test allows; the summary of the run has the largest one."""
+    """Record an error that a test allows; the summary of the run has the largest."""
 
     def note(what: str, error: float) -> None:
         record_property(WORST + what, error)

@@ -1,4 +1,4 @@
-"""Detectors of mmdet with narrow networks."""
+"""Configs of mmdet's detectors with narrow networks."""
 
 BACKBONE = dict(type='mmdet.ResNet', depth=18, base_channels=4, out_indices=(1, 2, 3))
 NECK = dict(type='mmdet.FPN', in_channels=[8, 16, 32], out_channels=8)
@@ -6,7 +6,7 @@ BOXES = dict(type='DeltaXYWHBBoxCoder')
 
 
 def retinanet(backbone: dict = BACKBONE) -> dict:
-    """One stage: its raw outputs are scores and boxes."""
+    """A one-stage detector, whose raw outputs are scores and boxes."""
     return dict(
         type='RetinaNet',
         data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
@@ -33,7 +33,7 @@ def retinanet(backbone: dict = BACKBONE) -> dict:
 
 
 def faster_rcnn(backbone: dict = BACKBONE) -> dict:
-    """Two stages: the second takes an image's boxes in every mode."""
+    """A two-stage detector, whose second stage takes an image's boxes in every mode."""
     proposals = dict(nms_pre=50, max_per_img=20, nms=dict(type='nms', iou_threshold=0.7))
     return dict(
         type='FasterRCNN',

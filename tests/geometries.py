@@ -1,10 +1,10 @@
-"""Convolutions of all kinds, for hypothesis."""
+"""Hypothesis strategies for the geometries of convs."""
 
 from collections.abc import Callable, Sequence
 
 from hypothesis import strategies as st
 
-#: Input channels, output channels and groups: depthwise ones and ``groups == out != in``.
+#: (in, out, groups): among them depthwise convs, and ``groups == out != in``.
 CHANNELS = ((3, 4, 1), (4, 4, 1), (4, 6, 2), (4, 4, 2), (4, 4, 4), (4, 2, 2), (2, 4, 2))
 PADDING_MODES = ('zeros', 'reflect', 'replicate', 'circular')
 
@@ -15,20 +15,20 @@ channels = st.sampled_from(CHANNELS)
 
 
 def span(kernel_size: int, dilation: int) -> int:
-    """Pixels from the first tap to the last."""
+    """The distance in pixels from the first tap to the last."""
     return (kernel_size - 1) * dilation
 
 
 def padding_and_size(
     spans: Sequence[int], choose: Callable[[int, int], int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A padding and a size of the input for kernels that span so many pixels, less one.
+    """A padding and a size of the input for a kernel with the given spans.
 
     Args:
-        spans: Over rows and columns.
-        choose: A number from one to another, both included.
+        spans: :func:`span` over rows and over columns.
+        choose: ``choose(least, most)`` gives a number between these, both included.
     """
-    # Half the time what keeps the size; blocks are built with that.
+    # In half of the cases the padding that keeps the size, as blocks have it.
     keeps = all(pixels % 2 == 0 for pixels in spans) and choose(0, 1)
     padding = tuple(
         pixels // 2 if keeps else choose(0, pixels // 2 + 1) for pixels in spans
@@ -43,7 +43,7 @@ def padding_and_size(
 
 @st.composite
 def conv_options(draw, kernels=kernel_sizes, padding_modes=PADDING_MODES) -> dict:
-    """Arguments of a conv with an input: ``in_channels`` to ``padding_mode``, ``size``."""
+    """Arguments of a conv, ``in_channels`` to ``padding_mode``, and an input's ``size``."""
     kernel_size, stride, dilation = draw(kernels), draw(strides), draw(dilations)
     spans = [span(k, d) for k, d in zip(kernel_size, dilation, strict=True)]
     padding, size = padding_and_size(

@@ -1,4 +1,4 @@
-"""Networks of mmpretrain and mmseg with a small backbone from here."""
+"""Networks of mmpretrain and mmseg with a small backbone of mmrep."""
 
 import torch
 from mmengine.config import ConfigDict
@@ -15,7 +15,7 @@ CLASSES = 5
 TINY = dict(num_blocks=(1, 2, 1, 1), width_factor=(1, 1, 1, 1))
 NORM = dict(type='SyncBN', requires_grad=True)
 SMALL = dict(base_channels=4)
-#: Backbones, with the channels of their last two stages.
+#: Backbones, and the channels of their last two stages.
 BACKBONES = {
     'RepVGG': (dict(type='mmrep.RepVGG', arch=TINY, **SMALL), (16, 32)),
     'RepVGG-D2se': (
@@ -82,7 +82,8 @@ def segmentor(name: str, auxiliary_heads: int | None = None) -> nn.Module:
 
     Args:
         name: The backbone.
-        auxiliary_heads: Length of a list of such heads. Default: None, one and no list.
+        auxiliary_heads: Length of a list of auxiliary heads. Default: None, one head,
+            not in a list.
     """
     backbone, widths = BACKBONES[name]
 

@@ -1,4 +1,4 @@
-"""What holds for every module that can be deployed, as assertions."""
+"""Assertions that hold for every module with a deploy form."""
 
 import copy
 import math
@@ -42,12 +42,12 @@ def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> 
     """Compare nested tensors one by one by their relative L2 error.
 
     The error is relative to the tensor's own norm, or, where that is small, to a
-    thousandth of the norm of all of them: a gradient that is zero on paper is rounding
-    noise in the computer.
+    thousandth of the norm of all of them: a gradient that is zero in theory consists of
+    rounding errors in practice.
 
     Args:
         reference: Tensors, of which at least one is not zero.
-        output: The same, but for a small error.
+        output: The tensors to compare with it, by the same names.
         tolerance: The largest error. Default: that of the outputs' dtype.
 
     Returns:
@@ -71,13 +71,13 @@ def assert_same(reference: Any, output: Any, tolerance: float | None = None) -> 
 
 
 def assert_differ(first: Tensor, second: Tensor) -> None:
-    """Two tensors of one shape are far from each other."""
+    """Check that two tensors of the same shape are far from each other."""
     assert (first - second).norm() > 1e-3 * first.norm()
 
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw every parameter and every running statistic, the norms' scales included."""
+    """Set every parameter and every running statistic to random values, in place."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: Tensor) -> Tensor:
@@ -106,20 +106,20 @@ def image(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Ten
 
 
 def on_meta(network: type, *args, **kwargs) -> nn.Module:
-    """A network of any size, in no memory."""
+    """Build a network on the meta device, without memory for its parameters."""
     with torch.device('meta'):
         return network(*args, **kwargs)
 
 
 def frozen(model: nn.Module) -> set[str]:
-    """The children that neither train nor move their statistics, all of them."""
+    """The names of the children whose parameters and running statistics are frozen."""
     names = set()
     for name, child in model.named_children():
         grads = {p.requires_grad for p in child.parameters()}
         modes = {m.training for m in child.modules()}
         if not grads:
             continue
-        # No child is frozen by halves.
+        # A child is frozen as a whole or not at all.
         assert len(grads) == len(modes) == 1 and grads == modes
         if grads == {False}:
             names.add(name)
@@ -141,7 +141,7 @@ def step(module: nn.Module, x: Tensor) -> dict[str, Tensors]:
     x = x.clone().requires_grad_()
     outputs = tensors_in(out := module(x))
     flat = [out] if isinstance(out, Tensor) else list(out)
-    # A sum of outputs has no gradient through a norm: weigh every pixel.
+    # A plain sum of outputs has no gradient through a norm: weight every pixel.
     sum((y * image(*y.shape, seed=2).to(y)).sum() for y in flat).backward()
     gradients = {
         name: parameter.grad
@@ -156,7 +156,7 @@ def step(module: nn.Module, x: Tensor) -> dict[str, Tensors]:
 
 
 def assert_same_step(reference: dict[str, Tensors], output: dict[str, Tensors]) -> None:
-    """Two :func:`step` did the same."""
+    """Compare the results of two calls of :func:`step`."""
     for part, tensors in reference.items():
         if tensors or output[part]:
             assert_same(tensors, output[part])
@@ -165,13 +165,13 @@ def assert_same_step(reference: dict[str, Tensors], output: dict[str, Tensors]) 
 def kept_maps(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """How many maps of the size of ``x`` a forward pass keeps besides its output.
 
-    Asked of torch's allocator: what was allocated and not freed, wherever it is kept.
+    Measured by torch's allocator: what was allocated and not freed, whatever holds it.
     """
     with (
         warnings.catch_warnings(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
-        # The profiler's, that it keeps one cycle.
+        # The profiler warns that it keeps one cycle only.
         warnings.simplefilter('ignore')
         output = function(x)
     events = profiler.profiler.kineto_results.events()
@@ -203,7 +203,7 @@ def count_convs(module: nn.Module, x: Tensor) -> int:
 
 @contextmanager
 def always_one_conv(model: nn.Module) -> Iterator[nn.Module]:
-    """Let blocks whose norms use running statistics be one conv, though it may not pay."""
+    """Let blocks compute as one conv where they can, even where it is slower."""
     blocks = [block for block in model.modules() if hasattr(block, 'one_conv')]
     before = [block.one_conv for block in blocks]
     for block in blocks:
@@ -216,10 +216,10 @@ def always_one_conv(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def assert_deploy_equivalent(module: nn.Module, x: Tensor) -> nn.Module:
-    """``module`` and its deploy form are one function, in eval mode.
+    """Check that ``module`` and its deploy form are the same function in eval mode.
 
-    Draws the parameters and running statistics, which makes it a test of all of them.
-    Also tests that the train form computes the same by its equivalent kernels.
+    First sets all parameters and running statistics to random values, so that each of them
+    counts. Also checks that the train form computes the same by its equivalent kernels.
 
     Returns:
         The deploy form, a copy.
@@ -242,7 +242,11 @@ def assert_deploy_equivalent(module: nn.Module, x: Tensor) -> nn.Module:
 
 
 def assert_built_form_is_fused_one(build: Callable[..., nn.Module], x: Tensor) -> nn.Module:
-    """What is fused, and what is built with ``deploy=True``, are one; returns the first."""
+    """Check that the fused form and the one built with ``deploy=True`` are the same.
+
+    Returns:
+        The fused form.
+    """
     deployed = assert_deploy_equivalent(build().double(), x)
     built = build(deploy=True).double().eval()
     built.load_state_dict(deployed.state_dict())
@@ -252,7 +256,7 @@ def assert_built_form_is_fused_one(build: Callable[..., nn.Module], x: Tensor) -
 
 
 def assert_one_conv_exact(module: nn.Module, x: Tensor) -> None:
-    """The train form by its equivalent kernels has the branches' outputs and gradients."""
+    """Check that equivalent kernels give the outputs and gradients of the branches."""
     randomise(module).eval()
     with branch_by_branch(module):
         reference = step(module, x)

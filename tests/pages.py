@@ -1,4 +1,4 @@
-"""The code in a page of the documentation, run as its reader would."""
+"""Run the code in a page of the documentation as its reader would."""
 
 import re
 import shlex
@@ -9,12 +9,12 @@ from processes import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: What sets a machine up, which no test does.
+#: Commands that set a machine up, which the tests leave out.
 _SETS_UP = ('apt', 'git', 'make', 'mim', 'pip', 'source')
 
 
 def fences(page: Path) -> Iterator[tuple[str, str]]:
-    """The fenced blocks in order: language and text."""
+    """The fenced blocks in order: the language and the text of each."""
     for match in re.finditer(r'^```(\w+)\n(.*?)^```$', page.read_text(), re.M | re.S):
         yield match[1], match[2]
 
@@ -22,13 +22,14 @@ def fences(page: Path) -> Iterator[tuple[str, str]]:
 def run_page(page: Path, folder: Path, **names: str) -> str:
     """Run what is in a page, in order, in a folder that stands for a clone.
 
-    Python that begins with the name of a file is written into it; other Python is one
-    script as far as the next commands. Of the commands those that start Python are run.
+    Python code that starts with a file's name in a comment is written into that file. All
+    other Python code up to the next commands is run as one script. Of the commands, only
+    those that start Python are run.
 
     Args:
         page: The page.
         folder: An empty folder.
-        **names: What the page's placeholders, as ``CONFIG``, stand for.
+        **names: The values of the page's placeholders, such as ``CONFIG``.
 
     Returns:
         What was printed.

@@ -1,8 +1,8 @@
-"""Python programs in processes of their own, which need not import their libraries anew.
+"""Run Python programs in new processes, without importing the libraries for each.
 
-A process that has imported torch and the hosts, which takes it ten seconds, is forked for
-each program. It has not imported mmrep: a program may be one where that is not installed.
-With ``MMREP_NEW_PROCESSES=1`` each is run by an interpreter of its own, as a user runs it.
+A server process imports torch and the hosts once, which takes ten seconds, and is forked
+for each program. It does not import mmrep, so that a program can run as where mmrep is not
+installed. With ``MMREP_NEW_PROCESSES=1`` each program has a new interpreter, as a user's.
 """
 
 import multiprocessing
@@ -34,8 +34,8 @@ def run_python(
         arguments: The file or program, and what it takes.
         cwd: The folder to run in.
         timeout: Seconds after which it is killed, and ``TimeoutExpired`` raised.
-        env: Environment variables to add; of those that Python or a library reads when it
-            starts, only ``PYTHONPATH`` counts.
+        env: Environment variables to add; of those that are read at the start of Python or
+            when a library is imported, only ``PYTHONPATH`` takes effect.
     """
     command = [str(argument) for argument in arguments]
     env = dict(os.environ, **env)
@@ -65,7 +65,7 @@ def run_python(
 def _become(
     command: list[str], cwd: str, env: Mapping[str, str], outputs: list[str]
 ) -> None:
-    """Run a program in this process as Python would in a new one."""
+    """Run a program in this forked process as Python would run it in a new one."""
     for descriptor, output in enumerate(outputs, start=1):
         os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY), descriptor)
     os.chdir(cwd)
@@ -74,7 +74,7 @@ def _become(
     program, *arguments = command
     first = '' if program == '-c' else os.path.dirname(program)
     added = [path for path in env.get('PYTHONPATH', '').split(os.pathsep) if path]
-    # The test's process has the folders of the tests there.
+    # In the test's process sys.path has the folders of the tests, too.
     own = [path for path in sys.path if TESTS not in (Path(path), *Path(path).parents)]
     sys.path[:] = [first, *added, *own]
     if program == '-c':

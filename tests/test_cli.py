@@ -1,4 +1,4 @@
-"""What the tools share, around their work."""
+"""What all tools share: exit statuses, error messages and types of arguments."""
 
 import argparse
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_tool_leaves_its_process_group(grouped):
 
 
 def test_a_tool_that_failed_waits_for_nobody():
-    # A barrier would wait for the others of a job.
+    # A barrier would wait for the other processes of the job.
     wait = 'distributed.barrier = None; raise UserError("mend this")'
     done = run(grouped=True, then=wait)
     assert done.returncode == 1
@@ -64,7 +64,7 @@ def test_a_tool_that_failed_waits_for_nobody():
             'raise OSError(28, "No space left on device", "a.pth")',
             'No space left on device',
         ),
-        # As a worker of a data loader hands it over.
+        # As a data loader raises again the error of a worker.
         ('raise FileNotFoundError("Caught it in worker 0.\\na[i] for i")', 'Caught it in'),
         ('raise OSError', 'OSError'),
     ],
@@ -205,4 +205,4 @@ class TestShape:
         with pytest.raises(SystemExit, match='2'):
             parse('net.py', 'out.pth', '--shape', *numbers)
         last = capsys.readouterr().err.splitlines()[-1]
-        assert f'{",".join(numbers)!r} is no shape: give' in last
+        assert f'{",".join(numbers)!r} is not a shape: give' in last

@@ -1,7 +1,8 @@
-"""Every config: it builds, trains a step, predicts, is fused and agrees.
+"""Every config builds, trains for a step, predicts, and is fused to the same function.
 
-A training step of every model at its full width takes minutes and some gigabytes; it is
-taken with ``MMREP_ALL_CONFIGS=1``. Else one config of each kind is, with narrow stages.
+A training step of every model at its full width takes minutes and some gigabytes, and is
+run with ``MMREP_ALL_CONFIGS=1`` only. Otherwise one config of each kind is run, with narrow
+stages.
 """
 
 import copy
@@ -51,13 +52,13 @@ from mmrep.reparam import branch_by_branch, reparam_blocks, switch_to_deploy
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'configs').rglob('*.py'))
-#: Those with networks of the hosts are in test_expanded_configs.py.
+#: All but those with networks of the hosts, which are in test_expanded_configs.py.
 CONFIGS = {
     path.stem: path.relative_to(ROOT)
     for path in FILES
     if not {'_base_', 'expanded'} & set(path.parts)
 }
-#: Those of published networks and tasks.
+#: The configs of published networks and tasks.
 PUBLISHED = [name for name in CONFIGS if not re.search('digits|fashion', name)]
 
 
@@ -133,7 +134,7 @@ KINDS = [
 
 
 def quick(names: Iterable[str]) -> list:
-    """Configs as parameters: the second of a kind is tried by `make check` alone."""
+    """Configs as parameters: `make check` alone tries those that are not in ``KINDS``."""
     return [n if n in KINDS else pytest.param(n, marks=pytest.mark.long) for n in names]
 
 
@@ -150,14 +151,14 @@ def _quiet() -> Iterator[None]:
 
 
 def load(name: str) -> Config:
-    """A copy of a config, with its host's scope entered and the scales that it wants."""
+    """A copy of a config, in its host's scope, with scales for RepOptimizer if needed."""
     cfg = copy.deepcopy(from_file(name))
     enter_scope(cfg)
     write_scales(cfg)
     return cfg
 
 
-#: Where they are.
+#: Where :func:`write_scales` writes them.
 SEARCHES = tempfile.TemporaryDirectory()
 
 
@@ -222,7 +223,7 @@ def nodes(value: object) -> Iterator[dict]:
 def test_bases_are_this_project_s(path):
     bases = Config._get_base_files(str(path))
     for base in [bases] if isinstance(bases, str) else bases:
-        # Networks of hosts are theirs, but for the blocks.
+        # Only configs/expanded inherits from configs of the hosts.
         assert (path.parent / base).resolve() in FILES or (
             path.parent.name == 'expanded' and '::' in base
         )
@@ -245,7 +246,7 @@ def test_both_forms_build(name):
 def test_published_size(arch):
     name = f'{arch}_8xb32_in1k'
     deploy, train, gflops = SIZES[arch]
-    # The published figures are cut off as often as they are rounded.
+    # Some of the published figures are truncated, others rounded.
     assert count(skeleton(name, deploy=True)) / 1e6 == pytest.approx(deploy, abs=0.01)
     if train is not None:
         assert count(skeleton(name)) / 1e6 == pytest.approx(train, abs=0.01)
@@ -364,7 +365,7 @@ def test_classifier_learning_rate(name):
     peak, last = (4e-3, 1e-6) if 'replknet' in name else (0.1, 0)
     assert rates[-1] == pytest.approx(last, abs=1e-9)
     assert max(rates) == rates[2 * warm_up] == pytest.approx(peak)
-    # After the warm-up half a cosine: half of the rate in its middle.
+    # The warm-up is followed by half a cosine, with half of the rate in its middle.
     assert rates[epochs + warm_up] == pytest.approx((peak + last) / 2)
     first = 1e-3 if re.search('mobileone|replknet', name) else 1e-4
     assert rates[0] == pytest.approx(first * peak if warm_up else peak)
@@ -443,8 +444,8 @@ def learning_rates(cfg: Config, steps: int, epoch_length: int = 1) -> list[float
 def after_every_step(
     cfg: Config, model: nn.Module, steps: int, epoch_length: int = 1
 ) -> Iterator[OptimWrapper]:
-    """The optimizer at the start, and after every step, of the schedules as well."""
-    # The model may be another one than the scales of RepOptimizer are for.
+    """The optimizer at the start, and after every step of it and of the schedules."""
+    # RepOptimizer's scales may not fit the model.
     own = {k: v for k, v in cfg.optim_wrapper.items() if k not in ('constructor', 'scales')}
     wrapper = build_optim_wrapper(model, own)
     schedulers = [
@@ -461,7 +462,7 @@ def after_every_step(
         yield wrapper
 
 
-#: How much images are mixed and cut for the smaller UniRepLKNets.
+#: The alphas of mixup and CutMix for the smaller UniRepLKNets.
 MIXED = {f'unireplknet-{arch}': (0.3, 0.3) for arch in 'afp'}
 MIXED['unireplknet-n'] = (0.5, 0.5)
 
@@ -497,7 +498,7 @@ def test_what_rep_optimizer_trained_is_tuned_by_a_plain_one():
 
 @pytest.mark.parametrize('name', [n for n in PUBLISHED if 'repvgg-plus' in n])
 def test_auxiliary_classifiers_follow_the_first_stages(name):
-    # The third stage is two, and the first half has an auxiliary classifier.
+    # The third stage is split into two; the first of these has an auxiliary classifier.
     assert skeleton(name).backbone.out_indices == (0, 1, 2, 4)
 
 
@@ -552,7 +553,7 @@ def test_stages_of_segmentors(name):
 def sample_files(tmp_path_factory) -> tuple[str, str]:
     """An image and its annotation."""
     folder = tmp_path_factory.mktemp('sample')
-    # As large as the digits, which no pipeline resizes.
+    # As large as the scenes of digits, which no pipeline resizes.
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / 'image.png')
     Image.fromarray(pixels[..., 0] % 8).save(folder / 'mask.png')
@@ -583,7 +584,7 @@ def train_size(name: str, cfg: Config) -> tuple[int, int]:
     """Height and width of a training sample."""
     for pattern, size in (
         ('256px', (256, 256)),
-        # At the start.
+        # The size at the start of the training.
         ('mobileone-s4_8xb32_in1k', (160, 160)),
         ('in1k', (224, 224)),
         ('cifar', (32, 32)),
@@ -621,7 +622,7 @@ def test_data_holds_all_pipelines():
 
 @pytest.mark.parametrize('name', DATA)
 def test_training_data(name, sample_files):
-    """What the train pipeline makes of an image is what the model takes."""
+    """The train pipeline makes a batch of the shape and range that the model takes."""
     cfg = load(name)
     # Enough for every policy of a random augmentation to be drawn.
     number = 60 if re.match('repvgg-(plus|b3)|mobileone-s4|unireplknet', name) else 2
@@ -651,7 +652,7 @@ def test_test_data(name, sample_files):
 
 
 def test_colour_jitter_does_not_wrap_around(tmp_path):
-    """A black image stays dark: its colours are not bytes when light is taken off."""
+    """A black image stays dark: its values are not uint8 when brightness is reduced."""
     path = tmp_path / 'black.png'
     Image.new('RGB', (64, 64)).save(path)
     cfg = load('dbb-resnet18_8xb32_in1k')
@@ -678,7 +679,7 @@ def test_everything_else_builds(name, tmp_path):
 
 
 def narrowed(model: ConfigDict) -> None:
-    """Divide the widths of a model by four, as far as it can be told."""
+    """Divide the widths of a model by four, as far as its config can set them."""
     backbone = model.backbone
     kind = backbone.type.removeprefix('mmrep.')
     wide = kind != 'DBBAlexNet'
@@ -750,8 +751,8 @@ def assert_predicts(cfg: Config, model: nn.Module, batch: dict) -> None:
 
 
 def assert_deploys(cfg: Config, model: nn.Module, size: int) -> None:
-    """The fused model, in the deploy config's, has the outputs of the train form."""
-    # Random statistics make deep networks enlarge what float32 rounds.
+    """The deploy config's model has the train form's outputs, with the fused weights."""
+    # With random statistics deep networks amplify the rounding of float32.
     randomise(model).double().eval()
     x = image(2, cfg.model.backbone.get('in_channels', 3), size, size)
     with branch_by_branch(model):

@@ -1,7 +1,7 @@
-"""What a CPU cannot show: blocks, networks and trainings on a GPU.
+"""Tests of blocks, networks and trainings that need a GPU.
 
-The references are computed on the CPU, branch by branch and in float64. Runs without the
-hosts and with mmcv-lite.
+The references are computed on the CPU, branch by branch and in float64. The tests run
+without the hosts and with mmcv-lite.
 """
 
 import copy
@@ -46,7 +46,7 @@ DEVICE = 'cuda'
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
 LARGE = ('DilatedReparamBlock', 'LargeKernelBlock')
-#: Every registered block between 8 and 8 channels, and what none of them has.
+#: Every registered block with 8 channels, and variants that none of them covers.
 BLOCKS = {
     name: functools.partial(kind, 8, 8, kernel_size=7 if name in LARGE else 3)
     for name, kind in MODELS.module_dict.items()
@@ -74,13 +74,13 @@ low_precision = pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16]
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
-    """Convs compute in float32 where they say so, as matmuls do, and alike in every run."""
+    """Convs compute in float32 without TF32, and by deterministic algorithms."""
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
 
 
 def build(name: str, **options) -> nn.Module:
-    """A drawn model on the CPU, in train mode."""
+    """A model with random weights on the CPU, in train mode."""
     return randomise((BLOCKS | NETWORKS)[name](**options).double()).train()
 
 
@@ -102,7 +102,7 @@ def step_of(wrapper: nn.Module, prefix: str, x: torch.Tensor) -> dict:
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @every_model
 def test_deploy_form(name, dtype, layout):
-    """Of the branches on the GPU, and of those on the CPU in float64."""
+    """It agrees with the branches on the GPU, and with those on the CPU in float64."""
     if name in NETWORKS and dtype.itemsize < 4:
         pytest.skip('many layers amplify the rounding of half precision')
     model = build(name).to(dtype=dtype, device=DEVICE, memory_format=layout)
@@ -133,7 +133,7 @@ def test_step(name, mode, with_cp):
 
 
 def error(reference: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Of all tensors together, relative in the Euclidean norm."""
+    """The relative L2 error of all tensors together."""
     first, second = (
         torch.cat([t.flatten().double() for t in each.values()])
         for each in (reference, other)
@@ -188,7 +188,7 @@ class DroppingModel(TinyModel):
 
 
 class TestResuming:
-    """Mixed precision, with the hooks of tools/train.py."""
+    """A run in mixed precision, with the hooks of tools/train.py, is resumed."""
 
     hooks = dict(
         resume=dict(type='mmrep.ResumeHook'),
@@ -199,7 +199,7 @@ class TestResuming:
 
     @pytest.fixture(autouse=True)
     def no_sleep(self, monkeypatch):
-        """mmengine waits before it starts a round of the data."""
+        """Skip the pause that mmengine makes before each pass over the data."""
         monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda seconds: None)
 
     def train(self, folder, hooks: dict = hooks, **options) -> dict:
@@ -228,7 +228,7 @@ class TestResuming:
         return end
 
     def test_it_is_the_run_that_it_would_have_been(self, tmp_path):
-        """To the bit, and without the hook it would be another."""
+        """To the bit; without ``RandomStateHook`` it is another run."""
         whole = self.train(tmp_path)
         resume = dict(load_from=str(tmp_path / 'iter_3.pth'), resume=True)
         resumed = self.train(tmp_path / 'resumed', **resume)
@@ -258,7 +258,7 @@ def process_group(tmp_path):
 
 @every_model
 def test_sync_bn(process_group, name):
-    """In a world of one process it is batch norm."""
+    """In a group of one process SyncBN is batch norm."""
     x = pixels(name).to(DEVICE)
     model = build(name, norm_cfg=dict(type='SyncBN', requires_grad=True)).to(DEVICE)
     norms = [m for m in model.modules() if hasattr(m, 'running_mean')]
@@ -295,7 +295,7 @@ def test_checkpointing_saves_memory(kind):
     def peak(with_cp: bool) -> int:
         blocks = [kind(32, 32, with_cp=with_cp) for _ in range(8)]
         stack = nn.Sequential(*blocks).to(DEVICE)
-        # The first step loads kernels and reserves what they work in.
+        # The first step loads kernels and reserves their workspaces.
         stack(x).sum().backward()
         stack.zero_grad(set_to_none=True)
         return peak_memory(lambda: stack(x).sum().backward(), DEVICE)
@@ -308,7 +308,7 @@ def test_checkpointing_saves_memory(kind):
 @every_model
 @torch.no_grad()
 def test_every_block_is_verified(name):
-    """By itself, and on the GPU; a kernel that is off is seen."""
+    """Each by itself and on the GPU; a wrong kernel is detected."""
     model = build(name).float().to(DEVICE).eval()
     with branch_by_branch(model), seen_inputs(model) as seen:
         model(pixels(name, dtype=torch.float32).to(DEVICE))

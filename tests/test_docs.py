@@ -1,4 +1,4 @@
-"""What a user reads: it runs, and leads where it says."""
+"""The documentation: its code runs, and its links lead to existing targets."""
 
 import json
 import re
@@ -42,7 +42,7 @@ NOTEBOOKS = sorted(DOCS.rglob('tutorials/*.ipynb'))
 QUICK = ('faq', 'how_fusing_works', 'index', 'migrating')
 TRAINING = ('deployment', 'get_started', 'speed', 'training', 'your_data', 'your_model')
 
-#: What a tool's name and arguments in README.md look like.
+#: A command in README.md: a tool and its arguments.
 COMMAND = re.compile(r'^python (tools/\S+\.py)(.*)$', re.M)
 
 
@@ -77,7 +77,7 @@ def test_what_is_on_a_page_runs(name, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_tutorial_runs(notebook, tmp_path):
-    """And prints the lines that it is kept with, but for the numbers in them."""
+    """And prints the lines that are stored in it, except for the numbers."""
     nbformat = pytest.importorskip('nbformat')
     nbclient = pytest.importorskip('nbclient')
     kept = nbformat.read(notebook, 4)
@@ -88,7 +88,7 @@ def test_a_tutorial_runs(notebook, tmp_path):
 
 
 def printed(notebook) -> list[str]:
-    """The words of what a notebook prints, and the kinds of its pictures."""
+    """The text that a notebook prints, without numbers, and the types of its pictures."""
     outputs = [o for cell in notebook.cells for o in cell.get('outputs', [])]
     found = [
         output.text if output.output_type == 'stream' else min(output.data)
@@ -99,7 +99,7 @@ def printed(notebook) -> list[str]:
 
 
 def test_every_page_with_code_is_run():
-    """Others run those of blocks of one's own and int8; choosing a block takes hours."""
+    """Pages in ``own`` have tests of their own, but for the blocks', which take hours."""
     own = {'your_own_block', 'int8', 'blocks'}
     found = {page.stem for page in DOCS.glob('*.md') if [*fences(page)]}
     assert found == {*QUICK, *TRAINING, *own}
@@ -136,7 +136,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     page = (tmp_path / 'how_fusing_works.html').read_text()
-    # Formulas and scripts ask no other server.
+    # Formulas and scripts need no other server.
     assert '<math' in page and 'src="http' not in page
 
 
@@ -150,7 +150,7 @@ def test_the_model_zoo_is_that_of_the_metafiles(monkeypatch):
 
 @pytest.fixture
 def own_block(tmp_path: Path) -> Path:
-    """A folder with the files that the page lets its reader write."""
+    """A folder with the files that the page tells its reader to write."""
     for text in code(OWN_BLOCK, 'python'):
         if name := re.match(r'# (\S+\.py)\n', text):
             (tmp_path / name[1]).write_text(text)
@@ -199,7 +199,7 @@ def test_it_trains_and_deploys(own_block):
 @pytest.mark.long
 @pytest.mark.skipif(version < (2, 11), reason='torchao needs torch 2.11')
 def test_quantization_in_the_loop(tmp_path):
-    """The digits, as the page says: what comes out loses next to nothing in int8."""
+    """The page's script for the digits: its result loses next to nothing in int8."""
     pytest.importorskip('torchao')
     pytest.importorskip('onnxruntime')
     for name in ('configs', 'tools'):
@@ -221,7 +221,7 @@ def test_quantization_in_the_loop(tmp_path):
     top1 = {form: metrics['accuracy/top1'] for form, metrics in said['metrics'].items()}
     assert top1['fp32'] > 97 and top1['fp32'] - top1['int8'] <= 0.5
     assert all(layer['form'] == 'int8' for layer in said['layers'])
-    # The weights were trained: they are not those of before.
+    # The weights were trained: they differ from those before.
     checkpoint = re.search(r"^CHECKPOINT = '(.+)'$", script, re.M)[1]
     before = read_checkpoint(tmp_path / checkpoint)
     after = torch.load(tmp_path / 'qat.pth')['state_dict']['head.fc.weight']
@@ -229,7 +229,7 @@ def test_quantization_in_the_loop(tmp_path):
 
 
 def test_costs_and_gains_are_of_every_compared_block():
-    """Whoever adds one measures it."""
+    """A block that is added has to be measured."""
     page = (ROOT / 'docs' / 'blocks.md').read_text()
     found = set(re.findall(r'^\| (\w+) \| \d+\.\d+ ± \d+\.\d+ \|', page, re.M))
     assert found == {'plain', 'branches', *BLOCKS}
@@ -247,7 +247,7 @@ class TestPictures:
     def test_there_is_one_of_every_block(self):
         page = (ROOT / 'docs' / 'blocks.md').read_text()
         names = {n for n in blocks.__all__ if n.endswith('Block')}
-        # The base, the plain one, and one that only UniRepLKNet is made of.
+        # The base class, the plain block, and one that only UniRepLKNet has.
         names -= {'ReparamBlock', 'ConvNormBlock', 'PointwiseBlock'}
         assert names == set(re.findall(r'^`(\w+Block)`', page, re.M))
 
@@ -307,7 +307,7 @@ class TestPictures:
         assert not list(tmp_path.iterdir())
 
 
-#: Draws them into another folder.
+#: Draws the pictures into another folder.
 FIGURES = """
 import sys
 from pathlib import Path

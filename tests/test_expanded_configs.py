@@ -1,4 +1,4 @@
-"""``configs/expanded``: networks of the hosts with blocks, and without them again."""
+"""``configs/expanded``: networks of the hosts with blocks, and their plain forms."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Networks of mmpretrain and mmseg with a backbone from here, in training and deployed."""
+"""Networks of mmpretrain and mmseg with a backbone of mmrep, in both forms."""
 
 import copy
 
@@ -68,7 +68,7 @@ def test_trains_predicts_and_deploys(host, name):
 
 @torch.no_grad()
 def computed(model: nn.Module, x: Tensor, samples: Samples) -> dict:
-    """What a host's model computes of images: features, logits, predictions, losses."""
+    """What a host's model computes for images: features, logits, predictions, losses."""
     # Predictions are written into the samples.
     first, second, third = (copy.deepcopy(samples) for _ in range(3))
     losses = model(x, first, mode='loss')
@@ -81,7 +81,7 @@ def computed(model: nn.Module, x: Tensor, samples: Samples) -> dict:
 
 
 def features(model: nn.Module, x: Tensor) -> dict:
-    """The features of a model after each part that it has."""
+    """The features of a model after each of its parts."""
     if not hasattr(model, 'head'):
         return dict(backbone=model.extract_feat(x))
     stages = ('backbone', 'neck', 'pre_logits')

@@ -1,4 +1,4 @@
-"""Models from here in the inference APIs of mmpretrain and mmseg: from files, on files."""
+"""Models of mmrep, loaded from files, in the inference APIs of mmpretrain and mmseg."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,11 +29,11 @@ every_form = pytest.mark.parametrize('form', FORMS)
 
 
 def written(config: Path, **entries) -> SimpleNamespace:
-    """A config with other entries and a checkpoint of it, in both forms.
+    """Write a config with changed entries, and a checkpoint, in both forms.
 
     Returns:
-        ``train`` and ``deploy``, a config's and a checkpoint's name each, and ``model``,
-        the train form, to compare with.
+        ``train`` and ``deploy``, the names of a config and a checkpoint each, and
+        ``model``, the train form, as the reference.
     """
     cfg = read_config(config)
     cfg.merge_from_dict(entries)
@@ -53,7 +53,7 @@ def written(config: Path, **entries) -> SimpleNamespace:
 
 
 def pixels(path: str) -> Tensor:
-    """What the models see of an image."""
+    """The input that the models get for an image."""
     values = torch.from_numpy(mmcv.imread(path)).permute(2, 0, 1).float()
     assert values.shape == (3, HEIGHT, WIDTH)
     return (values - 127.5) / 60
@@ -104,7 +104,7 @@ def test_image_classification_inferencer(classifier, make, form):
 
 
 def test_inferencer_that_is_deployed(classifier):
-    """In the place of files of the deploy form."""
+    """The train form is loaded, and fused in memory."""
     inferencer = from_files(*classifier.train)
     switch_to_deploy(inferencer.model)
     (result,) = inferencer(classifier.images[0])
@@ -151,7 +151,7 @@ TEST_CFGS = {
 
 @pytest.fixture(scope='module')
 def segmentors(tmp_path_factory) -> dict[str, SimpleNamespace]:
-    """The files of one segmentor by its way of inference."""
+    """The files of a segmentor for each mode of inference."""
     return {
         mode: segmentor_files(tmp_path_factory.mktemp(mode), mode) for mode in TEST_CFGS
     }

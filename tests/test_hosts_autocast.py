@@ -1,8 +1,8 @@
-"""bfloat16 by autocast on the CPU, around classifiers with a backbone from here.
+"""bfloat16 autocast on the CPU, of classifiers with a backbone of mmrep.
 
-How far autocast may be from float32 is not a constant but a property of the network, which
-amplifies rounding: it is measured by a float32 computation whose every result is rounded.
-Autocast rounds as often, but not by the same amounts: up to twice this error is allowed.
+How far autocast may be from float32 depends on the network, which amplifies rounding: it is
+measured by a float32 computation in which every result is rounded to bfloat16. Autocast
+rounds as often, but not by the same amounts: up to twice this error is allowed.
 """
 
 import copy
@@ -31,13 +31,13 @@ autocast = functools.partial(torch.autocast, 'cpu', torch.bfloat16)
 
 
 def rounded(value: object) -> object:
-    """Float32 numbers that bfloat16 has, too."""
+    """A float32 tensor with its numbers rounded to bfloat16; other values unchanged."""
     is_float = isinstance(value, Tensor) and value.dtype == torch.float32
     return value.bfloat16().float() if is_float else value
 
 
 class Rounding(TorchFunctionMode):
-    """Float32, with every result and what convs and linear layers take rounded."""
+    """Float32, with every result, and the inputs of convs and linear layers, rounded."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, '__name__', '') in ('conv2d', 'linear'):
@@ -46,7 +46,7 @@ class Rounding(TorchFunctionMode):
 
 
 def error(reference: Tensor, output: Tensor) -> float:
-    """Relative, in the Euclidean norm."""
+    """The relative L2 error."""
     return ((output.float() - reference).norm() / reference.norm()).item()
 
 
@@ -59,7 +59,7 @@ class Step(NamedTuple):
 
 
 def training_step(model: nn.Module, precision: AbstractContextManager) -> Step:
-    """A step of a copy of a model."""
+    """One training step of a copy of a model."""
     model = copy.deepcopy(model).train()
     samples = [DataSample().set_gt_label(index % CLASSES) for index in range(BATCH)]
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01))
@@ -85,8 +85,8 @@ def test_training_step(name):
     assert low.gradient.isfinite().all()
     allowed = 2 * error(exact.logits, expected.logits)
     assert 0 < error(exact.logits, low.logits) <= allowed
-    # The gradient of cross entropy to the logits is at most sqrt(2) long, and the loss is
-    # the mean over the batch.
+    # The gradient of cross entropy with respect to the logits has a norm of at most
+    # sqrt(2), and the loss is the mean over the batch.
     steepest = math.sqrt(2 / BATCH) * exact.logits.norm()
     assert abs(low.loss - exact.loss) <= steepest * allowed
     allowed = 2 * error(exact.gradient, expected.gradient)
@@ -114,7 +114,7 @@ def test_both_forms_in_eval_mode(name):
         one_conv = logits(model, autocast())
     assert {y.dtype for y in (branches, one_conv, fused)} == {torch.bfloat16}
     assert 0 < error(exact, branches) <= allowed
-    # Its convs outside the blocks still have their norms.
+    # The train form's convs outside of blocks still have their norms.
     assert 0 < error(exact, one_conv) <= max(allowed, allowed_fused)
     assert 0 < error(exact, fused) <= allowed_fused
     # Two independent errors.

@@ -1,4 +1,4 @@
-"""What imports what: the dependencies point one way."""
+"""The imports between the parts of mmrep go in one direction."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 
 
 def name_of(file: Path) -> str:
-    """``mmrep.reparam.fold`` of its file."""
+    """The name of a file's module, such as ``mmrep.reparam.fold``."""
     parts = file.relative_to(PACKAGE.parent).with_suffix('').parts
     return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 
@@ -45,8 +45,8 @@ def within(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f'{package}.') for package in packages)
 
 
-#: What a room may use of mmrep besides itself; of rooms inside one another the inner one
-#: counts. Every room is listed.
+#: What each room, a module or package, may import of mmrep besides itself. A module
+#: belongs to the innermost room that it is in. Every room is listed.
 ROOMS = {
     'mmrep.version': (),
     'mmrep.errors': (),
@@ -68,7 +68,7 @@ ROOMS = {
     'mmrep.reparam': (),
     'mmrep.models.layers': ('mmrep.registry', 'mmrep.reparam'),
     'mmrep.models.blocks': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
-    # A body does not know its blocks: it builds what a config says.
+    # A body does not import blocks: it builds those that its config names.
     'mmrep.models.backbones': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
     'mmrep.models.heads': ('mmrep.registry', 'mmrep.reparam', 'mmrep.models.layers'),
     'mmrep.models.deployed': ('mmrep.registry', 'mmrep.reparam'),
@@ -141,7 +141,7 @@ def test_dependencies_point_one_way(file):
 
 
 def test_reparam_imports_torch_only():
-    """The mathematics know no mm package."""
+    """The mathematics import no package of OpenMMLab."""
     allowed = {'torch', 'mmrep', *sys.stdlib_module_names}
     for file in (PACKAGE / 'reparam').glob('*.py'):
         for name in imports(file, inside=True):
@@ -150,20 +150,20 @@ def test_reparam_imports_torch_only():
 
 @pytest.mark.parametrize('file', FILES, ids=name_of)
 def test_no_host_at_import_time(file):
-    """mmpretrain and mmseg are found through the registry; ops are mmcv's larger half."""
+    """Hosts are imported through the registry, and mmcv-lite has no ``mmcv.ops``."""
     for name in imports(file):
         assert not within(name, 'mmpretrain', 'mmseg', 'tools', 'mmcv.ops'), name
 
 
 def test_registry_imports_mmengine_only():
-    """mmengine hides an ImportError of this file."""
+    """mmengine would hide an ImportError of this file."""
     names = imports(PACKAGE / 'registry.py', inside=True)
     assert names
     assert all(within(name, 'mmengine') for name in names)
 
 
 def test_imports_are_found():
-    """The reader of this file sees what there is to see."""
+    """The function ``imports`` of this file finds imports that exist."""
     assert 'mmrep.reparam.transforms.fuse_bn' in imports(PACKAGE / 'reparam' / 'fold.py')
     assert 'mmcv' in imports(PACKAGE / '__init__.py')
     assert 'mmrep.models.layers.MTSPPF' in imports(PACKAGE / 'models/backbones/repvgg.py')
@@ -207,7 +207,7 @@ def test_what_both_lines_call_mmcv_is_asked_for(name):
 
 
 def test_what_is_imported_is_declared():
-    """mmcv and mmengine of one line come on top; functions may ask for the extras."""
+    """But for mmcv and mmengine, and for the extras that only functions import."""
     texts = [
         (PACKAGE.parent / f'requirements/{name}.txt').read_text()
         for name in ('runtime', 'onnx')

@@ -11,8 +11,8 @@ from mmrep.models.backbones import DBBResNet, RepVGG
 from mmrep.models.blocks import DiverseBranchBlock
 from mmrep.registry import HOOKS, MODELS, share_names
 
-#: Looks names up in a fresh interpreter, first as a config does that says nothing of
-#: mmrep, then as one with ``custom_imports``.
+#: Looks names up in a new interpreter: as a config that does not mention mmrep does, and
+#: as one with ``custom_imports`` does.
 SCRIPT = """
 import json, sys
 host = sys.argv[1]
@@ -73,7 +73,7 @@ def test_names_in_a_hosts_scope(host):
     results = look_up(host, 'silent', 'import', 'with custom_imports')
     for names in results.values():
         assert {name: names[f'mmrep.{name}'] for name in OURS} == OURS
-    # mmpretrain's bare name stays mmpretrain's; mmseg has none.
+    # In mmpretrain's scope the bare name RepVGG stays mmpretrain's; mmseg has no RepVGG.
     theirs = {'mmpretrain': {'RepVGG': 'mmpretrain.models.backbones.repvgg'}}
     bare = results['with custom_imports']
     assert {name: bare[name] for name in OURS} == OURS | theirs.get(host, {})
@@ -119,7 +119,7 @@ def test_sharing_leaves_the_roots_names_alone(monkeypatch):
 
 
 def test_a_block_of_a_users_own():
-    """Registered anywhere, it is built by a body of mmrep."""
+    """Wherever it is registered, a body of mmrep can build it."""
 
     @ROOT.register_module()
     class UsersBlock(DiverseBranchBlock):

@@ -71,7 +71,7 @@ def test_random_weights_are_those_of_the_config(capfd):
     model = mmrep.get_model(TINY)
     assert type(model).__name__ == 'ImageClassifier' and not model.training
     assert len(reparam_blocks(model)) == 8
-    # Kaiming's, of the fan out, and not torch's.
+    # Kaiming's initialization by the fan-out, not torch's default.
     weight = model.backbone.stage_4[0].branch_3x3.conv.weight
     assert weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.1)
     assert capfd.readouterr().out == ''
@@ -79,7 +79,7 @@ def test_random_weights_are_those_of_the_config(capfd):
 
 @pytest.fixture
 def trained(tmp_path):
-    """A network of random weights and statistics, and its two checkpoints."""
+    """Checkpoints of a random network in both forms, an input and its features."""
     pytest.importorskip('mmpretrain')
     model = randomise(mmrep.get_model(TINY)).eval()
     x = image(2, 3, 32, 32, dtype=torch.float32)

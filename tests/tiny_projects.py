@@ -1,6 +1,6 @@
 """Tiny projects of OpenMMLab: a few images, and a config that trains on them.
 
-Every image has its class's brightness in one corner, so that a model can tell them
+Every image has a window of its class's brightness, so that a model can tell the classes
 apart and a metric is not the same for every set of weights.
 """
 
@@ -23,11 +23,11 @@ REPVGG = dict(
     ),
     strides=(1, 2, 2, 1),
 )
-#: Channels of its stages.
+#: The output channels of the stages of ``REPVGG``.
 REPVGG_CHANNELS = [8, 8, 16, 16]
 DBB_RESNET = dict(type='mmrep.DBBResNet', depth=18, base_channels=4, stem_channels=8)
 
-#: Networks of mmpretrain that are fused by one ``switch_to_deploy``, for 64 x 64 pixels.
+#: mmpretrain's networks that one ``switch_to_deploy`` fuses as a whole; 64 x 64 pixels.
 ONE_SWITCH = {
     'RepLKNet': dict(
         type='mmpretrain.RepLKNet',
@@ -215,7 +215,7 @@ def _write(path: Path, **entries) -> Path:
             val_cfg=dict(),
             test_cfg=dict(),
             randomness=dict(seed=0),
-            # Processes of tests meet on CPUs.
+            # Distributed tests run on CPUs.
             env_cfg=dict(dist_cfg=dict(backend='gloo')),
             **entries,
         )

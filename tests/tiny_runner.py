@@ -33,7 +33,7 @@ class TinyModel(BaseModel):
 
 
 class MeanLogits(BaseMetric):
-    """The logits themselves: they differ wherever the weights do."""
+    """The mean logits, which differ whenever the weights differ."""
 
     def process(self, data_batch: Any, data_samples: list[Tensor]) -> None:
         self.results += data_samples
@@ -61,7 +61,7 @@ def tiny_runner(work_dir: Path, **options: Any) -> Runner:
 
     Args:
         work_dir: Where checkpoints and logs go.
-        options: What else the ``Runner`` takes, or takes otherwise.
+        options: Arguments of the ``Runner`` to add or to replace.
     """
     return Runner(
         **{

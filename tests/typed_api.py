@@ -1,4 +1,4 @@
-"""What type checkers are told of the public interface: mypy reads this, nothing runs it."""
+"""The types of the public interface: mypy checks this file, which is never run."""
 
 from pathlib import Path
 
@@ -49,6 +49,6 @@ assert_type(fuse_bn(weight, bias, bias, bias, 1e-5), tuple[Tensor, Tensor])
 assert_type(mmrep.list_models('*dbb*'), list[str])
 assert_type(mmrep.get_model('repvgg-a0', deploy=True), nn.Module)
 
-# What is wrong is seen.
+# Wrong arguments are reported.
 RepVGGBlock(3, '8')  # type: ignore[arg-type]
 mmrep.get_model(1)  # type: ignore[arg-type]

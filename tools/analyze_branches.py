@@ -1,4 +1,4 @@
-"""Say what the branches of a trained model do: a table, CSV and pictures."""
+"""Show what the branches of a trained model do: a table, CSV and pictures."""
 
 import argparse
 from collections.abc import Sequence
@@ -42,9 +42,9 @@ FILES = ('branches.csv', 'shares.png', 'kernels.png')
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
         example='repvgg-tiny_1xb64_digits epoch_15.pth --out branches',
-        description='For each block of a trained model: the share of each branch in the '
-        'equivalent kernel, the range of its weights, which int8 suffers from, and the '
-        f'mean absolute kernel. Writes {", ".join(FILES)}.',
+        description='Show for each block of a trained model: the share of each branch in '
+        'the equivalent kernel, the range of its weights (a wide range costs accuracy in '
+        f'int8), and the mean absolute kernel. Writes {", ".join(FILES)}.',
     )
     parser.add_argument('config', type=config_argument, help='config of the train form')
     parser.add_argument('checkpoint', type=name_argument, help='train-form checkpoint')
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
         help='shape C,H,W or C H W of an input, for kernels that depend on its size '
         '(default: from the config)',
     )
-    parser.add_argument('--overwrite', action='store_true', help='replace the files')
+    parser.add_argument('--overwrite', action='store_true', help='replace existing files')
     add_config_options(parser)
     return parser.parse_args()
 
@@ -65,7 +65,7 @@ def parse_args() -> argparse.Namespace:
 def show(reports: Sequence[BranchReport], files: Sequence[Path]) -> None:
     """Print the reports."""
     branches = list(dict.fromkeys(branch for r in reports for branch in r.shares))
-    # Without what all of them begin with.
+    # Without their common prefix.
     names = [branch.removeprefix('branch_') for branch in branches]
     table = Table('block', *names, 'cancelled', 'max |W|', 'peak', 'channels')
     for column in table.columns:
@@ -83,14 +83,14 @@ def show(reports: Sequence[BranchReport], files: Sequence[Path]) -> None:
             f'{report.channels:.1f}',
         )
     console = Console(markup=False, emoji=False, highlight=False)
-    # A name that is cut names nothing.
+    # The table may be wider than the terminal: names must not be cut.
     options = console.options.update(width=1000)
     width = Measurement.get(console, options, table).maximum
     Console(width=max(width, console.width)).print(table)
     console.print(
-        "shares of the branches' kernels, by Frobenius norm · cancelled: what they take "
-        'from each other · peak: max |W| over its root mean square · channels: max |W| of '
-        'the largest output channel over the median one',
+        "shares of the branches' kernels, by Frobenius norm · cancelled: how much they "
+        'cancel each other · peak: max |W| over the root mean square of W · channels: '
+        'max |W| of the largest output channel over that of the median one',
         soft_wrap=True,
     )
     for number, file in enumerate(files):

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-# Before torch comes: its profiler would report on standard error what it does not find.
+# Set before torch is imported: its profiler would log on standard error.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 import torch
@@ -47,27 +47,36 @@ def parse_args() -> argparse.Namespace:
         'configs', nargs='+', type=config_argument, metavar='CONFIG', help='config file'
     )
     parser.add_argument(
-        '--batch-size', type=whole_number(1, 2**31 - 1), default=8, help='default: 8'
+        '--batch-size',
+        type=whole_number(1, 2**31 - 1),
+        default=8,
+        help='images in a batch (default: 8)',
     )
     parser.add_argument(
         '--shape',
         type=shape_argument,
-        help='shape C,H,W or C H W (default: from the config)',
+        help='shape C,H,W or C H W of an image (default: from the config)',
     )
     parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
     parser.add_argument(
         '--amp', action='store_true', help='compute in bfloat16 where autocast does'
     )
     parser.add_argument(
-        '--tasks', nargs='+', choices=TASKS, default=TASKS, help='default: all'
+        '--tasks',
+        nargs='+',
+        choices=TASKS,
+        default=TASKS,
+        help='what to measure (default: all)',
     )
     parser.add_argument(
         '--rounds',
         type=whole_number(1),
         default=15,
-        help='how often each is timed (default: 15)',
+        help='how often each model is timed (default: 15)',
     )
-    parser.add_argument('--no-compile', action='store_true', help='leave torch.compile out')
+    parser.add_argument(
+        '--no-compile', action='store_true', help='do not measure torch.compile'
+    )
     parser.add_argument('--out', type=name_argument, help='write the figures to this .json')
     parser.add_argument(
         '--plane', type=path_argument, help='draw the speed-accuracy plane into this .png'
@@ -79,13 +88,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what would fail after minutes of measuring."""
+    """Refuse arguments that would fail after minutes of measuring."""
     if not re.fullmatch(r'cpu|cuda(:\d{1,2})?', args.device):
         raise UserError(f'--device {args.device} is unknown: give cpu, cuda or cuda:1')
     if args.device != 'cpu' and not torch.cuda.is_available():
         raise UserError(f'--device {args.device} needs a GPU and there is none here')
     if (torch.device(args.device).index or 0) >= max(torch.cuda.device_count(), 1):
-        raise UserError(f'--device {args.device} is none of the GPUs here')
+        raise UserError(f'--device {args.device} is not one of the GPUs here')
     if args.out:
         args.out = out_path(args.out, '.json')
     if args.plane and args.plane.suffix != '.png':
@@ -93,7 +102,9 @@ def check(args: argparse.Namespace) -> None:
     if args.plane and 'eval' not in args.tasks:
         raise UserError('--plane needs eval among --tasks')
     if args.plane and not any(map(published_accuracy, args.configs)):
-        raise UserError('no metafile.yml has an accuracy of these configs: no plane')
+        raise UserError(
+            'no metafile.yml has an accuracy of these configs: leave --plane out'
+        )
     for path in args.configs:
         read_config(path, args.cfg_options)
     refuse_existing(*filter(None, (args.out, args.plane)), overwrite=True)
@@ -114,8 +125,8 @@ def show(result: Benchmark) -> None:
         table = Table(
             'model',
             'median ms',
-            'quartiles apart',
-            'of mmrep',
+            'IQR ms',
+            'relative to mmrep',
             'peak MiB',
             title=_TITLES[task],
             title_justify='left',

@@ -1,4 +1,4 @@
-"""Train one network with different blocks, and compare what they cost and give."""
+"""Train one network with different blocks, and compare their cost and accuracy."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-# Before torch comes: its profiler would report on standard error what it does not find.
+# Set before torch is imported: its profiler would log on standard error.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 import torch
@@ -57,9 +57,9 @@ COMPARED = {
         branches=['3x3', '1x1', '1x3', '3x1', 'avg', 'identity'],
     ),
 }
-#: Those of large kernels, which other bodies have.
+#: Blocks with large kernels, which need other bodies.
 LARGE = ('DilatedReparam', 'LargeKernel')
-#: RepVGG's block with the decay of the kernel that its kernels equal.
+#: RepVGG's block with weight decay of the equivalent kernel.
 CUSTOM_L2 = 'RepVGG-L2'
 COMPARED |= {CUSTOM_L2: COMPARED['RepVGG']}
 USUAL = [name for name in COMPARED if name not in (*LARGE, CUSTOM_L2)]
@@ -80,10 +80,10 @@ class Result:
         memory: The most bytes that a step holds.
         latency_ms: Median time of one image in deploy form.
         parameters: In train and in deploy form.
-        accuracy: Top-1 in per cent, of each seed.
+        accuracy: Top-1 in per cent, for each seed.
         deployed_accuracy: The same after the switch to deploy form.
         int8: The same in int8, by the recipe's name; empty if not asked for.
-        sqnr: Of the int8 outputs, in dB, by the recipe's name.
+        sqnr: SQNR of the int8 outputs in dB, by the recipe's name.
     """
 
     block: str
@@ -106,14 +106,14 @@ def with_block(path: str, options: dict | None, block: str) -> Config:
         raise ConfigError(f'{path} has no backbone of mmrep: give a classifier with one')
     if not isinstance(cfg.train_cfg.get('max_epochs'), int):
         raise ConfigError(
-            f'{path} has no train_cfg.max_epochs: give one that counts epochs'
+            f'{path} has no train_cfg.max_epochs: give a config that counts epochs'
         )
     if not isinstance(cfg.train_dataloader.get('batch_size'), int):
         raise ConfigError(
             f'{path} has no train_dataloader.batch_size: give a config with one'
         )
     if any('EMAHook' in str(hook.get('type')) for hook in cfg.get('custom_hooks') or []):
-        # It swaps weights around a validation, which the switch would come between.
+        # It swaps weights around a validation, and would not find them after the switch.
         raise ConfigError(f'{path} averages weights: leave its EMAHook out')
     backbone.block_cfg = COMPARED[block]
     if block == CUSTOM_L2:
@@ -122,12 +122,12 @@ def with_block(path: str, options: dict | None, block: str) -> Config:
 
 
 def decay_equivalent_kernels(cfg: Config) -> None:
-    """Let a config decay what RepVGG's kernels equal, and not these; in place."""
+    """Move a config's weight decay from RepVGG's kernels to their equivalent, in place."""
     decay = cfg.optim_wrapper.optimizer.get('weight_decay')
     if not decay:
         raise ConfigError(
             f'{cfg.filename} has no optim_wrapper.optimizer.weight_decay, which '
-            f'{CUSTOM_L2} applies to other kernels: give one, or leave {CUSTOM_L2} out'
+            f'{CUSTOM_L2} needs: set it, or leave {CUSTOM_L2} out of --blocks'
         )
     hook = dict(type='mmrep.EquivalentKernelDecayHook', weight_decay=decay)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
@@ -137,7 +137,7 @@ def decay_equivalent_kernels(cfg: Config) -> None:
 
 
 def measure(configs: dict[str, Config], rounds: int) -> dict[str, dict]:
-    """Cost of every block, in turns."""
+    """Measure the cost of every block, in turns."""
     costs, steps, latencies = {}, {}, {}
     for name, cfg in configs.items():
         model, deployed = build_model(cfg), build_model(cfg)
@@ -156,15 +156,15 @@ def measure(configs: dict[str, Config], rounds: int) -> dict[str, dict]:
 def train(
     cfg: Config, seed: int, work_dir: str, int8: bool = False
 ) -> tuple[float, float, dict[str, Int8]]:
-    """Top-1 accuracies of a trained network: in train form, deploy form and int8.
+    """Train a network; returns its top-1 accuracies in train form, deploy form and int8.
 
     Raises:
-        UserError: If they differ by more than an image, which may lie between two classes.
+        UserError: If the forms differ by more than one image, which rounding may change.
     """
     cfg.randomness = dict(seed=seed)
     cfg.work_dir = work_dir
     cfg.log_level = 'ERROR'
-    # Only below, where the accuracy is asked for.
+    # Validate only after training, below.
     cfg.train_cfg.val_begin = cfg.train_cfg.max_epochs + 1
     cfg.default_hooks = dict(cfg.get('default_hooks') or {}, checkpoint=None)
     cfg.experiment_name = f'{Path(work_dir).name}-{seed}'
@@ -180,14 +180,14 @@ def train(
     before, after = metrics[METRIC], runner.val_loop.run()[METRIC]
     if abs(before - after) > 150 / len(runner.val_dataloader.dataset):
         raise UserError(
-            f'the deploy form of {Path(work_dir).name} has a top-1 of {after}, and its '
-            f'train form one of {before}'
+            f'the deploy form of {Path(work_dir).name} has a top-1 of {after}, but its '
+            f'train form one of {before}: report the config'
         )
     return before, after, quantized(cfg, runner.model, work_dir) if int8 else {}
 
 
 def quantized(cfg: Config, model: nn.Module, folder: str) -> dict[str, Int8]:
-    """What a model in deploy form has in int8, by each recipe."""
+    """Measure a model in deploy form in int8, by each recipe."""
     path = Path(folder, 'deploy.pth')
     write_checkpoint(path, model.state_dict(), {})
     recipes = list(RECIPES.values())
@@ -196,7 +196,7 @@ def quantized(cfg: Config, model: nn.Module, folder: str) -> dict[str, Int8]:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation, the second where there are several."""
+    """Mean and, if there are several values, standard deviation, as text."""
     mean = f'{statistics.mean(values):.2f}'
     return f'{mean} ± {statistics.stdev(values):.2f}' if len(values) > 1 else mean
 
@@ -267,19 +267,27 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         choices=COMPARED,
         default=USUAL,
-        help=f'default: {" ".join(USUAL)}',
+        help=f'blocks to compare (default: {" ".join(USUAL)})',
     )
     parser.add_argument(
-        '--seeds', type=whole_number(1, 100), default=3, help='number of (default: 3)'
+        '--seeds',
+        type=whole_number(1, 100),
+        default=3,
+        help='number of seeds to train each block with (default: 3)',
     )
     parser.add_argument(
-        '--rounds', type=whole_number(1, 1000), default=15, help='timings (default: 15)'
+        '--rounds',
+        type=whole_number(1, 1000),
+        default=15,
+        help='how often each block is timed (default: 15)',
     )
     parser.add_argument(
-        '--int8', action='store_true', help='quantize each network, too, in two ways'
+        '--int8',
+        action='store_true',
+        help='also quantize each network, per tensor and per channel',
     )
     parser.add_argument('--out', type=path_argument, help='JSON file to write')
-    parser.add_argument('--overwrite', action='store_true', help='replace it')
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT')
     add_config_options(parser)
     return parser.parse_args()
 
@@ -289,7 +297,7 @@ def main() -> None:
     if args.out:
         args.out = out_path(args.out)
         refuse_existing(args.out, overwrite=args.overwrite)
-    # Networks this small gain little by a second thread, and share it with other work.
+    # A second thread gains little in networks this small, and other programs may need it.
     torch.set_num_threads(1)
     warnings.filterwarnings('ignore')
     console = Console(soft_wrap=True, highlight=False, markup=False)

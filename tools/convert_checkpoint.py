@@ -13,9 +13,10 @@ from mmrep.importers import LAYOUTS, Imported, import_checkpoint
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
         example='RepVGG-A0-train.pth repvgg-a0.pth',
-        description='Rename the weights of a RepVGG, RepVGGplus, DBB network, MobileOne or '
-        'UniRepLKNet from another project, prove that they fit the backbone that their '
-        'shapes tell, write them in the shape of mmpretrain, and print the config of both.',
+        description='Import the weights of a RepVGG, RepVGGplus, DBB network, MobileOne, '
+        'UniRepLKNet or other network from another project: rename the keys, load them '
+        'strictly into the backbone that fits their shapes, write them as a checkpoint of '
+        'mmpretrain, and print the configs of its backbone and head.',
     )
     parser.add_argument(
         'source', type=name_argument, help='checkpoint of the other project, in either form'
@@ -30,20 +31,20 @@ def parse_args() -> argparse.Namespace:
         dest='layout',
         choices=['auto', *LAYOUTS],
         default='auto',
-        help="project of the source: the blocks' own, or timm, mmpretrain (or mmcls), "
-        'keras (.weights.h5) (default: auto, by the keys)',
+        help='layout of the source: that of the authors of a block, or of timm, mmpretrain '
+        '(also mmcls) or keras (.weights.h5) (default: auto, by the keys)',
     )
     parser.add_argument(
         '--arch',
-        help='architecture, as A0, plus-L2pse, resnet50, s0 or 31B, of which the weights '
-        'must be (default: the one of the shapes)',
+        help='architecture that the weights must have, as A0, plus-L2pse, resnet50, s0 or '
+        '31B (default: found from the shapes)',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT')
     return parser.parse_args()
 
 
 def show(result: Imported) -> None:
-    """Print what was result, and the configs as Python to paste."""
+    """Print what was imported, and the configs as Python to paste."""
     print(f'# {printable(result.out)}: {result.used} weights of {result.layout}')
     for kind, count in result.left_out.items():
         print(f'# left out: {count} keys, {kind}')

@@ -41,8 +41,8 @@ class Network(NamedTuple):
         label: Name of the metric, for the table.
         metric: A key of what ``tools/test.py`` writes, in per cent.
         goal: The least that the demo accepts.
-        tolerance: How far the two forms may be apart. Every image must keep its class;
-            a pixel of a mask that lies between two classes may follow the rounding of
+        tolerance: The largest difference of the two forms. Every image must keep its class;
+            a pixel of a mask that lies between two classes may change it by rounding in
             float32, which the second decimal can show.
     """
 
@@ -159,12 +159,12 @@ def show(rows: list[dict]) -> None:
     CONSOLE.print(
         'ms: one image, on one thread, in train form branch by branch\n'
         'rel. L2: between outputs and features of both forms\n'
-        'int8: by ONNX Runtime, which may lose 0.5 points'
+        'int8: by ONNX Runtime, with a loss of at most 0.5 points'
     )
 
 
 def faults(row: dict) -> list[str]:
-    """What the demo promises and this row does not keep."""
+    """Describe where a row misses the goals of the demo."""
     train, deploy, _ = row['value']
     found = []
     if min(train, deploy) < row['goal']:
@@ -178,8 +178,19 @@ def faults(row: dict) -> list[str]:
 
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--work-dir', type=path_argument, default=ROOT / 'work_dirs/demo')
-    parser.add_argument('--only', nargs='+', choices=NETWORKS, default=list(NETWORKS)[:3])
+    parser.add_argument(
+        '--work-dir',
+        type=path_argument,
+        default=ROOT / 'work_dirs/demo',
+        help='folder for checkpoints, logs and the table (default: work_dirs/demo)',
+    )
+    parser.add_argument(
+        '--only',
+        nargs='+',
+        choices=NETWORKS,
+        default=list(NETWORKS)[:3],
+        help='networks to run (default: the first three)',
+    )
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Put blocks into the place of a model's convs: a config, and weights, to train on from."""
+"""Replace convs of a model by blocks; write the config and weights to train further."""
 
 import argparse
 from collections import defaultdict
@@ -22,15 +22,16 @@ from mmrep.errors import printable
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
         example='resnet18-tiny_1xb64_digits --dry-run',
-        description='Say which convs of a model a block can stand for, and write the '
-        'config of the model with such blocks, which inherits from CONFIG; with a '
-        'checkpoint, also its weights: the same function, until it is trained.',
+        description='List the convs of a model that a block can replace, and write a '
+        'config of the model with these blocks, which inherits from CONFIG. With '
+        '--checkpoint, also write its weights; until it is trained further, the expanded '
+        'model computes the same as the plain one.',
     )
     parser.add_argument('config', type=config_argument, help='config of the plain model')
     parser.add_argument(
         '--block',
         default='DBB',
-        help=f'{", ".join(BLOCKS)}, or the type of another block (default: DBB)',
+        help=f'block to use: {", ".join(BLOCKS)}, or the type of another (default: DBB)',
     )
     parser.add_argument('--checkpoint', type=name_argument, help='weights of the model')
     parser.add_argument(
@@ -38,7 +39,9 @@ def parse_args() -> argparse.Namespace:
         type=name_argument,
         help='config to write, .py; the weights are written beside it, as .pth',
     )
-    parser.add_argument('--dry-run', action='store_true', help='write nothing')
+    parser.add_argument(
+        '--dry-run', action='store_true', help='list the convs, write nothing'
+    )
     parser.add_argument(
         '--include',
         nargs='+',
@@ -46,7 +49,7 @@ def parse_args() -> argparse.Namespace:
         help="names of convs to replace, as 'layer?.*' or 're:...' (default: all)",
     )
     parser.add_argument(
-        '--exclude', nargs='+', metavar='PATTERN', help='names of convs to leave'
+        '--exclude', nargs='+', metavar='PATTERN', help='names of convs not to replace'
     )
     parser.add_argument(
         '--kernel-sizes',
@@ -60,13 +63,13 @@ def parse_args() -> argparse.Namespace:
         type=shape_argument,
         help='shape C,H,W or C H W of an input (default: from the config)',
     )
-    parser.add_argument('--overwrite', action='store_true', help='replace OUT and OUT.pth')
+    parser.add_argument('--overwrite', action='store_true', help='replace existing files')
     add_config_options(parser)
     args = parser.parse_args()
     if args.dry_run == (args.out is not None):
         parser.error('give either --out, the config to write, or --dry-run')
     if args.cfg_options and args.out:
-        parser.error('--cfg-options would not be in OUT: write them into a config')
+        parser.error('--cfg-options would not be in OUT: write them into CONFIG')
     return args
 
 

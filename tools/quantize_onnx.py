@@ -43,22 +43,22 @@ def parse_args() -> argparse.Namespace:
     add('out', type=name_argument, help='file to write, ending in .onnx')
     drop_help = 'largest loss of the metric, in its own unit (default: 0.5)'
     add('--max-drop', type=drop_argument, default=0.5, help=drop_help)
-    add('--allow-drop', action='store_true', help='write OUT even if it loses more')
+    add('--allow-drop', action='store_true', help='write OUT even if the loss is larger')
     add(
         '--metric',
         type=name_argument,
-        help="one that the evaluator gives (default: the config's save_best, "
-        'accuracy/top1 or mIoU)',
+        help="metric of --max-drop, by the evaluator's name (default: the config's "
+        'save_best, accuracy/top1 or mIoU)',
     )
     add(
         '--samples',
         type=whole_number(1),
         default=128,
-        help='images to calibrate with (default: 128)',
+        help='largest number of images to calibrate with (default: 128)',
     )
-    method_help = 'how ranges of activations are found (default: auto, what is better)'
+    method_help = 'how to find ranges of activations (default: auto, the better)'
     add('--method', choices=[AUTO, *METHODS], default=AUTO, help=method_help)
-    channel_help = 'a scale for each channel of a weight (default: auto, what is better)'
+    channel_help = 'one scale for each channel of a weight (default: auto, the better)'
     add('--per-channel', choices=_PER_CHANNEL, default=AUTO, help=channel_help)
     add(
         '--exclude',
@@ -67,9 +67,9 @@ def parse_args() -> argparse.Namespace:
         metavar='PATTERN',
         help="layers to leave in fp32, as '*conv_seg*'",
     )
-    equalize_help = 'equalize the ranges of weights between convs first'
+    equalize_help = 'first equalize the weight ranges of consecutive convs'
     add('--equalize', action='store_true', help=equalize_help)
-    range_help = '7 bits for weights, for CPUs without VNNI'
+    range_help = 'quantize weights to 7 bits, for CPUs without VNNI'
     add('--reduce-range', action='store_true', help=range_help)
     add_export_arguments(parser)
     add_config_options(parser)
@@ -115,8 +115,8 @@ def show(console: Console, result: QuantizedOnnx) -> None:
         console.print(f'{result.metric} lost with {count} layers left in fp32: {drop:.2f}')
     if result.metric is None:
         console.print(
-            'note: its predictions are not made of the one output of one head, so that it '
-            'is judged by its raw outputs, without --max-drop'
+            'note: the raw outputs are not one tensor from one head, so the model is '
+            'judged by its raw outputs, without --max-drop'
         )
     for path in (result.out, result.record, result.picture):
         console.print(f'written: {printable(path)}', soft_wrap=True)

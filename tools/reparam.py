@@ -1,4 +1,4 @@
-"""Fuse a trained checkpoint: one conv for every block, verified."""
+"""Fuse a trained checkpoint into one conv for every block, and verify the result."""
 
 import argparse
 
@@ -23,7 +23,8 @@ def parse_args() -> argparse.Namespace:
     parser = ToolParser(
         example='repvgg-tiny_1xb64_digits epoch_15.pth deploy.pth',
         description='Load a checkpoint, fuse every block, verify that the outputs are '
-        'the same, and write OUT.pth and its config OUT.py, which knows its SHA-256.',
+        'the same, and write OUT.pth and its config OUT.py, which records the SHA-256 of '
+        'OUT.pth.',
     )
     parser.add_argument(
         'config', type=config_argument, help='config that the checkpoint was trained with'
@@ -35,19 +36,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--shape',
         type=shape_argument,
-        help='shape C,H,W or C H W of the verified input (default: from the config)',
+        help='shape C,H,W or C H W of the input to verify with (default: from the config)',
     )
     parser.add_argument(
         '--rtol',
         type=rtol_argument,
         default=1e-4,
-        help='largest relative L2 error of an output (default: 1e-4)',
+        help='largest relative L2 error allowed for an output (default: 1e-4)',
     )
     parser.add_argument(
         '--seed',
         type=whole_number(0),
         default=0,
-        help='seed of the verified input (default: 0)',
+        help='seed of the input to verify with (default: 0)',
     )
     parser.add_argument(
         '--host',
@@ -63,7 +64,7 @@ def show(result: Deployed) -> None:
     """Print what was done."""
     console = Console(markup=False, emoji=False)
     verification = result.verification
-    outputs = Table('output', 'relative L2', 'max abs', 'argmax', 'for another input')
+    outputs = Table('output', 'relative L2', 'max abs', 'argmax', 'input dependence')
     outputs.columns[0].overflow = 'fold'
     for name, error in verification.outputs.items():
         change = verification.dependence.get(name)

@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
         '--out',
         '--dump',
         type=name_argument,
-        help='file for the results: .json, .yaml or .pkl',
+        help='file to write the results to: .json, .yaml or .pkl',
     )
     parser.add_argument(
         '--out-item',
@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
         '--wait-time',
         type=seconds_argument,
         default=2,
-        help='seconds for each picture (default: 2)',
+        help='seconds to show each picture (default: 2)',
     )
     parser.add_argument(
         '--amp', action='store_true', help='test with automatic mixed precision'
@@ -98,7 +98,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     if args.deploy:
         hooks = cfg.get('custom_hooks') or []
         if not isinstance(hooks, list | tuple):
-            raise ConfigError(f'custom_hooks of {args.config} is no list: give one')
+            raise ConfigError(f'custom_hooks of {args.config} is not a list: give one')
         switch = dict(type='mmrep.SwitchToDeployHook', shape=input_shape(cfg))
         cfg.custom_hooks = [*hooks, switch]
     if args.show or args.show_dir:
@@ -113,7 +113,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
-    """Turn the host's visualization hook on; each host has its own switches."""
+    """Turn on the host's visualization hook, which has different options in each host."""
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise ConfigError(
@@ -138,7 +138,7 @@ def main() -> None:
     check_pair(cfg, args.config, args.checkpoint, checkpoint)
     state_dict = state_dict_of(checkpoint, args.checkpoint)
     runner = Runner.from_cfg(cfg)
-    # mmengine loads what fits and leaves the rest random.
+    # mmengine would load the keys that fit, and leave the rest random.
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     load_strictly(model.module if args.tta else model, state_dict, args.checkpoint)
     del checkpoint, state_dict

@@ -31,7 +31,7 @@ from mmrep.deployment import deploy_argument, model_nodes, read_config
 from mmrep.engine import check_training
 from mmrep.errors import CheckpointError, ConfigError, UserError
 
-#: What makes every training one that can be stopped, resumed and used.
+#: Hooks of every training: to resume it exactly, and to open its checkpoints safely.
 HOOKS = dict(
     resume=dict(type='mmrep.ResumeHook'),
     random_state=dict(type='mmrep.RandomStateHook'),
@@ -51,13 +51,13 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         type=name_argument,
         metavar='CKPT',
-        help='go on from a checkpoint, or from the latest one in the work dir',
+        help='resume from CKPT, or without CKPT from the latest checkpoint in the work dir',
     )
     parser.add_argument(
         '--amp', action='store_true', help='train with automatic mixed precision'
     )
     parser.add_argument(
-        '--no-validate', action='store_true', help='do not evaluate while training'
+        '--no-validate', action='store_true', help='do not evaluate during training'
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -93,10 +93,10 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     given = cfg.get('default_hooks') or {}
     if not isinstance(given, dict):
         raise ConfigError(
-            f'default_hooks={given!r} is no dict of hooks: give one, or leave it out'
+            f'default_hooks={given!r} is not a dict of hooks: give one, or leave it out'
         )
     hooks = {**HOOKS, **given}
-    # mmengine takes None for its own alone.
+    # mmengine accepts None only for its own default hooks.
     unwanted = [name for name in HOOKS if hooks[name] is None]
     cfg.default_hooks = {k: hook for k, hook in hooks.items() if k not in unwanted}
 
@@ -111,8 +111,8 @@ def warn_of_deploy(cfg: Config) -> None:
     if names:
         warnings.warn(
             f'{", ".join(names)} has deploy=True: a plain network without branches is '
-            'trained, which is not what re-parameterization gains from; set deploy=False '
-            'unless you fine-tune a fused model',
+            'trained, so re-parameterization gains nothing; set deploy=False unless you '
+            'fine-tune a fused model',
             stacklevel=2,
         )
 
@@ -121,7 +121,7 @@ def read_start(cfg: Config) -> dict[str, Tensor] | None:
     """Read the checkpoint that a run starts from, before its data are prepared.
 
     Returns:
-        The weights of a run to resume, which must be the model's.
+        The weights of a run to resume, to be loaded strictly; ``None`` otherwise.
     """
     if cfg.get('resume') and not cfg.get('load_from'):
         cfg.load_from = latest_checkpoint(Path(cfg.work_dir))
@@ -132,7 +132,7 @@ def read_start(cfg: Config) -> dict[str, Tensor] | None:
         read_checkpoint(path)
         return None
     checkpoint = read_resumable(Path(path).expanduser())
-    # The data are drawn by it, and mmengine resumes it too late for them.
+    # The order of the data depends on it, and mmengine restores it after they are built.
     randomness = cfg.get('randomness') or {}
     if randomness.get('seed') is None:
         cfg.randomness = {**randomness, 'seed': checkpoint['meta'].get('seed')}
@@ -140,7 +140,7 @@ def read_start(cfg: Config) -> dict[str, Tensor] | None:
 
 
 def latest_checkpoint(work_dir: Path) -> str | None:
-    """The latest checkpoint of a work dir, also of one that was moved."""
+    """The latest checkpoint of a work dir, even if the work dir was moved."""
     path = find_latest_checkpoint(str(work_dir))
     moved = work_dir / Path(path or '').name
     if path and not Path(path).exists() and moved.is_file():
@@ -150,10 +150,10 @@ def latest_checkpoint(work_dir: Path) -> str | None:
 
 
 def read_resumable(path: Path) -> dict:
-    """Read a checkpoint that holds a training.
+    """Read a checkpoint that holds the state of a training.
 
     Raises:
-        CheckpointError: If it holds none; the sentence names the one before, if it does.
+        CheckpointError: If it does not; the sentence names the last one before that does.
     """
     try:
         checkpoint = read_checkpoint(path)
@@ -170,7 +170,7 @@ def read_resumable(path: Path) -> dict:
 
 
 def one_before(path: Path) -> Path | None:
-    """The last resumable one before a checkpoint, as epoch_2.pth is before epoch_3.pth."""
+    """The last resumable checkpoint before another, as epoch_2.pth before epoch_3.pth."""
     name = re.compile(r'(.*_)(\d+)')
     parts = name.fullmatch(path.stem)
     if parts is None:
@@ -198,7 +198,7 @@ def main() -> None:
     # As the hosts' tools choose it: FlexibleRunner has FSDP and other strategies.
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if state_dict is not None and isinstance(runner, Runner):
-        # mmengine would resume what fits.
+        # mmengine would load only the keys that fit.
         load_strictly(runner.model, state_dict, cfg.load_from)
     if cfg.get('log_level') != 'DEBUG':
         runner.logger.addFilter(is_of_no_parameter)
@@ -206,7 +206,7 @@ def main() -> None:
 
 
 def is_of_no_parameter(record: logging.LogRecord) -> bool:
-    """Whether a record is none of the hundreds that tell each parameter's options."""
+    """Log filter: not the hundreds of records about the options of each parameter."""
     return not str(record.msg).startswith('paramwise_options -- ')
 
 

@@ -1,4 +1,4 @@
-# What does not depend on the host.
+# Runtime settings that are the same for all hosts.
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),

@@ -5,5 +5,5 @@ _base_ = [
     '../_base_/imagenet_runtime.py',
 ]
 
-# Of N = 4, as MobileOne-S0.
+# Four kxk branches, as in MobileOne-S0.
 model = dict(backbone=dict(block_cfg=dict(type='mmrep.MobileOneBlock', num_convs=4)))

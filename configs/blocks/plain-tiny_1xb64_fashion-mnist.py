@@ -1,4 +1,4 @@
-# What the blocks are compared with: one conv and one norm.
+# The baseline of the blocks: one conv and one norm.
 _base_ = '../repvgg/repvgg-tiny_1xb64_fashion-mnist.py'
 
 model = dict(

@@ -11,7 +11,7 @@ model = dict(
         depth=18,
         stem_channels=16,
         base_channels=16,
-        # The stem leaves 8x8 of 32x32 pixels, the stages end with 2x2.
+        # The stem reduces 32x32 pixels to 8x8, the stages to 2x2.
         strides=(1, 2, 2, 1),
         out_indices=(3,),
     ),

@@ -11,7 +11,7 @@ model = dict(
         depth=18,
         stem_channels=16,
         base_channels=16,
-        # After the stem's stride of 4 the stages end at strides 4, 8, 8 and 8.
+        # With the stem's stride of 4, the output strides of the stages are 4, 8, 8 and 8.
         strides=(1, 2, 1, 1),
         dilations=(1, 1, 1, 1),
         out_indices=(0, 1, 2, 3),

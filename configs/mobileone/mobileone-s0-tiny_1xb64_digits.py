@@ -10,7 +10,7 @@ model = dict(
             num_conv_branches=[4, 4, 4, 4],
             num_se_blocks=[0, 0, 0, 0],
         ),
-        # With the stem's stride of 2, 32x32 pixels end as 2x2.
+        # With the stem's stride of 2, the last stage reduces 32x32 pixels to 2x2.
         strides=(1, 2, 2, 2),
     ),
     head=dict(in_channels=256),

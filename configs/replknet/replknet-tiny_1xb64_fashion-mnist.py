@@ -1,4 +1,4 @@
-# The network of the digits, for images of one channel, and a third of the epochs.
+# The digits' network, for images with one channel, trained for a third of the epochs.
 _base_ = [
     '../_base_/models/replknet-tiny.py',
     '../_base_/datasets/fashion-mnist_bs64.py',

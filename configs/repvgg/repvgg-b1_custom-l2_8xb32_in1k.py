@@ -1,6 +1,7 @@
 _base_ = 'repvgg-b1_8xb32_in1k.py'
 
-# The hook adds the decay of these kernels to the loss, as of the one that they equal.
+# The optimizer does not decay these kernels: the hook adds a penalty of the equivalent
+# kernel to the loss.
 optim_wrapper = dict(
     optimizer=dict(weight_decay=4e-5),
     paramwise_cfg=dict(

@@ -1,4 +1,4 @@
 _base_ = 'repvgg-b1g2-d8_deeplabv3plus_8xb2-40e_cityscapes-512x1024.py'
 
-# Only the last five layers are dilated: four of the third stage's, and the last stage's.
+# Only the last five layers are dilated: four of the third stage and the one of the last.
 model = dict(backbone=dict(dilations=(1, 1, [1] * 12 + [2] * 4, 4)))

@@ -1,6 +1,7 @@
 _base_ = 'repvgg-plus-l2pse_8xb32_in1k-256px.py'
 
-# The hook adds the decay of these kernels to the loss, as of the one that they equal.
+# The optimizer does not decay these kernels: the hook adds a penalty of the equivalent
+# kernel to the loss.
 optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={

@@ -1,6 +1,7 @@
 _base_ = 'repvgg-tiny_1xb64_fashion-mnist.py'
 
-# The hook adds the decay of these kernels to the loss, as of the one that they equal.
+# The optimizer does not decay these kernels: the hook adds a penalty of the equivalent
+# kernel to the loss.
 optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={

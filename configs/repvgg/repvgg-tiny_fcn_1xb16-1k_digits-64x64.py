@@ -15,7 +15,7 @@ model = dict(
             se_cfg=None,
         ),
         out_indices=(0, 1, 2, 3),
-        # After the stem's stride of 2 the stages end at strides 2, 4, 8 and 8.
+        # With the stem's stride of 2, the output strides of the stages are 2, 4, 8 and 8.
         strides=(1, 2, 2, 1),
     ),
     decode_head=dict(in_channels=[16, 32, 64, 64]),

@@ -1,4 +1,4 @@
-"""See what the branches of a trained model do."""
+"""Show what the branches of a trained model do."""
 
 from .branches import BranchReport, analyze_branches, write_table
 from .diagram import branch_boxes, draw_block

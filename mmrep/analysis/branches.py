@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from mmrep.models.blocks import ReparamBlock
 from mmrep.reparam import NotFoldableError
 
-#: What is said of a block as a whole.
+#: Numbers of a block as a whole.
 _NUMBERS = ('cancelled', 'largest', 'peak', 'channels')
 
 
 @dataclass(frozen=True)
 class BranchReport:
-    """What is in the equivalent kernel of one block.
+    """Statistics of the equivalent kernel of one block.
 
     Args:
-        name: Of the block.
-        geometry: Channels in and out, groups, and size of its kernel, for people.
-        shares: By the name of a branch, ``|W_i| / sum_j |W_j|`` of the kernels that the
-            branches fold to, in Frobenius norms.
+        name: Name of the block.
+        geometry: Channels in and out, size of the kernel and groups, as text.
+        shares: Share of each branch, by name: ``|W_i| / sum_j |W_j|`` of the kernels that
+            the branches fold to, in Frobenius norms.
         cancelled: ``1 - |sum_i W_i| / sum_i |W_i|``: 0 where the branches add up, 1 where
             they cancel.
-        largest: ``max |W|`` of the equivalent kernel ``W``, by which a quantizer of the
-            whole tensor scales it.
-        peak: The largest over the root of the mean square of ``W``: how much of the range
-            of such a quantizer goes to few weights.
+        largest: ``max |W|`` of the equivalent kernel ``W``, which sets the scale of a
+            per-tensor quantizer.
+        peak: ``max |W|`` over the root mean square of ``W``: how much of the range of a
+            per-tensor quantizer few weights take.
         channels: ``max |W|`` of the largest output channel over that of the median one.
         skeleton: The mean of ``|W|`` over the channels, for each tap ``(kh, kw)``.
     """
@@ -46,7 +46,7 @@ class BranchReport:
 
 @torch.no_grad()
 def analyze_branches(model: nn.Module) -> list[BranchReport]:
-    """A report for every block of a model in train form.
+    """Report on every block of a model in train form.
 
     Source of the skeletons: the average kernel magnitudes of `ACNet
     <https://arxiv.org/abs/1908.03930>`_ and of `Diverse Branch Block
@@ -54,7 +54,7 @@ def analyze_branches(model: nn.Module) -> list[BranchReport]:
 
     Args:
         model: The model; blocks whose kernel depends on the size of the input must have
-            seen one.
+            had a forward pass.
 
     Raises:
         NotFoldableError: If a block cannot be one conv; names it.
@@ -93,7 +93,7 @@ def _report(name: str, block: ReparamBlock) -> BranchReport:
 
 
 def _ratio(part: float, whole: float) -> float:
-    """``part / whole``; 0 of nothing."""
+    """``part / whole``; 0 if ``whole`` is 0."""
     return part / whole if whole else 0.0
 
 

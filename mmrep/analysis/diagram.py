@@ -16,14 +16,14 @@ Box = tuple[str, str]
 _COLORS = dict(
     conv='#cfe2f3', norm='#fce5cd', fixed='#d9ead3', scale='#d9d2e9', other='#eeeeee'
 )
-#: Width of a box, and from a box to the one below, in inches.
+#: Width of a box, and distance from a box to the one below it, in inches.
 _WIDTH, _APART = 1.15, 0.48
 
 
 def branch_boxes(branch: nn.Module) -> list[Box]:
     """The layers of a branch, from the first on, as labels and kinds.
 
-    A kind is ``'conv'``, ``'norm'``, ``'fixed'`` (no tensor that is trained), ``'scale'``
+    A kind is ``'conv'``, ``'norm'``, ``'fixed'`` (nothing is trained), ``'scale'``
     or ``'other'``.
     """
     return list(_boxes(branch))
@@ -31,7 +31,7 @@ def branch_boxes(branch: nn.Module) -> list[Box]:
 
 def _boxes(layer: nn.Module) -> Iterator[Box]:
     if isinstance(layer, PadOrCrop):
-        # It aligns, and adds nothing.
+        # It only aligns a branch with the others, so it is not drawn.
         return
     if isinstance(layer, nn.Conv2d):
         yield _conv_label(layer), 'conv'

@@ -16,7 +16,7 @@ _BAR, _KERNEL = 0.22, 1.5
 #: Kernels side by side.
 _COLUMNS = 6
 
-#: More blocks make a picture that nobody reads; they are drawn evenly apart.
+#: The most blocks in a picture that can be read; of more, every n-th is drawn.
 _MOST = 60
 
 
@@ -51,8 +51,7 @@ def draw_shares(reports: Sequence[BranchReport], path: str | Path) -> None:
 def draw_kernels(reports: Sequence[BranchReport], path: str | Path) -> None:
     """Draw the mean absolute kernel of each block, with the largest tap as 1.
 
-    The first picture is the mean over all blocks whose kernel has its size, the most
-    frequent one.
+    The first picture is the mean over all blocks with the most frequent kernel size.
 
     Args:
         reports: The blocks.
@@ -122,12 +121,12 @@ def _draw_tiles(
 
 
 def _scaled(skeleton: torch.Tensor) -> torch.Tensor:
-    """With the largest tap as 1; zeros stay."""
+    """Scale a kernel so that its largest tap is 1; zeros stay zeros."""
     return skeleton / skeleton.max().clamp(min=torch.finfo(skeleton.dtype).tiny)
 
 
 def _some(reports: Sequence[BranchReport]) -> list[BranchReport]:
-    """At most so many as can be read."""
+    """At most ``_MOST`` reports, evenly apart."""
     step = math.ceil(len(reports) / _MOST)
     return list(reports[::step])
 

@@ -1,4 +1,4 @@
-"""What a benchmark compares: a config's model, and the same network of others."""
+"""The models that a benchmark compares: a config's, and the same network elsewhere."""
 
 import copy
 import importlib.util
@@ -34,8 +34,8 @@ class BenchmarkModel:
 def models_of(config: Config, device: str = 'cpu') -> list[BenchmarkModel]:
     """The model of a config and, as far as installed, its peers.
 
-    Peers are mmpretrain's RepVGG with the same weights and timm's of the same name, and
-    for ``DBBResNet`` the host's ResNet.
+    The peers of RepVGG are mmpretrain's with the same weights and timm's of the same name;
+    the peer of a ``DBBResNet`` is the host's ResNet.
     """
     torch.manual_seed(0)
     model = build_model(config)
@@ -49,7 +49,7 @@ def models_of(config: Config, device: str = 'cpu') -> list[BenchmarkModel]:
 
 @torch.no_grad()
 def randomise_statistics(model: nn.Module) -> None:
-    """Give every norm the statistics and the affine map of a trained one."""
+    """Give every norm random statistics and affine parameters, as of a trained one."""
     for norm in model.modules():
         if has_running_statistics(norm):
             norm.running_mean.normal_(0, 0.1)
@@ -84,7 +84,7 @@ def _peers(config: Config, model: nn.Module) -> Iterator[BenchmarkModel]:
 
 
 def _with_backbone(config: Config, package: str, name: str) -> nn.Module | None:
-    """The config's model around another package's backbone, if that can be."""
+    """The config's model with another package's backbone; ``None`` if that has none."""
     if importlib.util.find_spec(package) is None:
         return None
     model_cfg = without_pretrained(config.model)
@@ -97,7 +97,7 @@ def _with_backbone(config: Config, package: str, name: str) -> nn.Module | None:
     options = {key: v for key, v in model_cfg.backbone.items() if key != 'type'}
     if kind is None or not options.keys() <= known:
         return None
-    # From a plain dict: merging would keep what is to be replaced.
+    # A plain dict, since merging would keep keys of the old backbone.
     model_cfg['backbone'] = dict(options, type=f'{package}.{name}')
     return MODELS.build(model_cfg).eval()
 

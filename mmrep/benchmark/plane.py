@@ -9,7 +9,7 @@ from mmrep.errors import UserError, reason
 
 from .run import Benchmark
 
-#: How the points of the plane look, in the order of drawing, by name in the benchmark.
+#: Style of the points by name in the benchmark, in the order of drawing.
 _FORMS = {
     'mmrep': dict(label='train form', color='#b0b0b0', marker='o'),
     'mmrep, deploy form': dict(label='deploy form', color='#1f6fb4', marker='o'),
@@ -20,7 +20,7 @@ def published_accuracy(config: str | Path) -> float | None:
     """The published top-1 accuracy of a config, in percent, by its ``metafile.yml``.
 
     Raises:
-        UserError: If there is such a file, but not of models.
+        UserError: If the file exists, but is not a list of models.
     """
     config = Path(config)
     metafile = config.parent / 'metafile.yml'
@@ -35,7 +35,7 @@ def published_accuracy(config: str | Path) -> float | None:
                             return float(value)
     except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
-            f'{metafile} is no list of models ({reason(error)}): correct it'
+            f'{metafile} is not a list of models ({reason(error)}): correct it'
         ) from error
     return None
 
@@ -44,11 +44,11 @@ def draw_plane(points: Iterable[tuple[Benchmark, float]], path: str | Path) -> N
     """Draw published accuracy over measured speed, as a picture.
 
     An arrow leads from the train form of each network to its deploy form, which is
-    labelled. The plain network has no accuracy there, and is left out.
+    labelled. The plain network has no published accuracy, and is left out.
 
     Args:
         points: Benchmarks of the task ``'eval'``, and the top-1 accuracy of each.
-        path: The file; its ending says the format.
+        path: The file; its suffix sets the format.
     """
     from matplotlib.figure import Figure
 

@@ -37,7 +37,7 @@ class Timing:
 
     Args:
         task: One of ``TASKS``.
-        name: Which model did it, and its form where there are several.
+        name: Name of the model, with its form or runtime if there are several.
         median: Seconds.
         iqr: Distance between the quartiles, in seconds.
         peak: The most bytes of tensors held at once, or ``None`` if not measured.
@@ -93,16 +93,15 @@ def benchmark(
         amp: Whether to compute in bfloat16 where autocast does. Default: False.
         tasks: What to measure, of ``TASKS``. Default: all.
         rounds: How often each is timed. Default: 15.
-        compile_model: Whether to measure training steps and the deploy form by
-            ``torch.compile``, too, which takes a minute for each before its first run.
-            Default: True.
+        compile_model: Whether to measure training steps and the deploy form also with
+            ``torch.compile``, which takes a minute to compile each. Default: True.
     """
-    # Of many configs in a row the compiler would give up on the last, without a word.
+    # Otherwise the compiler silently gives up after many configs in a row.
     torch.compiler.reset()
     shape = shape or input_shape(config)
     models = models_of(config, device)
     x = seeded_input((batch_size, *shape), seed=0).to(device)
-    # What does not fit fails here, and not after minutes of measuring.
+    # An input that does not fit fails here, not after minutes of measuring.
     run_form(models[0].train_form, x[:1], 'train')
     dtype = 'bfloat16' if amp else 'float32'
     result = Benchmark(name, _device_name(device), dtype, tuple(x.shape))
@@ -156,7 +155,7 @@ def _time(
 
 
 def _sizes(model: nn.Module, x: Tensor) -> dict[str, int]:
-    # One image, every branch counted; what has no multiplications is no news.
+    # For one image, with every branch; warnings about operators without FLOPs are off.
     with branch_by_branch(model):
         flops = FlopAnalyzer(model, x[:1])
         flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)

@@ -1,4 +1,4 @@
-"""What a benchmark times."""
+"""The tasks that a benchmark times."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +51,7 @@ def compiled_step(model: nn.Module, x: Tensor, amp: bool = False) -> Run:
 
 
 def evaluation(model: nn.Module, x: Tensor, amp: bool = False) -> Run:
-    """A forward pass in eval mode, as :func:`step` otherwise."""
+    """A forward pass in eval mode; for the arguments, see :func:`step`."""
     model.eval()
 
     def run() -> None:
@@ -74,7 +74,7 @@ def compiled(model: nn.Module, x: Tensor, amp: bool = False) -> Run:
     def outputs(x: Tensor) -> list[Tensor]:
         return list(flatten_outputs(forward(model, x)).values())
 
-    # Frozen, the weights are laid out once as the convs want them.
+    # Freezing lets the compiler lay out the weights for the convs once.
     program = torch.compile(outputs, options={'freezing': True})
 
     def run() -> None:
@@ -85,7 +85,7 @@ def compiled(model: nn.Module, x: Tensor, amp: bool = False) -> Run:
 
 
 def onnxruntime(model: nn.Module, x: Tensor, deploy_config: Config) -> Run:
-    """A forward pass of ONNX Runtime, on the CPU, with as many threads as torch."""
+    """A forward pass in ONNX Runtime, on the CPU, with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

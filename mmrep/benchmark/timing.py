@@ -14,7 +14,7 @@ def interleave(
     rounds: int = 15,
     warm_up: int = 2,
 ) -> dict[str, Measurement]:
-    """Time functions in turns, so that what else the machine does meets them all alike.
+    """Time functions in turns, so that other load on the machine affects all alike.
 
     Every round times each function once, in an order that rotates. On CUDA the timer
     waits for the device. Torch uses as many threads as it is set to.
@@ -22,7 +22,7 @@ def interleave(
     Args:
         functions: What to time, by name.
         rounds: How often each is timed. Default: 15.
-        warm_up: Untimed calls of each before. Default: 2.
+        warm_up: Untimed calls of each function before. Default: 2.
 
     Returns:
         The times of each, in seconds per call; with ``median``, ``iqr`` and ``times``.

@@ -1,11 +1,11 @@
-"""The zip archive that a checkpoint is, verified before any of it is used.
+"""Read the zip archive of a checkpoint, and verify it before any of it is used.
 
-torch itself looks up where an entry begins and believes the rest: what is compressed, it
-maps as weights, and no checksum is compared. Here an archive is read only if it is what
-``torch.save`` or another writer of plain zip files makes: entries that are stored and not
-compressed, one after the other from the first byte on, each under one name, which the
-directory at the end and the header in front of the data agree on. There is no second way
-to read such a file. Format: PKWARE's APPNOTE.TXT 6.3.
+torch itself only looks up where an entry begins: it maps compressed bytes as weights, and
+compares no checksum. Here an archive is read only if it is as ``torch.save`` or another
+writer of plain zip files makes it: its entries are stored without compression, follow each
+other from the first byte on and have different names, and the directory at the end agrees
+with the header in front of each entry. Such a file can be read in one way only.
+Format: PKWARE's APPNOTE.TXT 6.3.
 """
 
 import struct
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .refusals import Refusal, damaged, excessive
 
-#: What every archive begins with.
+#: The first bytes of every archive.
 SIGNATURE = b'PK\x03\x04'
 
 _LOCAL = struct.Struct('<4s5H3L2H')
@@ -25,26 +25,26 @@ _END = struct.Struct('<4s4H2LH')
 _END_64 = struct.Struct('<4sQ2H2L4Q')
 _LOCATOR_64 = struct.Struct('<4sLQL')
 
-#: What a field of 32 bits says if the value stands in the 64-bit ones.
+#: Value of a 32-bit field whose real value is in a 64-bit field.
 _WIDE = 0xFFFFFFFF
 
 _ENCRYPTED, _SIZES_FOLLOW, _UTF_8 = 0x1, 0x8, 0x800
 
-#: A hundred times what the largest training needs.
+#: Limits: a hundred times what the largest training needs.
 _MOST_ENTRIES, _LARGEST_DIRECTORY = 1 << 18, 1 << 26
 
-#: Checksums are taken while the bytes are in the processor's cache.
+#: Bytes per read, few enough to be in the cache when their checksum is computed.
 _CHUNK = 1 << 19
 
 
 class Entry(NamedTuple):
-    """Where the bytes of an entry are.
+    """The place of an entry in the file.
 
     Args:
-        offset: Where its header begins.
-        start: Where its bytes begin.
-        size: How many they are.
-        crc: Their CRC-32.
+        offset: Offset of its header.
+        start: Offset of its data.
+        size: Size of its data in bytes.
+        crc: CRC-32 of its data.
     """
 
     offset: int
@@ -57,11 +57,11 @@ class Archive:
     """The entries of a zip file.
 
     Args:
-        file: The file, without a buffer.
-        size: Its size.
+        file: The file, opened without a buffer.
+        size: Its size in bytes.
 
     Raises:
-        Refusal: If the file is no archive of the kind that the module describes.
+        Refusal: If the file is not an archive as described for this module.
     """
 
     def __init__(self, file: FileIO, size: int) -> None:
@@ -86,18 +86,18 @@ class Archive:
             if entry.offset < end:
                 raise damaged(f'{name!r} overlaps another entry of its archive')
             end = entry.start + entry.size
-        # torch.serialization.set_crc32_options(False) leaves out all of them.
+        # After torch.serialization.set_crc32_options(False), all are 0.
         self._has_crc = any(entry.crc for entry in self.entries.values())
         self._unverified = set(self.entries)
 
     def read(self, name: str) -> bytearray:
-        """The bytes of an entry, verified."""
+        """Read and verify an entry."""
         content = bytearray(self.entries[name].size)
         self.read_into(name, memoryview(content))
         return content
 
     def read_into(self, name: str, target: memoryview) -> None:
-        """Read an entry into memory of its size and verify it."""
+        """Read an entry into ``target``, which has its size, and verify it."""
         entry = self.entries[name]
         chunks = (target[at : at + _CHUNK] for at in range(0, entry.size, _CHUNK))
         self._verify(name, chunks)
@@ -109,7 +109,7 @@ class Archive:
         self._verify(name, (buffer[: size - at] for at in range(0, size, _CHUNK)))
 
     def verify_rest(self) -> None:
-        """Verify what was not read."""
+        """Verify the entries that have been neither read nor verified."""
         for name in sorted(self._unverified):
             self.verify(name)
 
@@ -123,20 +123,20 @@ class Archive:
             if self._has_crc:
                 crc = zlib.crc32(chunk, crc)
         if self._has_crc and crc != entry.crc:
-            raise damaged(f'the bytes of {name!r} are not those of its checksum')
+            raise damaged(f'the bytes of {name!r} do not match its checksum')
         self._unverified.discard(name)
 
     def _at(self, offset: int, size: int) -> bytes:
-        """Bytes of the file; fewer where it ends."""
+        """Up to ``size`` bytes of the file, beginning at ``offset``."""
         self._file.seek(offset)
         return self._file.read(size)
 
     def _find_directory(self) -> tuple[int, bytes, int]:
-        """Where the directory is, its bytes, and how many entries it has."""
+        """Find the directory: its offset, its bytes, and its number of entries."""
         at = self._size - _END.size
         tail = self._at(at, _END.size) if at >= 0 else b''
         if tail[:4] != b'PK\x05\x06' or tail[-2:] != b'\0\0':
-            raise damaged('its archive has no end, or more after it')
+            raise damaged('its archive has no end record, or bytes after it')
         _, disk, first_disk, count_here, count, length, offset, _ = _END.unpack(tail)
         found = (disk, first_disk, count_here, count, length, offset)
         locator = self._at(max(at - _LOCATOR_64.size, 0), _LOCATOR_64.size)
@@ -144,17 +144,17 @@ class Archive:
             _, _, at, _ = _LOCATOR_64.unpack(locator)
             end = self._at(at, _END_64.size) if at < self._size else b''
             if len(end) < _END_64.size or end[:4] != b'PK\x06\x06':
-                raise damaged('the end of its archive is broken')
+                raise damaged('the end record of its archive is broken')
             wide = _END_64.unpack(end)[4:]
             narrow = (0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, _WIDE, _WIDE)
             if any(
                 a not in (b, top) for a, b, top in zip(found, wide, narrow, strict=True)
             ):
-                raise damaged('the two ends of its archive differ')
+                raise damaged('the two end records of its archive differ')
             found = wide
         disk, first_disk, count_here, count, length, offset = found
         if disk or first_disk or count_here != count or offset + length != at:
-            raise damaged('the directory of its archive is not where its end says')
+            raise damaged('the directory of its archive is not where its end record says')
         if count > _MOST_ENTRIES or length > _LARGEST_DIRECTORY:
             raise excessive(f'an archive of {count} entries')
         return offset, self._at(offset, length), count
@@ -182,12 +182,12 @@ class Archive:
                     'give the file that torch wrote, or pack it again without compression',
                 )
             if flags & ~(_SIZES_FOLLOW | _UTF_8):
-                raise damaged(f'{name!r} in its archive is of an unknown kind')
+                raise damaged(f'{name!r} in its archive has unknown flags')
             size, packed, offset = _widened((size, packed, offset), extra)
             if size != packed:
                 raise damaged(f'{name!r} in its archive has two sizes')
             header = self._header(offset, raw_name, flags) if offset < end else None
-            # Those of a header may be left to what follows the bytes.
+            # With this flag the header may hold 0, and the values follow the data.
             late = {0} if flags & _SIZES_FOLLOW else set()
             if not header or any(
                 said not in {known, *late}
@@ -201,11 +201,11 @@ class Archive:
     def _header(
         self, offset: int, name: bytes, flags: int
     ) -> tuple[int, int, int, int] | None:
-        """What the header in front of the data says.
+        """Read the header in front of the data.
 
         Returns:
-            Where the bytes begin, their CRC-32, and their size, packed and unpacked;
-            ``None`` if it is no header of that name.
+            The offset of the data, its CRC-32, and its size, compressed and not;
+            ``None`` if there is no header with this name and these flags.
         """
         header = self._at(offset, _LOCAL.size + len(name))
         if len(header) < _LOCAL.size + len(name) or header[:4] != SIGNATURE:
@@ -225,7 +225,7 @@ class Archive:
 
 
 def _widened(values: tuple[int, ...], extra: bytes) -> Iterator[int]:
-    """Values, those that did not fit into 32 bits taken from the extra field."""
+    """Yield the values, with those of more than 32 bits read from the extra field."""
     at, wide = 0, b''
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from('<2H', extra, at)

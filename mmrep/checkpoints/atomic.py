@@ -14,23 +14,23 @@ from mmrep.errors import UserError
 try:
     import fcntl
 except ImportError:
-    # Windows, which replaces no open file: what a killed run left stays there.
+    # Windows cannot replace an open file, so there are no locks: leftovers stay.
     fcntl = None
 
 
 def out_path(name: str | Path, *suffixes: str) -> Path:
-    """The file that a user names for what is to be written; ``~`` is the home folder.
+    """The path of the output file that a user names; ``~`` is the home folder.
 
     Args:
         name: What the user gave.
-        suffixes: How the name may end. Default: in any way.
+        suffixes: The suffixes that are allowed. Default: any.
 
     Raises:
-        UserError: If it is no name of a file, or ends otherwise.
+        UserError: If it is not the name of a file, or has another suffix.
     """
     text = os.fspath(name)
     if not text or '\0' in text:
-        raise UserError(f'{text!r} is no name of a file to write: give one')
+        raise UserError(f'{text!r} is not the name of a file: give the file to write')
     text = os.path.expanduser(text)
     if text.endswith(('/', os.sep)):
         raise UserError(f'{text} is the name of a folder: give the name of a file')
@@ -41,7 +41,7 @@ def out_path(name: str | Path, *suffixes: str) -> Path:
 
 
 def refuse_existing(*paths: str | Path, overwrite: bool = False) -> None:
-    """Raise a ``UserError`` if a path is no file, or a file that must be kept."""
+    """Raise ``UserError`` for a folder or device, or an existing file to be kept."""
     for path in map(Path, paths):
         with _refusing(path):
             if path.is_dir():
@@ -53,9 +53,9 @@ def refuse_existing(*paths: str | Path, overwrite: bool = False) -> None:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raise a ``UserError`` if no file can be written here, for what is written last.
+    """Raise ``UserError`` if a file, which is to be written later, cannot be written.
 
-    Nothing is made, neither the file nor its folders.
+    Neither the file nor its folders are created.
     """
     refuse_existing(path, overwrite=True)
     try:
@@ -63,35 +63,35 @@ def refuse_unwritable(path: Path) -> None:
             path.open('ab').close()
             return
         folder = next(parent for parent in path.absolute().parents if parent.exists())
-        # The rights alone do not tell: nobody can write into /proc.
+        # Permissions are not enough: nobody can create a file in /proc.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(
-            f'{path} cannot be written ({error.strerror or error}): give another place'
+            f'{path} cannot be written ({error.strerror or error}): give another path'
         ) from error
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """:func:`atomic_writes` of one file."""
+    """Write one file; see :func:`atomic_writes`."""
     with atomic_writes(path) as (temporary,):
         yield temporary
 
 
 @contextmanager
 def atomic_writes(*paths: str | Path) -> Iterator[tuple[Path, ...]]:
-    """Temporary files that become ``paths`` if the block ends well, and else go.
+    """Yield temporary files that replace ``paths`` if the block succeeds.
 
-    They take their names in the order of ``paths``, when all contents are on the disk. A
-    process or a machine that stops leaves of every file the old one or the new one, whole,
-    and the new one of a path only after those before it. A temporary file that it leaves,
-    too, goes with the next write of the same path.
+    If it fails, they are deleted. They are renamed in the order of ``paths``, once all
+    contents are on the disk. If the process or the machine stops, each path holds its old
+    or its new file, complete, and a new one only if all paths before it have theirs.
+    Temporary files left behind are deleted by the next write of the same path.
 
-    Folders are made. A symbolic link stays, and what it points to is written.
+    Missing folders are created. A symbolic link stays, and its target is replaced.
 
     Raises:
-        UserError: If the system does not let them be written; then nothing has changed.
+        UserError: If the files cannot be written; then nothing has changed.
     """
     with _refusing(*paths), ExitStack() as stack:
         targets = [Path(os.path.realpath(path)) for path in paths]
@@ -102,17 +102,17 @@ def atomic_writes(*paths: str | Path) -> Iterator[tuple[Path, ...]]:
         umask = os.umask(0)
         os.umask(umask)
         for path, temporary in zip(targets, temporaries, strict=True):
-            # First, since the mode may forbid it.
+            # Before chmod, since the mode may forbid opening the file.
             _sync(temporary, os.O_RDWR)
-            # A temporary file is its owner's alone; the result is like the file that it
-            # replaces, or like any other.
+            # Only its owner may read a temporary file. The result has the mode of the file
+            # that it replaces, or the default mode.
             mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask
             temporary.chmod(mode)
         _replace(targets, temporaries)
 
 
 def _replace(targets: Sequence[Path], temporaries: Sequence[Path]) -> None:
-    """Give temporary files their names in order; if one cannot have its, none has."""
+    """Rename temporary files to their targets in order; if one fails, undo all."""
     with ExitStack() as copies, ExitStack() as undo:
         for target, temporary in zip(targets, temporaries, strict=True):
             last = target is targets[-1]
@@ -125,13 +125,13 @@ def _replace(targets: Sequence[Path], temporaries: Sequence[Path]) -> None:
             os.replace(temporary, target)
             if last:
                 undo.pop_all()
-            # The name is the folder's contents. Not every system syncs those.
+            # The name is stored in the folder. Not every system can sync folders.
             with suppress(OSError):
                 _sync(target.parent, os.O_RDONLY)
 
 
 def _restore(target: Path, before: Path | None) -> None:
-    """What a file was: a copy, or nothing."""
+    """Put the copy of an old file back, or delete a file that was new."""
     if before:
         os.replace(before, target)
     else:
@@ -140,7 +140,7 @@ def _restore(target: Path, before: Path | None) -> None:
 
 @contextmanager
 def _temporary_for(path: Path) -> Iterator[Path]:
-    """An empty file beside ``path``, which is removed if it is still there in the end."""
+    """Yield an empty file beside ``path``, deleted at the end if it still exists."""
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,21 +152,21 @@ def _temporary_for(path: Path) -> Iterator[Path]:
             lock.close()
     finally:
         for folder in made:
-            # Those that hold something stay.
+            # Folders that are not empty stay.
             with suppress(OSError):
                 folder.rmdir()
 
 
 def _prefix(path: Path) -> str:
-    """What the names of a file's temporary files begin with.
+    """The prefix of the names of a file's temporary files.
 
-    As short as may be: the file's own name may be as long as names can be.
+    It is a short hash, since the file's own name may already have the maximum length.
     """
     return f'.mmrep-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}-'
 
 
 def _create_locked(path: Path) -> tuple[Path, IO]:
-    """A new file beside ``path``, locked until the other result is closed."""
+    """Create a file beside ``path``, locked until the returned handle is closed."""
     while True:
         handle, name = tempfile.mkstemp('.tmp', _prefix(path), path.parent)
         lock = os.fdopen(handle)
@@ -176,7 +176,7 @@ def _create_locked(path: Path) -> tuple[Path, IO]:
             # Not every file system has locks.
             with suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX)
-        # Another run may have taken it for a leftover before it was locked.
+        # Another run may have removed it as a leftover before it was locked.
         if os.path.exists(name):
             return Path(name), lock
         lock.close()
@@ -203,7 +203,7 @@ def _refusing(*paths: str | Path) -> Iterator[None]:
         names = ' and '.join(map(str, paths))
         raise UserError(
             f'{names} cannot be written ({error.strerror or error}): nothing has changed; '
-            'give another place, or see to room and rights there'
+            'give another path, or check the free space and permissions there'
         ) from error
 
 

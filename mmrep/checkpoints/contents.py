@@ -1,4 +1,4 @@
-"""Look once through what was read, so that whoever walks it later comes to an end."""
+"""Check the number, depth and types of the values read, so that walking them ends."""
 
 import collections
 import datetime
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .refusals import damaged, excessive, unsupported
 
-#: Training writes a dozen levels, and a value for every weight, its state and its name.
+#: Limits. Training writes a dozen levels, and a few values for every weight.
 _DEEPEST, _MOST_VALUES = 100, 500_000
 
-#: Weights may be tied: tensors show this many times the bytes that the file has, and so
-#: many more, which small files of expanded tensors need.
+#: Limit on the bytes of all tensors, which may share storages (tied or expanded): this
+#: multiple of the bytes of the storages, plus a constant for small files.
 _TIED, _EXPANDED = 4, 1 << 28
 
 _LONGEST_NAME, _LONGEST_NUMBER = 500, 1024
@@ -32,16 +32,16 @@ _LEAVES = frozenset(
     )
 )
 
-#: Quantized, without a meaning, or of less than a byte.
+#: Dtypes that are quantized, bare bits, or of less than a byte.
 _PACKED = re.compile(r'torch\.(q|bits|float4|u?int[1-7]$)')
 
 
 class Unsupported(NamedTuple):
-    """Stands for a value that cannot be read, until it is known where it is.
+    """Placeholder for a value that cannot be read, until its place is known.
 
     Args:
-        kind: What it is.
-        remedy: What to do.
+        kind: What the value is.
+        remedy: What the user can do.
     """
 
     kind: str
@@ -49,18 +49,18 @@ class Unsupported(NamedTuple):
 
 
 def packed(dtype: torch.dtype) -> Unsupported | None:
-    """What stands for a tensor whose numbers torch stores and cannot copy, if it does."""
+    """The placeholder for a dtype that torch can store but not copy, else ``None``."""
     if not _PACKED.match(str(dtype)):
         return None
     return Unsupported(f'a tensor of {dtype}', 'dequantize it and save again')
 
 
 class Storage(NamedTuple):
-    """The bytes of tensors, as a pickle refers to them.
+    """A storage of tensors that a pickle refers to.
 
     Args:
         bytes: The bytes.
-        dtype: What they are.
+        dtype: The dtype of the numbers in them.
     """
 
     bytes: torch.UntypedStorage
@@ -68,18 +68,18 @@ class Storage(NamedTuple):
 
 
 def check_contents(root: Any, held: int) -> None:
-    """Refuse contents that are more than they seem.
+    """Refuse contents with too many values or levels, or with values of unknown types.
 
-    A pickle may say that a list is twice the list before: thirty such lines are 2^30
-    lists for whoever walks them. Every path to a value is counted here, so cycles and
-    such doublings end at the limits of depth and number.
+    A pickle can build a list that holds the previous list twice: after thirty such steps,
+    walking it visits 2^30 lists. Here a value counts once for every path that leads to it,
+    so cycles and doublings exceed the limits on depth and number.
 
     Args:
         root: What was read.
-        held: How many bytes of tensors were read.
+        held: How many bytes of storages were read.
 
     Raises:
-        Refusal: Says what it is and where.
+        Refusal: Names the value and its place.
     """
     count, shown = 0, 0
     path: list[Any] = []
@@ -90,7 +90,7 @@ def check_contents(root: Any, held: int) -> None:
             if count > _MOST_VALUES:
                 raise excessive(f'more than {_MOST_VALUES} values')
             if type(value) is str:
-                # A long one counts for more: it may be there many times.
+                # Long text counts for more, since it may occur many times.
                 count += len(value) >> 10
                 _check_text(value, [*path, key])
             elif type(value) is int:
@@ -128,24 +128,24 @@ def _children(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _metadata(value: Any) -> Any:
-    """What a state dict says of its modules, which torch reads without a look."""
+    """Check a state dict's ``_metadata``, which torch uses without checking it."""
     if not isinstance(value, dict) or not all(
         isinstance(module, dict) and isinstance(module.get('version', 1), int | None)
         for module in value.values()
     ):
-        raise damaged('the versions of its modules are no table')
+        raise damaged('the versions of its modules are not a dict of dicts')
     return value
 
 
 def _check_leaf(value: Any, path: list) -> int:
-    """Check a value without children; returns how many more it counts for."""
+    """Check a value without children; returns how many more values it counts for."""
     if type(value) in _LEAVES:
         return 0
     if isinstance(value, Unsupported):
         raise unsupported(value.kind, f' ({_place(path)})', value.remedy)
     if isinstance(value, np.generic | np.ndarray):
         if value.dtype.kind == 'U' and value.size <= _MOST_VALUES:
-            # Of any 32 bits, some of which are no character.
+            # numpy stores any 32 bits per character, also ones that are no character.
             for text in np.asarray(value).ravel().tolist():
                 _check_text(text, path)
         return value.size + (value.nbytes >> 10)
@@ -157,7 +157,7 @@ def _check_leaf(value: Any, path: list) -> int:
     if isinstance(value, np.dtype):
         return 0
     if isinstance(value, Storage):
-        raise unsupported(f'bare bytes ({_place(path)})', '', 'save a tensor of them')
+        raise unsupported(f'a bare storage ({_place(path)})', '', 'save it as a tensor')
     raise damaged(f'{_place(path)} is a {type(value).__name__}')
 
 
@@ -175,7 +175,7 @@ def _check_name(key: Any) -> None:
 
 
 def _check_history(buffer: HistoryBuffer, path: list) -> None:
-    """Check what mmengine computes with."""
+    """Check that a history holds two arrays of numbers of the same length."""
     logs, counts = buffer.data
     if not (
         all(type(part) is np.ndarray and part.ndim == 1 for part in (logs, counts))
@@ -187,6 +187,6 @@ def _check_history(buffer: HistoryBuffer, path: list) -> None:
 
 
 def _place(path: list) -> str:
-    """Where a value is, in words."""
+    """The keys that lead to a value, joined by dots."""
     keys = (str(key)[:_LONGEST_NAME] for key in path[1:] if type(key) in (str, int))
-    return ascii('.'.join(keys))[1:-1] or 'the whole'
+    return ascii('.'.join(keys))[1:-1] or 'the top level'

@@ -1,4 +1,4 @@
-"""Put the weights of a checkpoint into a model, strictly."""
+"""Load the weights of a checkpoint into a model, strictly."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from mmrep.errors import CheckpointError, printable, reason
 #: How many keys of each kind an error lists.
 _LISTED = 8
 
-#: What the classes are, and how far the training went.
+#: Entries of ``meta`` to keep: what the classes are, and how far the training went.
 _KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter', 'experiment_name')
 
 
@@ -27,7 +27,7 @@ def state_dict_of(checkpoint: Any, source: str | Path) -> dict[str, Tensor]:
         source: The file, for the error.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is no state dict.
     """
     state = checkpoint if isinstance(checkpoint, Mapping) else {}
     wrapped = (state.get(wrapper) for wrapper in ('state_dict', 'model'))
@@ -39,13 +39,13 @@ def state_dict_of(checkpoint: Any, source: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f'{source} holds no state dict: give a checkpoint with the weights of a model'
         )
-    # As DistributedDataParallel writes them; one module of that name may be the model's.
+    # DistributedDataParallel gives all keys this prefix; a model may give it to some.
     prefix = 'module.' if all(key.startswith('module.') for key in state) else ''
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 def is_deploy_form(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether the weights are those of fused blocks."""
+    """Whether a state dict has the keys of fused blocks."""
     return any(re.search(r'\b(branch|lkb)_reparam\.', key) for key in state_dict)
 
 
@@ -57,10 +57,10 @@ def load_strictly(
 ) -> None:
     """Load a state dict of exactly the model's keys and shapes.
 
-    They are compared after the model's own hooks before loading, which know older keys, or
-    those of the plain convs that blocks stand for. Numbers of another precision are
-    rounded. Whole numbers become floating ones, and the other way, if their values stay
-    what they are; complex ones do not become real.
+    The model's load-state-dict pre-hooks run first: they rename older keys, or those of
+    the plain convs that blocks replace. Floating-point values are converted to the model's
+    precision. Integers become floating-point values, and the reverse, only if no value
+    changes. Complex values do not become real, nor real ones complex.
 
     Args:
         model: The model, or its wrapper for distributed training; unchanged if the keys
@@ -71,8 +71,8 @@ def load_strictly(
             dtype, instead of copying their values. Default: False.
 
     Raises:
-        CheckpointError: If keys are missing, unexpected, of another shape or of numbers
-            that the model's cannot be; lists them.
+        CheckpointError: If keys are missing or unexpected, or have another shape or a
+            dtype that cannot be converted; lists them.
     """
     if is_model_wrapper(model):
         model = model.module
@@ -91,21 +91,21 @@ def load_strictly(
         raise CheckpointError(
             f'{source} does not fit the config: {_advice(state_dict, own)} ({problems})'
         )
-    # Its keys are the model's own now, which those hooks leave as they are.
+    # The keys are now the model's own, which the pre-hooks do not change again.
     if assign:
         state_dict = {key: value.to(own[key]) for key, value in state_dict.items()}
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     model.load_state_dict(state_dict, strict=False, assign=assign)
     for name, parameter in model.named_parameters():
-        # torch 2.1 forgets it of what is assigned.
+        # torch 2.1 loses this flag of a tensor that is assigned.
         parameter.requires_grad_(trainable[name])
     if not model.training:
-        # mmpretrain's LeViT computes with what it made of its biases at the last eval().
+        # mmpretrain's LeViT caches values of its biases in eval(): compute them again.
         model.eval()
 
 
 def _as_read_by(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of a state dict, after the hooks that torch calls before it loads one."""
+    """A copy of a state dict, changed by the model's load-state-dict pre-hooks."""
     state_dict = dict(state_dict)
     for name, module in model.named_modules():
         prefix = f'{name}.' if name else ''
@@ -120,16 +120,16 @@ def misfits(
     dtypes: Mapping[str, torch.dtype],
     origin: Mapping[str, str] | None = None,
 ) -> str:
-    """What keeps weights from being a model's, in words; '' if nothing does.
+    """Describe which weights do not fit a model; '' if all fit.
 
     Args:
         shapes: The shapes of the model's weights.
         state_dict: The weights.
-        dtypes: The dtypes of the model's weights; those that are not in it are floating.
-        origin: What the source calls them. Default: None, the same as the model.
+        dtypes: The dtypes of the model's weights; float32 for keys that are not in it.
+        origin: The source's name of each of the model's keys. Default: None, the same.
     """
     origin = origin or {}
-    # Weights from before torch 1.0 lack this counter; its value matters to no output.
+    # Weights from before torch 1.0 lack this counter, on which no output depends.
     needed = [key for key in shapes if not key.endswith('num_batches_tracked')]
     found = {
         'missing': [key for key in needed if key not in state_dict],
@@ -140,7 +140,7 @@ def misfits(
             for key, shape in shapes.items()
             if key in state_dict and state_dict[key].shape != shape
         ],
-        'of other numbers': [
+        'of incompatible dtype': [
             f'{origin.get(key, key)} ({value.dtype} in the file, {dtype} in the model)'
             for key, value in state_dict.items()
             if key in shapes and not _can_be(value, dtype := dtypes.get(key, torch.float32))
@@ -152,7 +152,7 @@ def misfits(
 
 
 def _can_be(value: Tensor, dtype: torch.dtype) -> bool:
-    """Whether numbers are the same in another dtype, but for rounding to its precision."""
+    """Whether a tensor keeps its values in another dtype, apart from float rounding."""
     if value.is_complex() or dtype.is_complex:
         return value.is_complex() and dtype.is_complex
     if value.dtype == dtype or (value.is_floating_point() and dtype.is_floating_point):
@@ -168,7 +168,7 @@ def listed(keys: Iterable[str]) -> str:
 
 
 def kept_meta(checkpoint: Any) -> dict:
-    """What a file made of a checkpoint keeps of its meta: what the weights mean."""
+    """The entries of a checkpoint's meta that a file converted from it keeps."""
     meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
     return {key: meta[key] for key in _KEPT_META if key in meta}

@@ -1,18 +1,18 @@
 """Read checkpoints without running code from them.
 
-A checkpoint is an archive with a pickle and the bytes of tensors, or a file of
-safetensors. :func:`read_checkpoint` verifies the archive (``archive.py``), unpickles by a
-list of what may be named, called and changed (``unpickling.py``), and looks once through
-what came out (``contents.py``), so that what follows meets nothing endless. It works alike
-on every torch version, whatever the default of ``weights_only``.
+A checkpoint is a zip archive with a pickle and the bytes of tensors, or a safetensors
+file. :func:`read_checkpoint` verifies the archive (``archive.py``), unpickles with lists of
+what may be named, called and changed (``unpickling.py``), and checks the number, depth and
+types of the values (``contents.py``). It works the same on every torch version, whatever
+the default of ``weights_only``.
 
 ``torch.load(weights_only=True)`` is not enough. It refuses mmengine's checkpoints unless
 ``builtins.getattr``, ``HistoryBuffer`` and numpy's constructors are made safe globals, and
-torch before 2.4 has no such list. With the real ``getattr`` on it, a file can run code, as
-a trial with torch 2.12 did: ``getattr`` reaches ``eval`` and the globals of torch's own
-rebuilding functions, the pickle puts the one into the other, and a permitted call runs it.
-Later versions take a stand-in for ``getattr``; earlier ones would still need this reader.
-Nor does ``torch.load`` compare the checksums of the archive.
+torch before 2.4 has no list of safe globals. With the real ``getattr`` on that list, a file
+can run code (tried with torch 2.12): the pickle uses ``getattr`` to get ``eval`` and the
+globals of torch's own rebuild functions, stores ``eval`` in these globals, and a permitted
+call runs it. Later versions accept a substitute for ``getattr``; earlier ones would still
+need this reader. ``torch.load`` does not compare the checksums of the archive, either.
 """
 
 import io
@@ -41,37 +41,38 @@ from .contents import Storage, check_contents, packed
 from .refusals import Refusal, damaged, excessive
 from .unpickling import Unpickler
 
-#: Where tensors that are mapped may begin: what processors load at once.
+#: Alignment in bytes that a mapped tensor must have: the width of a vector load.
 _ALIGNMENT = 16
 
-#: Of safetensors: ten times what the largest models of images have, and what its table and
-#: its ``meta`` then take.
+#: Limits for safetensors: ten times the tensors of the largest vision models, and the sizes
+#: of the table and the ``meta`` that go with them.
 _MOST_TENSORS, _LARGEST_TABLE, _LONGEST_META = 20_000, 1 << 23, 1 << 22
 
-#: ``restore(storage, location)``: the storage where ``map_location`` says.
+#: ``restore(storage, location)``: the storage, on the device that ``map_location`` says.
 Restore = Callable[[UntypedStorage, str], UntypedStorage]
 
 
 def read_checkpoint(path: str | Path, map_location: Any = 'cpu', mmap: bool = True) -> Any:
-    """What ``torch.save`` wrote to a file, without running code from it.
+    """Read a file that ``torch.save`` or safetensors wrote, without running its code.
 
     The checksum of every entry of the file is compared, which takes about as long as
-    reading it from memory. Files in the format of before torch 1.6 and of safetensors
-    have none; neither have those that torch wrote after ``set_crc32_options(False)``. Of
-    them all sizes are checked, but a changed weight is not seen.
+    reading it from memory. Files in the format before torch 1.6 and safetensors files have
+    no checksums, nor have those that torch wrote after ``set_crc32_options(False)``. All
+    their sizes are checked, but a changed weight is not detected.
 
-    A file in the format of safetensors becomes ``dict(state_dict=..., meta=...)``, with
-    the JSON of its entry ``meta`` or, if it has none, an empty dict.
+    A safetensors file becomes ``dict(state_dict=..., meta=...)``, where ``meta`` is the
+    JSON of the entry ``meta`` in its metadata, or an empty dict if there is none.
 
     Args:
         path: The file.
         map_location: As ``torch.load``'s. Default: ``'cpu'``.
-        mmap: Whether tensors stay in the file, once verified, and take memory only when
-            they are used. The file must then not be changed while they are. Default: True.
+        mmap: Whether tensors are mapped into memory after they were verified, and take
+            memory only when they are used. The file must not be changed as long as they
+            are in use. Default: True.
 
     Raises:
-        CheckpointError: If the file is missing, cut short, changed or no checkpoint, or
-            holds an object of a type that is not on the list, or more of them than its
+        CheckpointError: If the file is missing, cut short, changed or not a checkpoint, or
+            holds an object of a type that is not permitted, or more objects than its
             size can justify.
     """
     restore = _get_restore_location(map_location)
@@ -92,7 +93,7 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', mmap: bool = Tr
 
 
 def _open(path: str | Path) -> FileIO:
-    """Open a regular file, and nothing that could block or never end."""
+    """Open a regular file; refuse pipes and devices, which could block or never end."""
     if '://' in str(path):
         raise CheckpointError(f'checkpoint {path} is an address: download it first')
     path = os.path.expanduser(path)
@@ -120,7 +121,7 @@ def _open(path: str | Path) -> FileIO:
 
 
 def _read(file: FileIO, restore: Restore, mmap: bool) -> tuple[Any, int]:
-    """The contents of a file, and how many bytes of tensors they have."""
+    """Read the contents of a file, and the number of bytes of their storages."""
     size = os.fstat(file.fileno()).st_size
     if size == 0:
         raise damaged('it is empty')
@@ -139,19 +140,19 @@ def _read(file: FileIO, restore: Restore, mmap: bool) -> tuple[Any, int]:
 
 
 def _read_zip(file: FileIO, size: int, restore: Restore, mmap: bool) -> tuple[Any, int]:
-    """The format of today: an archive with a pickle, and an entry for every storage."""
+    """Read the format since torch 1.6: an archive of a pickle and the storages."""
     archive = Archive(file, size)
     folder = min(archive.entries, default='').partition('/')[0]
     names = {name.partition('/')[2] for name in archive.entries}
     if 'data.pkl' not in names or any(
         not name.startswith(f'{folder}/') for name in archive.entries
     ):
-        raise damaged('its archive has no data.pkl in one folder')
+        raise damaged('its archive is not one folder with a data.pkl')
     order = sys.byteorder
     if 'byteorder' in names:
         order = archive.read(f'{folder}/byteorder').decode()
     if order not in ('little', 'big'):
-        raise damaged(f'the order of its bytes is {order!r}')
+        raise damaged(f'its byte order is {order!r}')
     mapped = (
         memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_COPY) if mmap else None
     )
@@ -187,13 +188,13 @@ def _read_zip(file: FileIO, size: int, restore: Restore, mmap: bool) -> tuple[An
 
 
 def _read_legacy(file: FileIO, size: int, restore: Restore) -> tuple[Any, int]:
-    """The format of before torch 1.6: five pickles, then the storages."""
+    """Read the format before torch 1.6: five pickles, then the storages."""
     whole = memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_READ)
     if whole[257:262] == b'ustar':
         raise Refusal(
-            'is in the format of before torch 0.1.10', 'save it again with a later torch'
+            'is in the format used before torch 0.1.10', 'save it again with a later torch'
         )
-    # Each storage in the memory that is read into, and where it is used.
+    # The memory that each storage is read into, and the storage on its device.
     loaded: dict[str, tuple[Tensor, Storage]] = {}
     views: dict[tuple, Storage] = {}
     held = 0
@@ -205,7 +206,7 @@ def _read_legacy(file: FileIO, size: int, restore: Restore) -> tuple[Any, int]:
         if key not in loaded:
             held += length
             if held > size:
-                raise damaged(f'it is said to have {held} bytes of tensors and more')
+                raise damaged(f'it declares {held} bytes of tensors or more')
             values = torch.empty(length, dtype=torch.uint8)
             storage = restore(values.untyped_storage(), location)
             loaded[key] = values, Storage(storage, dtype)
@@ -215,7 +216,7 @@ def _read_legacy(file: FileIO, size: int, restore: Restore) -> tuple[Any, int]:
         name, *place = view
         start, length = (_length(dtype, name, location, number) for number in place)
         if start + length > base.bytes.nbytes():
-            raise damaged('a part of a storage is not in it')
+            raise damaged('a view of a storage reaches beyond it')
         if name not in views:
             views[name] = Storage(base.bytes[start : start + length], dtype)
         return views[name]
@@ -224,18 +225,18 @@ def _read_legacy(file: FileIO, size: int, restore: Restore) -> tuple[Any, int]:
         return Unpickler(whole, size, load_storage).load()
 
     if (load(), load(), type(load())) != (MAGIC_NUMBER, PROTOCOL_VERSION, dict):
-        raise damaged('it does not begin as one')
+        raise damaged('it does not begin like one')
     contents, keys = load(), load()
     named = type(keys) is list and all(type(key) is str for key in keys)
     if not named or sorted(keys) != sorted(loaded):
-        raise damaged('it does not have the storages that its tensors are in')
+        raise damaged('its storages are not those that its tensors refer to')
     for key in keys:
         values, storage = loaded[key]
         start = whole.tell() + 8
         end = start + len(values)
         numel = int.from_bytes(whole.read(8), 'little')
         if end > size or numel * storage.dtype.itemsize != len(values):
-            raise damaged('its storages are not as long as it says')
+            raise damaged('its storages are not as long as it declares')
         memoryview(values.numpy())[:] = memoryview(whole)[start:end]
         whole.seek(end)
         if sys.byteorder != 'little':
@@ -246,10 +247,10 @@ def _read_legacy(file: FileIO, size: int, restore: Restore) -> tuple[Any, int]:
 
 
 def _length(dtype: Any, key: Any, location: Any, numel: Any) -> int:
-    """The bytes of a storage to which a pickle refers."""
+    """The size in bytes of a storage that a pickle refers to."""
     if not (
         isinstance(dtype, torch.dtype)
-        # Whatever else they are could be hashed and compared for ever.
+        # Values of other types could take for ever to hash and compare.
         and type(key) is type(location) is str
         and type(numel) is int
         and numel >= 0
@@ -259,7 +260,7 @@ def _length(dtype: Any, key: Any, location: Any, numel: Any) -> int:
 
 
 def _read_safetensors(path: str, restore: Restore, mmap: bool) -> dict[str, Any]:
-    """The format of safetensors: a table of names, shapes and places, then the bytes."""
+    """Read the safetensors format: a table of names, shapes and offsets, then bytes."""
     with safe_open(path, framework='pt') as file:
         names = list(file.keys())
         if len(names) > _MOST_TENSORS:
@@ -284,7 +285,7 @@ def _read_safetensors(path: str, restore: Restore, mmap: bool) -> dict[str, Any]
 
 
 def _meta(text: str, path: str) -> dict[str, Any]:
-    """What is said of weights; other projects may say it in another form."""
+    """Parse the ``meta`` of a safetensors file; warn if it is not a JSON object."""
     try:
         meta = json.loads(text)
     except (ValueError, RecursionError):
@@ -292,7 +293,7 @@ def _meta(text: str, path: str) -> dict[str, Any]:
     if isinstance(meta, dict):
         return meta
     print_log(
-        f'The meta of {path} is no JSON table: its weights are read without it',
+        f'The meta of {path} is not a JSON object: only the weights are read',
         logger='current',
         level=logging.WARNING,
     )
@@ -310,10 +311,10 @@ def use_safe_reading() -> None:
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """The loader that :func:`use_safe_reading` registers."""
-    # Training goes on with what was read, and may write the file anew.
+    # Not mapped: training may overwrite the file while it uses the tensors.
     checkpoint = read_checkpoint(filename, map_location, mmap=False)
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     if isinstance(meta, dict):
-        # Runner.resume runs what stands there, in files of mmcv 1, as a config.
+        # mmcv 1 stores a config there, which Runner.resume would run as Python code.
         meta.pop('config', None)
     return checkpoint

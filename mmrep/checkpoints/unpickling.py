@@ -1,10 +1,10 @@
-"""Unpickle without running code, and without more work than the pickle is long.
+"""Unpickle without running code, and with an amount of work limited by the file's size.
 
-A pickle may name, call and change anything. Here there is a list for each of the three:
+A pickle may name, call and change anything. Here each of the three is limited to a list:
 tensors, plain containers, numpy arrays and scalars, and mmengine's ``HistoryBuffer``, which
-is what mmengine's own checkpoints hold. What is called takes the arguments that pickle
-writes for it, so that ``bytearray(10**12)`` is none of them, and everything is paid for
-from an allowance that grows with the size of the file.
+are what mmengine's own checkpoints hold. A call is permitted only with arguments as pickle
+writes them, so ``bytearray(10**12)`` is refused, and every step is charged to an allowance
+that grows with the size of the file.
 """
 
 import _compat_pickle
@@ -27,34 +27,34 @@ from torch import Tensor, nn
 from .contents import Storage, Unsupported, packed
 from .refusals import damaged, excessive, unsafe, unsupported
 
-#: In bytes: what a step and a call may take at most, the time for a key, that for one that
-#: is no number or text (so that few can have the same hash), and what a pickle without
-#: bytes may take.
+#: Charges in bytes: for a step, for a call, for hashing a key, and in addition for a key
+#: that is neither text nor a number below the hash modulus (so that few keys can share a
+#: hash); and the allowance of an empty pickle.
 _STEP, _CALL, _HASHED, _KEY, _ALLOWANCE = 200, 1000, 32, 200_000, 400_000_000
 
 _LONGEST_LINE = 1 << 16
 
-#: Of a key: one whose parts are each twice the part before is hashed for ever.
+#: Limit on a key: a tuple of doublings of doublings takes for ever to hash.
 _MOST_PARTS = 100
 
-#: Numpy has no more; torch has no bound.
+#: numpy's limit; torch has none.
 _MOST_AXES = 64
 
 _COLLECTIONS = (list, tuple, torch.Size, set, frozenset)
 
 
 def _arguments(function: Callable, *patterns: tuple) -> Callable:
-    """``function``, for arguments of the types of one of the patterns."""
+    """Wrap ``function`` to accept only arguments of the types of one of the patterns."""
 
     def call(*arguments: Any) -> Any:
         if not any(
             len(arguments) == len(pattern) and all(map(_is_one_of, arguments, pattern))
             for pattern in patterns
         ):
-            raise excessive(f'a call of {_name_of(function)} with other arguments')
+            raise excessive(f'a call of {_name_of(function)} with unexpected arguments')
         return function(*arguments)
 
-    # What a pickle names is the function itself.
+    # find_class returns the function itself in place of this wrapper.
     call.named = function
     return call
 
@@ -79,7 +79,7 @@ def _ordered_dict(items: Any = None) -> collections.OrderedDict:
     # A list of pairs is what Python 2 wrote.
     pairs = type(items) is list and all(_is_one_of(pair, (list, tuple)) for pair in items)
     if not (pairs or type(items) in (dict, type(None))):
-        raise excessive('a call of collections.OrderedDict with other arguments')
+        raise excessive('a call of collections.OrderedDict with unexpected arguments')
     return collections.OrderedDict(items or {})
 
 
@@ -88,7 +88,7 @@ _ordered_dict.named = collections.OrderedDict
 
 def _range(*bounds: Any) -> range:
     if len(bounds) != 3 or not all(type(n) is int and n.bit_length() < 64 for n in bounds):
-        raise excessive('a call of builtins.range with other arguments')
+        raise excessive('a call of builtins.range with unexpected arguments')
     return range(*bounds)
 
 
@@ -96,11 +96,11 @@ _range.named = range
 
 
 def _bytearray(data: Any = b'', encoding: Any = None) -> bytearray:
-    """``bytearray`` as pickle writes it, of text up to its protocol 2."""
+    """``bytearray`` of bytes, or of text as pickle writes it up to protocol 2."""
     if type(data) is str and type(encoding) is str and encoding == 'latin-1':
         return bytearray(data, 'latin-1')
     if type(data) is not bytes or encoding is not None:
-        raise excessive('a call of builtins.bytearray with other arguments')
+        raise excessive('a call of builtins.bytearray with unexpected arguments')
     return bytearray(data)
 
 
@@ -110,11 +110,11 @@ _bytearray.named = bytearray
 def _dtype(spec: str, *_: Any) -> np.dtype:
     """``numpy.dtype`` of numbers and strings.
 
-    Not of objects, nor of records that could hold some: numpy would take bytes of the
-    file for pointers to them.
+    Not of objects, nor of records that could hold objects: numpy would use bytes of the
+    file as pointers to them.
     """
     if type(spec) is not str or len(spec) > 20:
-        raise unsafe('a numpy.dtype that is not named')
+        raise unsafe('a numpy.dtype that is not given by name')
     dtype = np.dtype(spec, False, True)
     if dtype.kind not in 'biufcSU':
         raise unsafe(f'numpy.dtype({spec!r})')
@@ -122,7 +122,7 @@ def _dtype(spec: str, *_: Any) -> np.dtype:
 
 
 def _empty_array(*_: Any) -> np.ndarray:
-    """``_reconstruct`` of numpy, for arrays alone; the state fills it."""
+    """numpy's ``_reconstruct``, for arrays only; their state is set afterwards."""
     return np.empty(0, np.uint8)
 
 
@@ -131,27 +131,27 @@ def _from_buffer(data: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.n
     data = bytes(data) if type(data) is bytearray else data
     _check_array_state((1, shape, dtype, False, data))
     if _shown(order) not in ("'C'", "'F'"):
-        raise damaged('a numpy.ndarray has its numbers in no order')
+        raise damaged('a numpy.ndarray has an unknown memory order')
     return np.ndarray(shape, dtype, bytearray(data), order=order)
 
 
 def _scalar(dtype: np.dtype, data: bytes) -> np.generic:
     if not isinstance(dtype, np.dtype) or type(data) is not bytes:
-        raise damaged('a number of numpy without its bytes')
+        raise damaged('a numpy scalar without its bytes')
     if len(data) != dtype.itemsize:
-        raise damaged(f'a number of numpy of {len(data)} bytes')
+        raise damaged(f'a numpy scalar of {len(data)} bytes')
     return np.frombuffer(data, dtype)[0] if data else dtype.type()
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """``_codecs.encode`` as pickle writes bytes with it."""
+    """``_codecs.encode`` to latin1, by which pickle writes bytes."""
     if type(text) is not str or type(encoding) is not str or encoding != 'latin1':
         raise unsafe(f'_codecs.encode to {_shown(encoding)}')
     return text.encode('latin1')
 
 
 def _method(owner: Any, name: str) -> Any:
-    """``getattr`` of the methods that mmengine's checkpoints hold."""
+    """``getattr``, only for the methods that mmengine's checkpoints hold."""
     if type(name) is not str or (owner, name) not in _METHODS:
         raise unsafe(f'builtins.getattr of {_shown(name)}')
     return getattr(owner, name)
@@ -169,7 +169,7 @@ _METHODS = [
 def _rebuild_tensor(
     storage: Storage, offset: int, size: tuple, stride: tuple, *options: Any
 ) -> Tensor:
-    """A tensor of torch's first two formats."""
+    """Rebuild a tensor of torch's first two formats."""
     return _tensor(storage, storage.dtype, offset, size, stride, *options)
 
 
@@ -183,7 +183,7 @@ def _rebuild_tensor_v3(
     dtype: torch.dtype,
     *metadata: Any,
 ) -> Tensor:
-    """A tensor of the format of the newer dtypes, whose storage says bytes."""
+    """Rebuild a tensor of torch's third format, for newer dtypes in untyped storages."""
     return _tensor(storage, dtype, offset, size, stride, requires_grad, hooks, *metadata)
 
 
@@ -197,7 +197,7 @@ def _tensor(
     hooks: Any = None,
     metadata: dict[str, bool] | None = None,
 ) -> Tensor | Unsupported:
-    """A view of a storage, which must hold all of it."""
+    """Make a tensor as a view of a storage, which must hold all of its elements."""
     if not (isinstance(storage, Storage) and isinstance(dtype, torch.dtype)):
         raise damaged('a tensor has no storage')
     if stand_in := packed(dtype):
@@ -213,15 +213,15 @@ def _tensor(
     held = storage.bytes.nbytes() // dtype.itemsize
     if all(size) and last >= held:
         shape = f'{tuple(size)} and strides {tuple(stride)} from {offset} on'
-        raise damaged(f'a tensor of shape {shape} is said to be in {held} numbers')
+        raise damaged(f'a tensor of shape {shape} exceeds its storage of {held} numbers')
     tensor = torch.empty(0, dtype=dtype, device=storage.bytes.device)
     tensor.set_(storage.bytes, offset, tuple(size), tuple(stride))
     if hooks:
         raise unsafe('a tensor with hooks')
     if metadata:
-        # Whether it is conjugated or negated only when it is used.
+        # Bits of a view that is conjugated or negated only when it is used.
         if not (isinstance(metadata, dict) and metadata.keys() <= {'conj', 'neg'}):
-            raise unsafe('a tensor with other properties')
+            raise unsafe('a tensor with unknown metadata')
         torch._utils.set_tensor_metadata(tensor, metadata)
     return tensor.requires_grad_(bool(requires_grad))
 
@@ -266,7 +266,7 @@ _UNSUPPORTED = {
 _NOTHING = ()
 _NUMBER = (int, float)
 
-#: What a pickle may call, by the name under which it does.
+#: What a pickle may call, by the name that the pickle uses.
 _CALLED = {
     **{
         f'{known.__module__}.{known.__name__}': _arguments(known, *patterns)
@@ -295,7 +295,7 @@ _CALLED = {
     'builtins.bytearray': _bytearray,
     'collections.defaultdict': _default_dict,
     'collections.OrderedDict': _ordered_dict,
-    # A plain dict serves, and has no attributes that could pass for something else.
+    # As a plain dict: keys of a ConfigDict are attributes, which could mislead checks.
     'mmengine.config.config.ConfigDict': _arguments(dict, _NOTHING, (dict,)),
     'builtins.getattr': _method,
     '_codecs.encode': _encode,
@@ -314,20 +314,20 @@ _CALLED = {
     'torch._tensor._rebuild_from_type_v2': _standing_for(
         *('a tensor with attributes or of a class of its own', 'save its values alone'),
     ),
-    # Only of tensors that are not read.
+    # Occurs only in sparse tensors, which are not read.
     'torch.serialization._get_layout': _standing_for('a sparse tensor', _DENSE),
 }
 _CALLABLE = {id(getattr(call, 'named', call)): call for call in _CALLED.values()}
 
-#: What hashes the items of its argument.
+#: Callables that hash the items of their argument.
 _HASHING = (set, frozenset, collections.OrderedDict)
 
-#: What it may only name.
+#: What a pickle may name but not call.
 _NAMED = {
     **{f'builtins.{kind.__name__}': kind for kind in (int, float, bool, str)},
     'numpy.ndarray': np.ndarray,
     'argparse.Namespace': argparse.Namespace,
-    # Of tensors that are not read.
+    # Occur only in tensors that are not read.
     'torch.Tensor': Tensor,
     'torch.nn.parameter.Parameter': nn.Parameter,
     **{f'{owner.__module__}.{owner.__name__}': owner for owner, _ in _METHODS},
@@ -342,22 +342,22 @@ _NAMED = {
     },
 }
 
-#: What a storage holds, by the name of its class; the newer ones do not say.
+#: The dtype of a storage, by the name of its class; bytes for untyped storages.
 _STORAGES = {'UntypedStorage': torch.uint8, '_UntypedStorage': torch.uint8} | {
     name: dtype for dtype, name in torch.storage._dtype_to_storage_type_map().items()
 }
 
-#: Makes the storage that a reference means.
+#: Returns the storage that a reference stands for.
 LoadStorage = Callable[[tuple], Storage]
 
 
-# In Python rather than C: only here can calls and changes be restricted, too.
+# pickle's Python implementation: the one in C cannot restrict calls and changes.
 class Unpickler(pickle._Unpickler):
-    """Names, calls and changes what a checkpoint needs, and nothing else.
+    """An unpickler that names, calls and changes only what a checkpoint needs.
 
     Args:
-        file: What holds the pickle.
-        size: How many bytes it can have at most.
+        file: The file with the pickle.
+        size: Upper limit of the pickle's size in bytes.
         load_storage: Called for every reference to a storage.
     """
 
@@ -372,8 +372,8 @@ class Unpickler(pickle._Unpickler):
         """Unpickle.
 
         Raises:
-            Refusal: If the pickle does what is on no list, or too much.
-            Exception: pickle has a dozen types for one that is broken.
+            Refusal: If the pickle does something that is not permitted, or too much.
+            Exception: If the pickle is broken; it may be of a dozen types.
         """
         self.stack, self.metastack, self.proto = [], [], 0
         self.append = self.stack.append
@@ -382,23 +382,23 @@ class Unpickler(pickle._Unpickler):
                 opcode = self.read(1)[0]
                 self._spend(_STEP)
                 if opcode not in self.dispatch:
-                    raise damaged('it holds no pickle')
+                    raise damaged('it does not hold a pickle')
                 self.dispatch[opcode](self)
         except pickle._Stop as stop:
             return stop.value
 
     def read(self, size: int) -> bytes:
-        """As many bytes as were asked for."""
+        """Read exactly ``size`` bytes."""
         data = self._file_read(size)
         if len(data) != size:
             raise damaged('it ends within a pickle')
         return data
 
     def readline(self) -> bytes:
-        """A line of a name or a number."""
+        """Read a line, which holds a name or a number."""
         line = self._file_readline()
         if not line.endswith(b'\n') or len(line) > _LONGEST_LINE:
-            raise damaged('it ends within a line, or the line within it does not')
+            raise damaged('it ends within a line, or has a line that is too long')
         return line
 
     def _spend(self, size: int) -> None:
@@ -407,9 +407,9 @@ class Unpickler(pickle._Unpickler):
             raise excessive('more values than its size can justify')
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look a name up on the two lists."""
+        """Look up a name in what may be called and what may be named."""
         if self.proto < 3:
-            # Such a pickle has the names of Python 2.
+            # Protocols below 3 use the names of Python 2.
             module, name = _compat_pickle.NAME_MAPPING.get(
                 (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
             )
@@ -420,32 +420,32 @@ class Unpickler(pickle._Unpickler):
         if known is not None:
             return getattr(known, 'named', known)
         if module.startswith('torch.distributed.'):
-            kind = f'a tensor in pieces ({whole})'
+            kind = f'a distributed tensor ({whole})'
             raise unsupported(kind, '', 'gather the full state dict and save that')
         if module.partition('.')[0] == 'ml_dtypes':
-            kind = f'an array of numbers that numpy does not have ({whole})'
+            kind = f'an array of a dtype that numpy does not have ({whole})'
             raise unsupported(kind, '', 'save it as float32 or as a tensor')
         raise unsafe(whole)
 
     def persistent_load(self, pid: Any) -> Storage:
-        """The storage that a tensor is in."""
+        """Return the storage that a tensor refers to."""
         if not (type(pid) is tuple and pid and pid[0] == 'storage'):
-            raise unsafe('a reference to something else than the bytes of a tensor')
+            raise unsafe('a reference to something other than a storage')
         return self._load_storage(pid[1:])
 
     def load_persid(self) -> None:
-        """Take no reference in text, which torch does not write."""
+        """Refuse a reference in the form of text, which torch does not write."""
         raise damaged('it refers to something by a line of text')
 
     def load_reduce(self) -> None:
-        """Call what may be called."""
+        """Call a function, if that is permitted."""
         arguments, function = self.stack.pop(), self.stack[-1]
         call = _CALLABLE.get(id(function))
         if call is None:
             raise unsafe(f'a call of {_name_of(function)}')
         if type(arguments) is not tuple:
             raise damaged('it calls something without a tuple of arguments')
-        # What a call goes through, whatever it makes of it.
+        # The call may go through all of its arguments, whatever it returns.
         self._spend(_CALL + sys.getsizeof(arguments) + sum(map(sys.getsizeof, arguments)))
         if function in _HASHING and type(arguments[0] if arguments else 0) in (list, tuple):
             self._check_keys(arguments[0])
@@ -453,7 +453,7 @@ class Unpickler(pickle._Unpickler):
         self._spend(sys.getsizeof(self.stack[-1]))
 
     def load_newobj(self) -> None:
-        """Make a ``HistoryBuffer``, or a dict for what a command line gave."""
+        """Make a ``HistoryBuffer``, or a dict in place of an ``argparse.Namespace``."""
         arguments, cls = self.stack.pop(), self.stack.pop()
         if cls not in (HistoryBuffer, argparse.Namespace) or arguments:
             raise unsafe(f'an object of {_name_of(cls)}')
@@ -461,7 +461,7 @@ class Unpickler(pickle._Unpickler):
         self.append(HistoryBuffer() if cls is HistoryBuffer else {})
 
     def load_build(self) -> None:
-        """Give an object its state, if the state is one that it has itself."""
+        """Set the state of an object, if it is one that its type may have."""
         state, instance = self.stack.pop(), self.stack[-1]
         kind = type(instance)
         if kind is np.ndarray:
@@ -472,35 +472,35 @@ class Unpickler(pickle._Unpickler):
             _check_dtype_state(instance, state)
             instance.__setstate__(state)
         elif kind is collections.OrderedDict and state.keys() <= {'_metadata'}:
-            # Of a state dict: the versions of its modules.
+            # A state dict: the state holds its modules' versions.
             vars(instance).update(state)
         elif kind is type(state) is dict:
-            # Of a command line.
+            # The dict in place of an argparse.Namespace.
             self._spend(sys.getsizeof(state))
             self._check_keys(state)
             instance.update(state)
         elif kind is HistoryBuffer:
-            # Its methods would be set for the class, which has them.
+            # Only what it has: its __setstate__ would also set methods of the class.
             own = vars(instance).keys() & state.keys()
             vars(instance).update((key, state[key]) for key in own)
         else:
             raise unsafe(f'a changed {_name_of(instance)}')
 
     def load_inst(self) -> None:
-        """Make no object of an old-style class."""
+        """Refuse an object of an old-style class."""
         module, name = (self.readline()[:-1].decode('ascii') for _ in range(2))
         raise unsafe(f'an object of {module}.{name}')
 
     def refuse(self) -> None:
-        """Make no object in another way."""
+        """Refuse an object that is made in another way."""
         raise unsafe('an object of an unusual kind')
 
     def load_frame(self) -> None:
-        """Take no notice of how a pickle is cut into frames."""
+        """Ignore how a pickle is cut into frames."""
         self.read(8)
 
     def load_bytearray8(self) -> None:
-        """Bytes that are there, not memory for as many as are said."""
+        """Read a bytearray; allocate no memory for bytes that the file does not have."""
         (size,) = struct.unpack('<Q', self.read(8))
         self.append(bytearray(self.read(size)))
 
@@ -515,7 +515,7 @@ class Unpickler(pickle._Unpickler):
         self._update(items)
 
     def load_dict(self) -> None:
-        """Make a dict of values."""
+        """Make a dict of keys and values."""
         items = self.pop_mark()
         self.append({})
         self._update(items)
@@ -537,7 +537,7 @@ class Unpickler(pickle._Unpickler):
         self._own(set).update(items)
 
     def load_frozenset(self) -> None:
-        """Make a set that stays as it is."""
+        """Make a frozenset."""
         items = self.pop_mark()
         self._check_keys(items)
         self.append(frozenset(items))
@@ -549,13 +549,13 @@ class Unpickler(pickle._Unpickler):
         self._own(dict, collections.OrderedDict, collections.defaultdict).update(pairs)
 
     def _own(self, *kinds: type) -> Any:
-        """The container on the stack."""
+        """The container on top of the stack, which must be of one of these types."""
         if type(self.stack[-1]) not in kinds:
             raise unsafe(f'a changed {_name_of(self.stack[-1])}')
         return self.stack[-1]
 
     def _check_keys(self, keys: list | tuple | dict) -> None:
-        """Refuse what would be hashed or compared for ever."""
+        """Refuse keys that would take for ever to hash or compare."""
         self._spend(_HASHED * len(keys))
         for key in keys:
             kind = type(key)
@@ -567,7 +567,7 @@ class Unpickler(pickle._Unpickler):
 
 
 def _paying(load: Callable[[Unpickler], None]) -> Callable[[Unpickler], None]:
-    """Pay for a text, whose characters may be wider than its bytes."""
+    """Charge for a text, which may take more memory than its bytes in the file."""
 
     def load_text(self: Unpickler) -> None:
         load(self)
@@ -606,7 +606,7 @@ Unpickler.dispatch |= {
 
 
 def _shown(value: Any) -> str:
-    """A text as it is, and of anything else its type: it may be endless."""
+    """The ``repr`` of a text, or the type of anything else, which may be endless."""
     return repr(value) if type(value) is str else _name_of(value)
 
 
@@ -617,7 +617,7 @@ def _name_of(value: Any) -> str:
 
 
 def _check_parts(key: Any) -> None:
-    """Check that a key has few parts, counted as often as they are hashed."""
+    """Check that a key has few parts, each counted as often as it is hashed."""
     count, rest = 0, [key]
     while rest:
         part = rest.pop()
@@ -636,7 +636,7 @@ def _check_dtype_state(dtype: np.dtype, state: tuple) -> None:
 
 
 def _check_array_state(state: tuple) -> None:
-    """Check that the bytes of an array are as many as its shape and dtype say."""
+    """Check that an array has as many bytes as its shape and dtype need."""
     _, shape, dtype, _, data = state
     if not (
         type(data) is bytes
@@ -646,4 +646,4 @@ def _check_array_state(state: tuple) -> None:
         and len(data) == math.prod(shape) * dtype.itemsize
         and math.prod(shape) <= len(data)
     ):
-        raise damaged('a numpy.ndarray has another shape than its bytes')
+        raise damaged('a numpy.ndarray has a shape that does not fit its bytes')

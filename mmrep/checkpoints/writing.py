@@ -21,13 +21,13 @@ def write_checkpoint(
 ) -> None:
     """Write ``dict(state_dict=..., meta=...)``, readable with ``weights_only=True``.
 
-    A path that ends in ``.safetensors`` has that format, and :func:`save_checkpoint` says
-    what becomes of ``meta`` there.
+    If the path ends in ``.safetensors``, the file has that format; see
+    :func:`save_checkpoint` for what it does to ``meta``.
 
     Args:
         path: The file; replaced whole or not at all.
         state_dict: The weights; written as plain tensors.
-        meta: What is said of them; see :func:`plain`.
+        meta: Information about them; written in the types of :func:`plain`.
     """
     with atomic_write(path) as temporary:
         save_checkpoint(temporary, Path(path).suffix, state_dict, meta)
@@ -36,10 +36,10 @@ def write_checkpoint(
 def save_checkpoint(
     path: Path, suffix: str, state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint into a file of any name, in the format that a suffix says.
+    """Write a checkpoint to a file of any name, in the format that ``suffix`` names.
 
-    In ``.safetensors`` the ``meta`` is JSON, an entry of the file's metadata: tuples come
-    back as lists and keys as strings, and tensors that share memory are written apart.
+    In ``.safetensors``, ``meta`` is an entry of the file's metadata, in JSON: tuples are
+    read back as lists and keys as strings. Tensors that share memory are written as copies.
 
     Raises:
         UserError: If the format cannot hold the weights.
@@ -49,7 +49,7 @@ def save_checkpoint(
         try:
             parts = _safetensors(tensors, plain(meta))
         except Exception as error:
-            # The library raises whatever type comes to hand.
+            # The library raises errors of many types.
             raise UserError(
                 f'a .safetensors file cannot hold this checkpoint ({reason(error)}): give '
                 'a name that ends in .pth'
@@ -66,7 +66,7 @@ def save_checkpoint(
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            # After a failed write, torch's own writer complains of the position.
+            # After a failed write, torch's own writer raises an error about the position.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -90,7 +90,7 @@ def _safetensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list
         apart[key] = apart[key].contiguous()
     metadata = dict(format='pt', meta=json.dumps(meta, default=_for_json))
     content = safetensors.torch.save(apart, metadata)
-    # The library writes the entries of the metadata in an order by chance.
+    # The library writes the entries of the metadata in a random order.
     start = 8 + int.from_bytes(content[:8], 'little')
     header = json.loads(content[8:start]) | dict(__metadata__=metadata)
     text = json.dumps(header, separators=(',', ':')).encode()
@@ -99,15 +99,15 @@ def _safetensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list
 
 
 def _for_json(value: Any) -> Any:
-    """What JSON has for a value of another type."""
+    """Convert a value of a type that JSON does not have."""
     return value.tolist() if isinstance(value, Tensor) else str(value)
 
 
 def plain(value: Any) -> Any:
-    """``value`` in Python's own types: no numpy, no configs, no objects.
+    """Convert a value to Python's own types: no numpy, no configs, no objects.
 
-    Tensors stay, sets become sorted lists or, frozen, tuples, and what has no such form
-    becomes its ``str``.
+    Tensors stay. Sets become sorted lists, and frozensets sorted tuples. A value without an
+    equivalent in these types becomes its ``str``.
     """
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
@@ -116,22 +116,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, set | frozenset):
-        # Their own order is another in every process.
+        # Their iteration order differs between processes.
         items = sorted(map(plain, value), key=repr)
-        # What may be a key stays such.
+        # A frozenset may be a key, as a tuple may.
         return items if isinstance(value, set) else tuple(items)
     if isinstance(value, np.ndarray | np.generic):
         item = value.tolist()
-        # A long double has no other form.
+        # A long double stays a scalar of numpy.
         return str(item) if isinstance(item, np.generic) else plain(item)
     if value is None or isinstance(value, Tensor):
         return value
     if isinstance(value, str):
-        # Names of files may hold stray bytes, which are no Unicode.
+        # File names may hold bytes that are not Unicode.
         return value.encode('utf-8', 'backslashreplace').decode()
     for kind in (bool, int, float, bytes):
         if isinstance(value, kind):
-            # Of a subclass, too, as an enumeration's members are.
+            # Converts instances of subclasses, too, such as members of enums.
             return kind(value)
     return str(value)
 

@@ -1,4 +1,4 @@
-"""From configs and checkpoints to verified deploy files."""
+"""Read configs, build models, and turn checkpoints into verified deploy files."""
 
 from .building import build_model, building_fault
 from .config import (

@@ -1,4 +1,4 @@
-"""Build the model of a config, and tell errors of building from others."""
+"""Build the model of a config, and recognize errors of building its parts."""
 
 import traceback
 from contextlib import nullcontext
@@ -18,24 +18,25 @@ from .config import for_one_process, is_expanded, unknown_type, without_pretrain
 
 
 def build_model(cfg: Config, unset: bool = False, how: str = '') -> nn.Module:
-    """The model of a config, with no weights loaded or downloaded, in eval mode.
+    """Build the model of a config in eval mode; no weights are loaded or downloaded.
 
     Args:
         cfg: The config.
-        unset: Whether to leave out the random numbers that parameters start with, for a
-            model whose every parameter is loaded next, and that computes nothing before.
-            Default: False.
-        how: What is special about the config, for the error. Default: ''.
+        unset: Whether to skip the random initialization of parameters, for a model whose
+            parameters are all loaded before it computes anything. An expanded model is
+            initialized all the same. Default: False.
+        how: What the error says after "cannot be built", as ``' in deploy form'``.
+            Default: ''.
 
     Raises:
         ConfigError: If it cannot be built.
     """
     try:
         model_cfg = for_one_process(without_pretrained(cfg.model))
-        # Expanding takes a forward pass.
+        # Expanding runs a forward pass, which needs initialized parameters.
         with _NoRandomStart() if unset and not is_expanded(cfg) else nullcontext():
             model = MODELS.build(model_cfg)
-            # That of mmpretrain's backbones returns None.
+            # Not chained: eval() of mmpretrain's backbones returns None.
             model.eval()
             return model
     except Exception as error:
@@ -48,13 +49,13 @@ def build_model(cfg: Config, unset: bool = False, how: str = '') -> nn.Module:
 
 
 def building_fault(error: BaseException) -> str | None:
-    """What the user can mend, if an error came while mmengine built a part of a config.
+    """Describe an error that mmengine raised while it built a part of a config.
 
-    A Runner builds some parts when it is made, and others when it is about to train or
-    test: loops, data sets, optimizers. The boundary is therefore not a place in a tool.
-    It is in the traceback: whatever goes through mmengine's registries or a Runner's own
-    ``from_cfg`` and ``build_...`` is the config's, up to the ``run`` of a loop. What is
-    raised inside that is the fault of code, as is all else.
+    A Runner builds some parts when it is made, and others (loops, data sets, optimizers)
+    just before it trains or tests, so a tool cannot catch errors of building at one place.
+    The traceback tells them: an error that passed through mmengine's registries, or through
+    a Runner's ``from_cfg`` or ``build_...``, is one of the config. An error from inside the
+    ``run`` of a loop, or from anywhere else, is one of the code.
 
     Args:
         error: The error, with its traceback.
@@ -70,7 +71,7 @@ def building_fault(error: BaseException) -> str | None:
         if function == 'init_dist' or (
             function == 'run' and isinstance(local.get('self'), BaseLoop)
         ):
-            # A loop that runs, or the processes of a job that look for each other.
+            # A loop is running, or the processes of a job are connecting.
             return None
         if frame.f_code is build_from_cfg.__code__:
             config = local['cfg']
@@ -80,7 +81,7 @@ def building_fault(error: BaseException) -> str | None:
             if function in ('from_cfg', '_maybe_compile'):
                 config = local['cfg'] if 'cfg' in local else local['self'].cfg
             elif function.startswith('build_'):
-                # Their first argument is what they build.
+                # The first argument is the config of the part.
                 code = frame.f_code
                 config = local[code.co_varnames['self' in local]]
                 parts.append(function.removeprefix('build_'))
@@ -92,7 +93,7 @@ def building_fault(error: BaseException) -> str | None:
 
 
 class _NoRandomStart(TorchFunctionMode):
-    """Gives parameters no values, so that their memory is not touched."""
+    """Skips the initialization of parameters, so that their memory is not touched."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None

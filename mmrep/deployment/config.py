@@ -28,7 +28,7 @@ _HOSTS = {
     'onedl-mmdetection beside onedl-mmcv',
 }
 
-#: What a path can be that is no file.
+#: What a path that is not a regular file can be, by its type.
 _KINDS = {
     stat.S_IFDIR: 'a folder: give a file in it',
     stat.S_IFIFO: 'a named pipe: give a file',
@@ -37,16 +37,16 @@ _KINDS = {
     stat.S_IFBLK: 'a device: give a file',
 }
 
-#: How transforms of a test pipeline name the size that they make.
+#: Arguments by which transforms of a test pipeline set the size of the image.
 _SIZE_KEYS = ('crop_size', 'scale', 'img_scale', 'size')
 
-#: Initializers that read a file, by name and as classes.
+#: Initializers that read a file: registered names and class names.
 _FROM_FILES = ('Pretrained', 'PretrainedInit', 'SearchedScales', 'SearchedScalesInit')
 
-#: The type of a model that is switched after it is built.
+#: The type of a model that is switched to deploy form after it is built.
 DEPLOYED = f'{SCOPE}.Deployed'
 
-#: How constructors call the argument that asks for the deploy form; RepLKNet's the second.
+#: Arguments of constructors that ask for the deploy form; the second is that of RepLKNet.
 _DEPLOY_ARGUMENTS = ('deploy', 'small_kernel_merged')
 
 
@@ -55,16 +55,18 @@ def read_config(
 ) -> Config:
     """Read a config, merge command-line options into it and enter its default scope.
 
-    It may build on one of mmrep's: ``_base_ = 'mmrep::repvgg/repvgg-a0_8xb32_in1k.py'``.
+    The config may inherit from a shipped one, as
+    ``_base_ = 'mmrep::repvgg/repvgg-a0_8xb32_in1k.py'``.
 
-    A config is a Python file and may raise anything; that is the config's fault, whatever
-    it is, ``SystemExit`` included. ``KeyboardInterrupt`` alone goes through: nobody can
-    tell a config's own from that of a user who waits for a config that does not end.
+    A config is a Python file and may raise anything, ``SystemExit`` included; each becomes
+    a ``ConfigError``. Only ``KeyboardInterrupt`` passes through, since it may come from a
+    user who stops a config that hangs.
 
     Args:
         path: The config file.
         options: What ``--cfg-options`` gave. Default: None.
-        needed: Names of the dicts that it must have besides ``model``. Default: none.
+        needed: Names of the dicts that the config must have besides ``model``.
+            Default: none.
 
     Raises:
         ConfigError: If the file is missing, cannot be read as a config, lacks an entry,
@@ -95,9 +97,9 @@ def read_config(
 
 
 def _leave_scope(cfg: Any, scope: str) -> None:
-    """Remove a scope that mmengine notes in every dict of a ``_base_`` from a package.
+    """Remove the ``_scope_`` that mmengine adds to every dict of a package's ``_base_``.
 
-    Those of mmrep are configs of a host, whose names are in its scope.
+    The types in mmrep's configs are names in the scope of a host, not of mmrep.
     """
     if isinstance(cfg, Config | dict):
         if cfg.get('_scope_') == scope:
@@ -109,14 +111,14 @@ def _leave_scope(cfg: Any, scope: str) -> None:
 
 
 def _refuse_unreadable(path: Path) -> None:
-    """Raise a ``ConfigError`` that says why a path is no file that can be opened.
+    """Raise a ``ConfigError`` if a path is not a regular file that can be opened.
 
-    Reading a pipe would wait for one who writes.
+    Reading a named pipe would block until something writes to it.
     """
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            kind = _KINDS.get(stat.S_IFMT(mode), 'no file: give one')
+            kind = _KINDS.get(stat.S_IFMT(mode), 'not a file: give one')
             raise ConfigError(f'config {path} is {kind}')
         path.open('rb').close()
     except (FileNotFoundError, NotADirectoryError):
@@ -126,14 +128,14 @@ def _refuse_unreadable(path: Path) -> None:
             f'config {path} may not be read by this user: change its permissions'
         ) from None
     except (OSError, ValueError) as error:
-        # A name that is too long, or has a character that no name can have.
+        # The name is too long, or has an invalid character.
         raise ConfigError(
             f'config {path} cannot be opened ({reason(error)}): check the path'
         ) from None
 
 
 def enter_scope(cfg: Config) -> None:
-    """Make the config's default scope mmengine's, so that its bare names resolve.
+    """Make the config's default scope the current one, so that names without scope resolve.
 
     Raises:
         ConfigError: If the scope is a package that is not installed.
@@ -141,8 +143,8 @@ def enter_scope(cfg: Config) -> None:
     scope = cfg.get('default_scope') or 'mmengine'
     if not (isinstance(scope, str) and scope.isidentifier()):
         raise ConfigError(
-            f'default_scope={printable(repr(scope), 200)} is no name of a package: give '
-            "one as 'mmpretrain'"
+            f'default_scope={printable(repr(scope), 200)} is not the name of a package: '
+            "give one, as 'mmpretrain'"
         )
     if importlib.util.find_spec(scope) is None:
         remedy = _HOSTS.get(scope, f'pip install {scope}')
@@ -151,12 +153,12 @@ def enter_scope(cfg: Config) -> None:
 
 
 def model_nodes(cfg: Any) -> Iterator[ConfigDict]:
-    """Every dict with a ``type`` inside a config, outer ones first."""
+    """Iterate over every dict with a ``type`` in a config, outer ones first."""
     return (node for _, node in named_nodes(cfg))
 
 
 def named_nodes(cfg: Any, name: str = '') -> Iterator[tuple[str, ConfigDict]]:
-    """:func:`model_nodes`, and how ``--cfg-options`` names each."""
+    """:func:`model_nodes`, each with its dotted key as in ``--cfg-options``."""
     if isinstance(cfg, dict):
         if 'type' in cfg:
             yield name, cfg
@@ -168,11 +170,11 @@ def named_nodes(cfg: Any, name: str = '') -> Iterator[tuple[str, ConfigDict]]:
 
 
 def unknown_type(cfg: Any, name: str = '') -> str:
-    """The first type inside a config that no registry knows, in words; '' if all are known.
+    """Describe the first type in a config that no registry knows; '' if all are known.
 
     Args:
         cfg: The config.
-        name: What its place is called. Default: ''.
+        name: The dotted key of ``cfg`` itself. Default: ''.
     """
     for place, node in named_nodes(cfg, name):
         kind = node['type']
@@ -185,13 +187,13 @@ def unknown_type(cfg: Any, name: str = '') -> str:
 def _is_known(kind: str) -> bool:
     for root in vars(registry).values():
         if isinstance(root, Registry):
-            # The host has not every registry.
+            # A host does not have every registry.
             scoped = root.children.get(current_scope(), root)
             try:
                 if scoped.get(kind) is not None:
                     return True
             except Exception:
-                # A module that cannot be imported, or a dotted name of none.
+                # Its module does not exist or cannot be imported.
                 continue
     return False
 
@@ -203,14 +205,14 @@ def current_scope() -> str:
 
 
 def deploy_argument(node: dict) -> str | None:
-    """The argument by which a config's type is built in deploy form, if it has one."""
+    """The argument that asks a node's type for its deploy form, if it has one."""
     kind = _switchable_class(node)
     known = arguments(kind) if kind else ()
     return next((name for name in _DEPLOY_ARGUMENTS if name in known), None)
 
 
 def arguments(kind: type) -> dict[str, inspect.Parameter]:
-    """What a class can be built with, by name; classes pass on what they do not name."""
+    """The arguments of a class by name, with those that it passes to its bases."""
     found: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         parameters = inspect.signature(base.__init__).parameters
@@ -226,7 +228,7 @@ def arguments(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def is_deploy_config(cfg: Config) -> bool:
-    """Whether all that has a deploy form is built in it."""
+    """Whether every type that has a deploy form is built in deploy form."""
     nodes = [node for node in model_nodes(cfg.model) if _switchable_class(node)]
     return bool(nodes) and all(node.get(deploy_argument(node) or '') for node in nodes)
 
@@ -238,7 +240,7 @@ def _switchable_class(node: dict) -> type | None:
 
 
 def registered(node: dict) -> Any:
-    """What the type of a config's node stands for; ``None`` if it is unknown."""
+    """The class or function that a node's ``type`` names; ``None`` if it is unknown."""
     module = node['type']
     if isinstance(module, str):
         with MODELS.switch_scope_and_registry(None) as models:
@@ -247,7 +249,7 @@ def registered(node: dict) -> Any:
 
 
 def without_pretrained(model_cfg: ConfigDict) -> ConfigDict:
-    """A copy of a model's config that loads no weights when it is initialized."""
+    """A copy of a model's config whose initialization loads no weights."""
     model_cfg = copy.deepcopy(model_cfg)
     nodes = [model_cfg, *model_nodes(model_cfg)]
     for node in nodes:
@@ -267,16 +269,16 @@ def _reads_a_file(init_cfg: Any) -> bool:
 
 
 def _class_name(kind: Any) -> str:
-    """What a type is called without its scope; '' for none."""
+    """The name of a type without its scope; '' if there is no type."""
     name = kind.__name__ if inspect.isclass(kind) else kind
     return name.rpartition('.')[2] if isinstance(name, str) else ''
 
 
 def for_one_process(model_cfg: ConfigDict) -> ConfigDict:
-    """A copy of a model's config with ``BN`` for ``MMSyncBN``.
+    """A copy of a model's config with ``BN`` in place of ``MMSyncBN``.
 
-    mmcv's norm cannot be built outside a distributed job, where it is no other function,
-    and has the same state-dict keys.
+    mmcv's ``MMSyncBN`` cannot be built outside a distributed job. In a single process
+    ``BN`` is the same function, with the same state-dict keys.
     """
     model_cfg = copy.deepcopy(model_cfg)
     for node in model_nodes(model_cfg):
@@ -288,7 +290,7 @@ def for_one_process(model_cfg: ConfigDict) -> ConfigDict:
 
 
 def is_expanded(cfg: Config) -> bool:
-    """Whether blocks stand for convs in the config's model."""
+    """Whether the config's model has blocks in the place of convs."""
     return any(_is_expansion(node) for node in model_nodes(cfg.model))
 
 
@@ -297,7 +299,7 @@ def _is_expansion(node: dict) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A part of a model's config, with no block that stands for a conv; in place."""
+    """Undo the expansion of a part of a model's config, in place; returns the part."""
     if isinstance(value, list | tuple):
         entries = [_plain(entry) for entry in value]
         same = all(map(operator.is_, entries, value))
@@ -307,8 +309,8 @@ def _plain(value: Any) -> Any:
     if 'type' in value and _is_expansion(value):
         if 'expand' not in value:
             return _plain(value.get('conv_cfg'))
-        # As it is in the config: where types are imported, ConfigDict's own methods would
-        # give the class, which cannot be written.
+        # dict.pop gives the type as the config has it. If types are imported, ConfigDict's
+        # own methods would give the class, which cannot be written as text.
         value['type'] = dict.pop(value.pop('expand'), 'of')
     for key, entry in value.items():
         plain = _plain(entry)
@@ -323,7 +325,7 @@ def _is_ours(node: dict) -> bool:
 
 
 def _without_ours(cfg: Config) -> None:
-    """Leave out of a config what concerns blocks and is not of its model; in place."""
+    """Remove mmrep's hooks, imports and optimizer constructor from a config, in place."""
     names = {*HOOKS.module_dict, *OPTIM_WRAPPER_CONSTRUCTORS.module_dict}
 
     def ours(value: Any) -> bool:
@@ -353,13 +355,13 @@ def _without_ours(cfg: Config) -> None:
 
 
 def deploy_config(cfg: Config) -> Config:
-    """The config of the fused model: ``deploy=True`` wherever it belongs.
+    """The config of the fused model: ``deploy=True`` for each type that takes it.
 
-    Pretrained initializations, the checkpoint to start from and RepOptimizer are left out:
-    they are of the train form. Where blocks stand for convs of a host's model, it is that
-    model's config. Where nothing in the model is of mmrep then, there is no word of mmrep
-    in it. Where a class has no argument for its deploy form, ``mmrep.Deployed`` builds the
-    model.
+    Pretrained initializations, the checkpoint to start from and RepOptimizer are left out,
+    since they belong to the train form. For an expanded model, the model is that of the
+    plain config. If no type in the model is then mmrep's, mmrep's hooks, imports and
+    optimizer constructor are left out, too. If a class has no argument for its deploy form,
+    or nothing in the model is known to have a deploy form, ``mmrep.Deployed`` builds it.
 
     Raises:
         ConfigError: If a type in the config's model is unknown.
@@ -370,7 +372,7 @@ def deploy_config(cfg: Config) -> Config:
     nodes = [node for node in model_nodes(deployed.model) if _switchable_class(node)]
     wrapper = _dict_in(deployed, 'optim_wrapper')
     if _class_name(wrapper.get('constructor')) == 'RepOptimizerConstructor':
-        # What is fused has no scaled branches to learn as.
+        # It imitates scaled branches in training, which a fused model does not have.
         del wrapper['constructor']
         wrapper.pop('scales', None)
     if not any(_is_ours(node) for node in model_nodes(deployed.model)):
@@ -379,7 +381,7 @@ def deploy_config(cfg: Config) -> Config:
         if argument := deploy_argument(node):
             node[argument] = True
     if not (nodes or expanded) or not all(map(deploy_argument, nodes)):
-        # There may be blocks in what it builds.
+        # What a type builds may contain blocks.
         if unknown := unknown_type(cfg.model, 'model'):
             raise ConfigError(
                 f'the model of this config cannot be built ({unknown}): correct it'
@@ -392,14 +394,14 @@ def deploy_config(cfg: Config) -> Config:
 
 
 def input_shape(cfg: Config) -> Shape:
-    """Channels, height and width of what the model sees in testing.
+    """Channels, height and width of the model's input in testing.
 
-    The size is that of the data preprocessor, or the last one in the test pipeline, or
-    224 x 224; the channels are the backbone's ``in_channels``, or 3.
+    The size is that of the data preprocessor, else the last one in the test pipeline, else
+    224 x 224; the channels are the backbone's ``in_channels``, else 3.
     """
     model = _dict_in(cfg, 'model')
     channels = _dict_in(model, 'backbone').get('in_channels', 3)
-    # Data preprocessors say height first, and mmcv's transforms width first.
+    # Data preprocessors give (height, width), mmcv's transforms (width, height).
     size = _pair(_dict_in(model, 'data_preprocessor').get('size'))
     for transform in reversed(_test_pipeline(cfg)):
         for key in _SIZE_KEYS:
@@ -408,13 +410,13 @@ def input_shape(cfg: Config) -> Shape:
 
 
 def _dict_in(cfg: Config | dict, name: str) -> dict:
-    """An entry that is a dict; an empty one where there is none."""
+    """An entry if it is a dict, else an empty dict."""
     value = cfg.get(name)
     return value if isinstance(value, dict) else {}
 
 
 def _pair(size: Any, width_first: bool = False) -> tuple[int, int] | None:
-    """Height and width, if ``size`` says both."""
+    """A size as (height, width); ``None`` if it does not give both."""
     if isinstance(size, int):
         return size, size
     if isinstance(size, list | tuple) and [type(pixels) for pixels in size] == [int, int]:

@@ -1,4 +1,4 @@
-"""Configs as text that reads back."""
+"""Write configs as text that can be read back."""
 
 import math
 from pathlib import Path
@@ -10,13 +10,13 @@ from mmengine.config import Config
 
 from mmrep.errors import ConfigError, reason
 
-#: What is longer is not for mmengine to format: yapf takes ten seconds for a dict of this
-#: many characters, and four times that for one of twice as many.
+#: Longer texts, in characters, are not formatted by mmengine: yapf takes ten seconds for a
+#: dict of this length, and four times as long for twice the length.
 _FORMATTED = 32_000
 
 
 class _NotFinite(float):
-    """An infinity or a NaN that is written as Python reads it."""
+    """An infinity or NaN that prints as valid Python."""
 
     def __repr__(self) -> str:
         return f"float('{float.__repr__(self)}')"
@@ -25,16 +25,16 @@ class _NotFinite(float):
 
 
 def written_config(cfg: Config) -> tuple[str, Config]:
-    """A config as text, and what is read from this text.
+    """Write a config as text; returns the text and the config that is read back from it.
 
-    mmengine's ``pretty_text`` writes ``inf`` and ``nan``, which are no Python; here they
-    are calls of ``float``.
+    mmengine's ``pretty_text`` writes ``inf`` and ``nan``, which are not valid Python; here
+    they are written as ``float('inf')`` and ``float('nan')``.
 
     Args:
         cfg: The config.
 
     Raises:
-        ConfigError: If it holds what cannot be written, or not be read again.
+        ConfigError: If a value cannot be written, or the text cannot be read back.
     """
     try:
         values = _writable(cfg.to_dict())
@@ -44,15 +44,15 @@ def written_config(cfg: Config) -> tuple[str, Config]:
         )
         return formatted, read_text(formatted)
     except Exception as error:
-        # Whatever its values do when they are printed, or their text when it is run.
+        # Printing a value, or running the text, may raise anything.
         raise ConfigError(
-            f'this config cannot be written as text ({reason(error)}): give it numbers, '
-            'strings, lists and dicts alone, and names of entries that Python takes'
+            f'this config cannot be written as text ({reason(error)}): use only numbers, '
+            'strings, lists and dicts as values, and valid Python names as keys'
         ) from error
 
 
 def _writable(value: Any) -> Any:
-    """A copy in which numbers that are not finite print as Python reads them."""
+    """A copy in which infinities and NaNs print as valid Python."""
     if isinstance(value, dict):
         return {_writable(key): _writable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set):
@@ -63,13 +63,13 @@ def _writable(value: Any) -> Any:
 
 
 def _plain(values: dict) -> str:
-    """Entries with literals: Python takes long to compile ``dict`` of many keywords."""
+    """Entries as literals: Python compiles ``dict(...)`` of many keywords slowly."""
     return ''.join(f'{key} = {pformat(values[key])}\n' for key in sorted(values))
 
 
 def read_text(text: str) -> Config:
-    """The config that a text is."""
-    # Config.fromstring leaves its file if the text cannot be read.
+    """Read a config from text."""
+    # Config.fromstring leaves a temporary file behind if the text cannot be read.
     with TemporaryDirectory() as folder:
         path = Path(folder) / 'config.py'
         path.write_text(text, 'utf-8')

@@ -50,11 +50,11 @@ _NO_TRAIN_FORM = (
     'with, without deploy=True'
 )
 _NOTHING = (
-    'nothing in this config can be re-parameterized: give the config of a model with such '
-    "a backbone, as type='mmrep.RepVGG'"
+    'nothing in this config can be re-parameterized: give a config with a backbone that '
+    "can, as type='mmrep.RepVGG'"
 )
 
-#: The largest relative L2 error of what is computed in the same way.
+#: The largest relative L2 error between two models that compute the same operations.
 _SAME = 1e-6
 
 
@@ -65,7 +65,7 @@ class Deployed:
     Args:
         report: Blocks and parameters.
         verification: How far the deploy form is from the train form.
-        shape: The input that both saw: batch, channels, height, width.
+        shape: Shape of the input of both: batch, channels, height, width.
         out: The deploy checkpoint.
         out_config: The deploy config.
         bytes_before: Size of the source file.
@@ -92,7 +92,7 @@ def deploy_checkpoint(
     source_config: str | Path = '',
     host: bool = False,
 ) -> Deployed:
-    """Fuse a checkpoint, verify the result and write it with its config.
+    """Fuse a checkpoint, verify the result, and write it with its deploy config.
 
     The train form computes branch by branch on a seeded input; the deploy form is a model
     built from the deploy config that is written, with the weights that are written. Each
@@ -102,19 +102,19 @@ def deploy_checkpoint(
         config: The config that the checkpoint was trained with.
         checkpoint: The train-form checkpoint.
         out: The deploy checkpoint, ``.pth`` or ``.safetensors``; its config is written
-            beside it as ``.py``, and the two with ``write_pair``.
+            beside it as ``.py``; see ``write_pair``.
         shape: Channels, height and width of the input. Default: the config's.
         rtol: The largest relative L2 error allowed. Default: 1e-4.
         seed: Seed of the input. Default: 0.
         overwrite: Whether to replace existing files. Default: False.
         source_config: The config's file, for the record. Default: ''.
-        host: Whether to write the model with the host's own bodies, for where mmrep is not
-            installed; see ``host_config``. Default: False.
+        host: Whether to write the model with the host's own bodies, which run without
+            mmrep; see ``host_config``. Default: False.
 
     Raises:
         UserError: With one sentence, if anything is wrong; then nothing is written.
     """
-    # As text: a path would take a slash from an address.
+    # A string: a Path would turn the '//' of a URL into '/'.
     checkpoint = expanduser(checkpoint)
     out = out_path(out, '.pth', '.safetensors')
     source_config = Path(expanduser(source_config))
@@ -130,8 +130,8 @@ def deploy_checkpoint(
     shape = shape or input_shape(config)
     check_rtol(rtol)
     with ThreadPoolExecutor(1) as beside:
-        # It takes a second for half a gigabyte, of which Python waits for none. That there
-        # is no such file is for the reader to say.
+        # Hashing takes a second for half a gigabyte, here in parallel to the rest. If the
+        # file does not exist, reading the checkpoint raises the error.
         is_file = isfile(checkpoint)
         digest = beside.submit(sha256_of, checkpoint) if is_file else None
         model, report, verification, meta = _fuse(
@@ -170,14 +170,14 @@ def _fuse(
     rtol: float,
     seed: int,
 ) -> tuple[nn.Module, DeployReport, Verification, dict]:
-    """Load a checkpoint, run it, fuse it and compare what became of it.
+    """Load a checkpoint, fuse its model, and compare the deploy form with the train form.
 
     Returns:
-        The deploy form, what was fused, how far it is from the train form, and what the
-        checkpoint's meta says of its weights.
+        The deploy form, the report of what was fused, how far it is from the train form,
+        and what to keep of the checkpoint's ``meta``.
     """
-    # Not mapped: a map counts as memory until its last tensor goes, while what was read
-    # goes block by block, as the blocks are fused.
+    # Not memory-mapped: a map counts as memory until its last tensor is freed, while
+    # tensors that were read are freed block by block, as the blocks are fused.
     source = read_checkpoint(checkpoint, mmap=False)
     state_dict = state_dict_of(source, checkpoint)
     if is_deploy_form(state_dict):
@@ -213,10 +213,10 @@ def _fuse(
 
 
 def _in_the_host(model: nn.Module, host: HostConfig, x: Tensor) -> nn.Module:
-    """The host's model with a model's weights, and blocks where there are convs.
+    """Build the host's model of a ``HostConfig``, and load a model's weights into it.
 
     Raises:
-        UserError: If it is not the same function.
+        UserError: If the two models do not compute the same.
     """
     twin = build_model(host.config, unset=True, how=' for --host')
     weights = host.renamed(model.state_dict())

@@ -1,4 +1,4 @@
-"""From the config and checkpoint of a host's model to those of an expanded one."""
+"""Expand a model by its config and checkpoint, and write those of the expanded model."""
 
 import copy
 import os
@@ -42,7 +42,7 @@ BLOCKS = {
     'RepVGG': 'mmrep.RepVGGBlock',
 }
 
-#: The largest relative L2 error of an output: the convs are computed as they were.
+#: The largest relative L2 error of an output: the convs compute exactly as before.
 _RTOL = 1e-6
 
 
@@ -52,9 +52,9 @@ class ExpandedFiles:
 
     Args:
         expansion: Which convs are replaced, and why the others are not.
-        shape: The input that the model was tried with.
+        shape: Shape of the input that the model was run with.
         params_before: Number of parameters of the plain model.
-        params_after: Of the expanded one; ``None`` if nothing was changed.
+        params_after: Of the expanded one; ``None`` if nothing was written.
         out: The config that was written, if one was.
         out_checkpoint: The checkpoint that was written, if one was.
     """
@@ -77,12 +77,13 @@ def expand_checkpoint(
     overwrite: bool = False,
     **choice: Any,
 ) -> ExpandedFiles:
-    """Write the config of an expanded model, and its weights, with the same outputs.
+    """Write the config and weights of an expanded model that computes the same.
 
     Args:
         config: The config of a host's model.
-        config_path: Its file, from which the new config inherits; one that imports its
-            types or bases is copied, since mmengine lets no other inherit from it.
+        config_path: The config's file, from which the new config inherits. A lazy config
+            (one that imports its types or bases) is copied into the new one instead, since
+            mmengine lets only lazy configs inherit from it.
         block: The type of the block, or a name in ``BLOCKS``.
         checkpoint: Weights of the model. Default: None; then no weights are written.
         out: The config to write; the weights go beside it, as ``.pth``. Default: None;
@@ -96,7 +97,9 @@ def expand_checkpoint(
         UserError: With one sentence, if anything is wrong; then nothing is written.
     """
     if is_expanded(config):
-        raise ConfigError('this config has blocks in the place of convs already')
+        raise ConfigError(
+            'this config has blocks in the place of convs already: give the plain config'
+        )
     paths = []
     if out is not None:
         out = out_path(out, '.py')
@@ -108,7 +111,7 @@ def expand_checkpoint(
         refuse_existing(*paths, overwrite=overwrite)
     block_cfg = dict(type=BLOCKS.get(block, block))
     given = {} if shape is None else dict(shape=shape)
-    # Not config.model.type: where types are imported, that is the class.
+    # Not config.model.type, which is the class if types are imported.
     of = dict.__getitem__(config.model, 'type')
     options = dict(of=of, block=block_cfg, **given, **choice)
     shape = (1, *(shape or input_shape(config)))
@@ -146,13 +149,13 @@ def expand_checkpoint(
 def _expanded_config(
     config: Config, path: str | Path, options: dict[str, Any], out: Path
 ) -> tuple[str, Config]:
-    """The text of a config that expands another's model, and what is read from it."""
+    """The text of a config that expands another's model, and the config read from it."""
     base = Path(expanduser(path)).resolve()
     try:
-        # What is read is what is written, but for the folder that its base is sought in.
+        # The text to be written, but with the absolute path of its base.
         read = read_text(_inheriting(base, options))
     except RuntimeError:
-        # mmengine's: only a config with imports inherits from one. It is written whole.
+        # mmengine's: only a lazy config may inherit from a lazy one. Write all of it.
         whole = copy.deepcopy(config)
         whole.model.update(type='mmrep.Expanded', expand=options)
         return written_config(whole)

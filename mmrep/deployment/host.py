@@ -1,4 +1,4 @@
-"""The bodies of the hosts in the place of mmrep's own."""
+"""Replace mmrep's bodies in a config by the equivalent ones of the hosts."""
 
 import copy
 import inspect
@@ -25,7 +25,7 @@ from mmrep.registry import SCOPE
 
 from .config import arguments, current_scope, model_nodes, named_nodes, registered
 
-#: What the hosts call the same body.
+#: The hosts' names of the equivalent bodies.
 _BODIES = {
     MobileOne: 'MobileOne',
     RepLKNet: 'RepLKNet',
@@ -37,14 +37,14 @@ _BODIES = {
     DBBVGG: 'VGG',
 }
 
-#: The blocks that the host's body has itself, by the same keys.
+#: The blocks that the host's body has itself, with the same state-dict keys.
 _BLOCKS = {
     MobileOne: MobileOneBlock,
     RepLKNet: LargeKernelBlock,
     RepVGG: RepVGGBlock,
 }
 
-#: Arguments that the host's body takes and does not read, and what it has: of every stage.
+#: Arguments that the host's body takes but ignores, and the value it uses in every stage.
 _UNREAD = {
     RepLKNet: dict(
         strides=2,
@@ -55,10 +55,10 @@ _UNREAD = {
     )
 }
 
-#: Which blocks, and how they start: nothing that a host's body is told.
+#: Arguments about the blocks, which are never passed to a host's body.
 _OF_BLOCKS = ('block_cfg', 'reparam_kernels', 'deploy')
 
-#: Of no meaning but in training: a body that does not know them computes the same.
+#: Arguments that matter in training only: a body without them computes the same.
 _OF_TRAINING = ('with_cp', 'init_cfg')
 
 
@@ -66,17 +66,16 @@ class HostConfig(NamedTuple):
     """A config with the bodies of a host.
 
     Args:
-        config: The config; blocks stand for convs in its bodies, or it has the host's own
-            blocks.
-        names: How modules of the given config's model are named in this one's, by the
-            beginnings of their names that differ.
+        config: The config. Its bodies are expanded, or have the host's own blocks.
+        names: For prefixes of the names of modules in mmrep's model, those in the host's,
+            where they differ.
     """
 
     config: Config
     names: Mapping[str, str]
 
     def renamed(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of the given config's model by the names of this one's."""
+        """The weights of mmrep's model with the keys of the host's."""
         return {self._renamed(key): value for key, value in state_dict.items()}
 
     def _renamed(self, key: str) -> str:
@@ -87,14 +86,14 @@ class HostConfig(NamedTuple):
 
 
 def host_config(cfg: Config) -> HostConfig:
-    """A config whose bodies are a host's in the place of mmrep's, the same networks.
+    """A copy of a config with mmrep's bodies replaced by the same networks of a host.
 
-    ``RepVGG``, ``MobileOne`` and ``RepLKNet`` are mmpretrain's; a ``DBBResNet`` is the
-    ``ResNet`` of the config's host, expanded with the same blocks, and a ``DBBVGG`` is
+    ``RepVGG``, ``MobileOne`` and ``RepLKNet`` become mmpretrain's; a ``DBBResNet`` becomes
+    the ``ResNet`` of the config's host, expanded with the same blocks, and a ``DBBVGG``
     mmpretrain's ``VGG``.
 
     Raises:
-        ConfigError: If the host has no such body, or if an argument has no counterpart.
+        ConfigError: If no host has the body, or if an argument has no counterpart.
     """
     config = copy.deepcopy(cfg)
     names: dict[str, str] = {}
@@ -110,31 +109,29 @@ def host_config(cfg: Config) -> HostConfig:
     for node in model_nodes(config.model):
         kind = registered(node)
         if inspect.isclass(kind) and issubclass(kind, ReparamBackbone):
-            raise ConfigError(
-                f'no host has a body that is {node["type"]}: leave --host out'
-            )
+            raise ConfigError(f'no host has a body like {node["type"]}: leave --host out')
     return HostConfig(config, names)
 
 
 def _to_host(node: ConfigDict, kind: type) -> type:
-    """Make a body of mmrep in a config the host's, in place; returns the host's class."""
+    """Replace a body of mmrep in a config, in place; returns the host's class."""
     of, host = _host_body(_BODIES[kind])
     mine, theirs = arguments(kind), arguments(host)
     values = {name: p.default for name, p in mine.items() if p.default is not p.empty}
-    # As in the config: where types are imported, its own methods would give classes.
+    # dict.items gives types as the config has them; ConfigDict's would give classes.
     values.update((key, value) for key, value in dict.items(node) if key != 'type')
     own_block, block_cfg = _BLOCKS.get(kind), values['block_cfg']
     norm_cfg = values.get('norm_cfg')
     if own_block is not None and norm_cfg and norm_cfg['type'] == 'SyncBN':
-        # Of the same keys; mmpretrain's blocks fuse no other, and have none afterwards.
+        # The same keys. mmpretrain's blocks fuse BN only; fused, they have no norm.
         values['norm_cfg'] = dict(norm_cfg, type='BN')
     defaults = {name: parameter.default for name, parameter in mine.items()}
     if unknown := _unknown(kind, values, defaults, theirs):
         raise ConfigError(
-            f'{", ".join(unknown)} of {node["type"]} is nothing that {of} can be: leave '
+            f'{of} has no counterpart of {", ".join(unknown)} of {node["type"]}: leave '
             '--host out'
         )
-    # Where the defaults differ, ours has to be written; None says the body's own.
+    # Write ours where the defaults differ; None stands for the default of the body.
     given = {
         name: value
         for name, value in values.items()
@@ -143,10 +140,10 @@ def _to_host(node: ConfigDict, kind: type) -> type:
         or (name != 'init_cfg' and value not in (None, theirs[name].default))
     }
     if kind is MobileOne and isinstance(given['arch'], dict):
-        # mmpretrain takes no other sequences there.
+        # mmpretrain takes only lists there.
         given['arch'] = {name: list(value) for name, value in given['arch'].items()}
     if kind is RepLKNet:
-        # Neither counts from the end, nor takes more stages than there are.
+        # mmpretrain's takes no negative indices, and not more stages than there are.
         arch = RepLKNet.arch_settings.get(str(given['arch']), given['arch'])
         stages = len(arch['layers'])
         given['out_indices'] = stage_indices(values['out_indices'], stages)
@@ -167,7 +164,7 @@ def _unknown(
     defaults: Mapping[str, Any],
     theirs: Container[str],
 ) -> list[str]:
-    """The arguments of a body that mean something which the host's body cannot be told."""
+    """The arguments of a body that the host's body has no counterpart of."""
     unread, own_block = _UNREAD.get(kind, {}), _BLOCKS.get(kind)
     names = [name for name in unread if not _is_that(values[name], unread[name])]
     names += [
@@ -186,17 +183,17 @@ def _unknown(
 
 
 def _is_that(value: Any, own: Any) -> bool:
-    """Whether an argument, or each of its entries, is what the host's body has."""
+    """Whether an argument, or each of its entries, equals the value of the host's body."""
     if isinstance(value, list | tuple):
         return set(value) == {own}
     if isinstance(value, dict):
-        # Of no meaning but in training.
+        # These two matter in training only.
         value = {k: v for k, v in value.items() if k not in ('requires_grad', 'momentum')}
     return value == own
 
 
 def _host_body(name: str) -> tuple[str, type]:
-    """What a config calls the host's class of a name, and the class."""
+    """The type by which a config names a host's class, and the class."""
     for scoped in (name, f'mmpretrain.{name}'):
         kind = registered(dict(type=scoped))
         if inspect.isclass(kind) and not issubclass(kind, ReparamBackbone):
@@ -208,7 +205,7 @@ def _host_body(name: str) -> tuple[str, type]:
 
 
 def _other_names(node: ConfigDict, kind: type, host: type) -> dict[str, str]:
-    """What a host's body calls modules of ours, where it calls them otherwise."""
+    """The host's names of modules, by our names, where they differ."""
     if kind is DBBVGG:
         return _vgg_names(node.depth)
     if issubclass(kind, ReparamResNet) and host.__module__.startswith('mmpretrain.'):
@@ -217,7 +214,7 @@ def _other_names(node: ConfigDict, kind: type, host: type) -> dict[str, str]:
 
 
 def _vgg_names(depth: int) -> dict[str, str]:
-    """mmpretrain's ``VGG`` counts its convs and poolings through all stages."""
+    """mmpretrain's ``VGG`` numbers its convs and poolings through all stages."""
     names: dict[str, str] = {}
     place = 0
     for stage, convs in enumerate(DBBVGG.arch_settings[depth], start=1):

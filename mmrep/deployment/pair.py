@@ -1,4 +1,4 @@
-"""A deploy checkpoint and its config, which belong together."""
+"""Write a deploy checkpoint with its config, and check that two belong together."""
 
 from collections.abc import Mapping
 from os.path import expanduser
@@ -22,17 +22,17 @@ def write_pair(
 ) -> None:
     """Write a deploy checkpoint and its config, both or neither.
 
-    No system gives two files their names at once. The config comes first, and ends with the
-    checkpoint's SHA-256: whatever stops between the two leaves a config that is not of the
-    checkpoint beside it, and :func:`check_pair` sees that.
+    Two files cannot be renamed in one atomic step. The config comes first, and ends with
+    the checkpoint's SHA-256: a run that stops between the two leaves a config that does not
+    match the checkpoint beside it, and :func:`check_pair` detects that.
 
     Args:
         out: The checkpoint.
         out_config: The config.
         state_dict: The weights.
-        meta: What is said of them.
+        meta: The ``meta`` of the checkpoint.
         config: The text of the config.
-        source: Name of the config that it is the deploy form of.
+        source: Name of the train-form config.
 
     Raises:
         UserError: If they cannot be written; then nothing has changed.
@@ -46,21 +46,21 @@ def write_pair(
 
 
 def _inert(text: str) -> str:
-    """Text in which mmengine finds no ``{{ variable }}`` to replace."""
+    """Escape braces, so that mmengine finds no ``{{ variable }}`` to replace."""
     return text.replace('{', r'\x7b')
 
 
 def check_pair(
     config: Config, config_path: str | Path, checkpoint_path: str | Path, checkpoint: Any
 ) -> None:
-    """Refuse the config of one deploy checkpoint with another.
+    """Refuse a deploy config with another checkpoint than the one it was written with.
 
-    This asks only of checkpoints that say of themselves that they were fused and verified,
-    or that have the file name for which the config was written. Weights that were trained
-    further with the deploy config, or come from elsewhere, are no half of a pair.
+    This checks only checkpoints whose ``meta`` records that they were fused and verified,
+    and those with the file name that the config records. Other weights, as those trained
+    further with the deploy config, are accepted.
 
     Args:
-        config: The config, which knows its checkpoint if ``write_pair`` wrote it.
+        config: The config; one that ``write_pair`` wrote records its checkpoint.
         config_path: Its file, for the error.
         checkpoint_path: The file of the checkpoint.
         checkpoint: What was read from it.
@@ -76,7 +76,7 @@ def check_pair(
     if takes_part and sha256_of(path) != pair.get('sha256'):
         raise CheckpointError(
             f'{config_path} was not written together with {checkpoint_path}: fuse again, '
-            'or take them all the same with --cfg-options fused_checkpoint=None'
+            'or use them anyway with --cfg-options fused_checkpoint=None'
         )
 
 

@@ -1,4 +1,4 @@
-"""Run a model as its checkpoint is verified: on a seeded input, for its raw outputs."""
+"""Run a model on a seeded input for its raw outputs, to verify its checkpoint."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -14,11 +14,11 @@ from mmrep.reparam import DeployReport, Difference, NotFoldableError, switch_to_
 
 
 class VerificationError(UserError):
-    """The deploy form is not the function that the train form is."""
+    """A verification failed: a model does not compute what it should."""
 
 
 def seeded_input(shape: tuple[int, ...], seed: int) -> Tensor:
-    """The same random input for a seed, on every machine."""
+    """A random input that is the same for a seed on every machine."""
     try:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     except RuntimeError as error:
@@ -29,7 +29,7 @@ def seeded_input(shape: tuple[int, ...], seed: int) -> Tensor:
 
 @torch.no_grad()
 def run_form(model: nn.Module, x: Tensor, form: str) -> Any:
-    """:func:`forward` without gradients; a failure names the form."""
+    """:func:`forward` without gradients; any error becomes one that names the form."""
     try:
         return forward(model, x)
     except Exception as error:
@@ -41,10 +41,10 @@ def run_form(model: nn.Module, x: Tensor, form: str) -> Any:
 
 
 def fuse(model: nn.Module, remedy: str = '') -> DeployReport:
-    """Switch a model to deploy form, in place; a model that cannot be is an error.
+    """Switch a model to deploy form, in place.
 
     Raises:
-        UserError: If a block cannot be fused; ends with the ``remedy``.
+        UserError: If a block cannot be fused; the message ends with ``remedy``.
     """
     try:
         return switch_to_deploy(model)
@@ -53,10 +53,10 @@ def fuse(model: nn.Module, remedy: str = '') -> DeployReport:
 
 
 def to_plain(model: nn.Module, x: Tensor) -> dict[str, str | None]:
-    """:func:`~mmrep.expansion.collapse` a model, in place, as one input shows it.
+    """:func:`~mmrep.expansion.collapse` a model, in place, with ``x`` as its example.
 
     Raises:
-        UserError: If that cannot be.
+        UserError: If a block cannot be one conv, or the model cannot be collapsed.
     """
     try:
         return collapse(model, partial(run_form, x=x, form='train'))
@@ -72,8 +72,8 @@ def check_differences(
     Args:
         differences: How far each output is from its reference.
         rtol: The largest relative L2 error allowed.
-        reference: From what, for the error.
-        remedy: What to do then, for the error.
+        reference: What the outputs differ from, for the error: ``'from the train form'``.
+        remedy: What the user can do, for the error.
 
     Raises:
         VerificationError: If one is larger, or not a number.
@@ -81,6 +81,6 @@ def check_differences(
     for name, difference in differences.items():
         if not difference.rel_l2 <= rtol:
             raise VerificationError(
-                f'{name} is {difference.rel_l2:.3g} (relative L2) {reference}, which is '
-                f'more than {rtol:g}: nothing was written; {remedy}'
+                f'{name} differs by {difference.rel_l2:.3g} (relative L2) {reference}, '
+                f'which is more than {rtol:g}: nothing was written; {remedy}'
             )

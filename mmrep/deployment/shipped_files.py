@@ -1,4 +1,4 @@
-"""The configs and tools that come with the package."""
+"""Find the configs and tools that come with the package."""
 
 import re
 from fnmatch import fnmatchcase
@@ -8,17 +8,17 @@ from mmrep.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]
 
-#: How the name of an ImageNet-1k classifier goes on: GPUs and batch size.
+#: How the name of an ImageNet-1k classifier ends: GPUs, batch size and data set.
 _USUAL = r'_\d+xb\d+_in1k'
 
 
 def shipped(name: str) -> Path:
-    """A folder or file of those that come with the package: ``'configs'``, ``'tools'``.
+    """The path of what comes with the package: ``'configs'``, ``'tools'``.
 
-    An installed package has them inside, a clone beside itself.
+    An installed package has it inside, a clone beside the package.
 
     Raises:
-        UserError: If it has neither.
+        UserError: If it is in neither place.
     """
     for folder in (_PACKAGE / '.mim', _PACKAGE.parent):
         if (folder / name).exists():
@@ -31,20 +31,20 @@ def shipped(name: str) -> Path:
 def list_models(pattern: str = '*') -> list[str]:
     """The names of the shipped configs that match a pattern, as ``'*dbb*'``.
 
-    Each goes to :func:`mmrep.get_model` and to the tools.
+    :func:`mmrep.get_model` and the tools accept each of them.
     """
     return sorted(name for name in _configs() if fnmatchcase(name, pattern))
 
 
 def config_of(name: str) -> Path:
-    """The config of a network.
+    """The path of a shipped config, by its name.
 
     Args:
-        name: One of :func:`list_models`; of a classifier on ImageNet-1k the beginning will
-            do: ``'repvgg-a0'`` for ``'repvgg-a0_8xb32_in1k'``.
+        name: One of :func:`list_models`. For an ImageNet-1k classifier the beginning is
+            enough: ``'repvgg-a0'`` for ``'repvgg-a0_8xb32_in1k'``.
 
     Raises:
-        UserError: If there is none of that name.
+        UserError: If there is no such config.
     """
     configs = _configs()
     if name not in configs:
@@ -59,5 +59,5 @@ def config_of(name: str) -> Path:
 
 
 def _configs() -> dict[str, Path]:
-    """The configs with a network that can be built, by their names."""
+    """The paths of the configs whose network can be built, by their names."""
     return {path.stem: path for path in shipped('configs').glob('[!_]*/*.py')}

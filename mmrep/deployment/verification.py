@@ -1,4 +1,4 @@
-"""Verify that a deploy form is the function that its train form is."""
+"""Verify that a deploy form computes the same as its train form."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,18 +31,18 @@ from .running import VerificationError, check_differences, run_form, seeded_inpu
 
 T = TypeVar('T')
 
-#: Of an input of unit scale, what may be rounding in float32.
+#: Size of rounding errors in float32, for an input of unit scale.
 _NOISE = 32 * torch.finfo(torch.float32).eps
 
-#: A network that makes so much more of it amplifies rounding.
+#: A network that multiplies such noise by this factor or more amplifies rounding.
 _AMPLIFIED = 10
 
-#: An output that changes by less, relative to itself, shows little of the network.
+#: An output whose relative L2 change for another input is less verifies little.
 _HARDLY = 1e-2
 
 
 class TrainForm(NamedTuple):
-    """What a train form computes on a seeded input.
+    """What a train form computes for a seeded input.
 
     Args:
         x: The input.
@@ -64,10 +64,10 @@ class Verification:
     Args:
         outputs: How far each output, and each feature map of the backbone, is.
         blocks: How far each block is from its branches, by name.
-        dependence: How much each output changes for another input, as relative L2; one
-            that hardly depends on the input shows little of the network before it.
-        sensitivity: Of the outputs that differ by more than was allowed, though every
-            block is right: what they change by for noise of the size of rounding.
+        dependence: The relative L2 change of each output for another input. An output that
+            hardly depends on the input verifies little of the network before it.
+        sensitivity: For outputs that differ by more than is allowed although every block is
+            right: their relative L2 change for noise of the size of rounding.
     """
 
     outputs: Mapping[str, Difference]
@@ -81,7 +81,7 @@ class Verification:
         return max(self.blocks, key=lambda name: self.blocks[name].worst, default=None)
 
     def record(self) -> dict:
-        """What a file says of its verification, in plain types."""
+        """The verification in plain types, for the ``meta`` of a checkpoint."""
         worst = self.worst_block
         return {
             'rel_l2': max(d.rel_l2 for d in self.outputs.values()),
@@ -97,7 +97,7 @@ class Verification:
         return [
             *(
                 f'{name} is ill-conditioned: noise of the size of rounding changes it by '
-                f'{change:.1g}, so that its difference tells nothing; every block is right'
+                f'{change:.1g}, so its difference proves nothing; every block is right'
                 for name, change in self.sensitivity.items()
             ),
             *(f'{r}; every block is right by itself' for r in remarks_on(self.dependence)),
@@ -108,14 +108,15 @@ class Verification:
 def remarks_on(dependence: Mapping[str, float]) -> list[str]:
     """What a user should know of outputs that hardly depend on the input."""
     return [
-        f'{name} hardly depends on the input ({change:.1g}) and shows little of the network'
+        f'{name} hardly depends on the input ({change:.1g}) and verifies little of the '
+        'network'
         for name, change in dependence.items()
         if change < _HARDLY
     ]
 
 
 def check_rtol(rtol: float) -> None:
-    """Raise a ``UserError`` unless ``rtol`` is an error that can be allowed."""
+    """Raise a ``UserError`` unless ``rtol`` is between 0 and 1."""
     if not 0 < rtol < 1:
         raise UserError(
             f'{rtol:g} cannot be the largest relative error allowed: give --rtol a number '
@@ -126,17 +127,18 @@ def check_rtol(rtol: float) -> None:
 def observe(
     model: nn.Module, shape: tuple[int, ...], seed: int, expanded: bool = False
 ) -> TrainForm:
-    """Run a train form branch by branch on a seeded input of a shape.
+    """Run a train form branch by branch on a seeded input, and record its outputs.
 
     Args:
         model: The train form.
-        shape: Of the input.
-        seed: Of the input.
-        expanded: Whether blocks stand for convs in it, so that a norm after one is seen
+        shape: Shape of the input.
+        seed: Seed of the input.
+        expanded: Whether the model is expanded, so that a norm after a block is compared
             together with the block. Default: False.
 
     Raises:
-        VerificationError: If something in it is not finite or zero everywhere; names it.
+        VerificationError: If an output or a block proves nothing, since it is not finite or
+            zero everywhere; names it.
         UserError: If the model cannot process the input.
     """
     x = seeded_input(shape, seed)
@@ -153,7 +155,7 @@ def observe(
 
 
 def check_outputs(outputs: Mapping[str, Tensor], form: str) -> None:
-    """Refuse outputs of a form that prove nothing.
+    """Refuse outputs that prove nothing when they are compared.
 
     Raises:
         VerificationError: If one is complex, not finite or zero everywhere; names it.
@@ -182,7 +184,7 @@ def observe_blocks(
     """:func:`~mmrep.reparam.block_references` of a train form that is to be verified.
 
     Raises:
-        VerificationError: If a block cannot be; names it.
+        VerificationError: If a block cannot be verified; names it.
     """
     return _compared('train form', block_references, model, seen, seed, norms)
 
@@ -196,19 +198,19 @@ def verify_blocks(
     """Compare every block of a deploy form with its branches.
 
     Args:
-        references: What the blocks were.
+        references: What the blocks of the train form compute.
         deployed: The deploy form.
         rtol: See :meth:`~mmrep.reparam.BlockDifference.is_within`.
         norms: See :func:`~mmrep.reparam.compare_blocks`. Default: none.
 
     Raises:
-        VerificationError: If one is not :meth:`~mmrep.reparam.BlockDifference.is_within`.
+        VerificationError: If a block differs by more; names it.
     """
     blocks = _compared('deploy form', compare_blocks, references, deployed, norms)
     for name, difference in blocks.items():
         if not difference.is_within(rtol):
             raise VerificationError(
-                f'{name} is {max(difference.worst, difference.seen or 0.0):.3g} '
+                f'{name} differs by {max(difference.worst, difference.seen or 0.0):.3g} '
                 '(relative L2) from its branches, which is more than rounding: nothing was '
                 'written; report the block, or the config'
             )
@@ -223,20 +225,21 @@ def verify(
 ) -> Verification:
     """Compare a deploy form with its train form: block by block, then the outputs.
 
-    An output may differ by more than ``rtol`` where every block is right and noise of the
-    size of rounding, in the input and in the output of each block, changes it by as much:
-    the network amplifies rounding, and the blocks decide.
+    An output may differ by more than ``rtol`` if every block is right, and noise of the
+    size of rounding, added to the input and to the output of each block, changes the output
+    by as much: then the network amplifies rounding, and the comparison of blocks decides.
 
     Args:
-        train: What :func:`observe` saw.
+        train: What :func:`observe` recorded.
         deployed: The deploy form.
         rtol: The largest relative L2 error of an output; see
             :meth:`~mmrep.reparam.BlockDifference.is_within` for that of a block.
         norms: See :func:`~mmrep.reparam.compare_blocks`. Default: none.
 
     Raises:
-        VerificationError: If something differs by more, if two runs of the deploy form
-            differ, or if no output depends on the input.
+        VerificationError: If a block or an output differs by more, if two runs of the
+            deploy form differ, or if its outputs prove nothing: not finite, zero
+            everywhere, or independent of the input.
     """
     blocks = verify_blocks(train.blocks, deployed, rtol, norms)
     outputs, again = (_run(deployed, train.x, 'deploy') for _ in range(2))
@@ -245,8 +248,8 @@ def verify(
     check_differences(
         _compared('deploy form', compare_named, outputs, again),
         rtol,
-        'apart in two runs of the deploy form on one input',
-        'turn off what is random in it, as dropout or sampling',
+        'between two runs of the deploy form on one input',
+        'turn off its random operations, as dropout or sampling',
     )
     other = seeded_input(tuple(train.x.shape), train.seed + 1)
     dependence = changes_of(outputs, _run(deployed, other, 'deploy'))
@@ -264,7 +267,7 @@ def verify(
         {name: d for name, d in beyond.items() if name not in sensitivity},
         rtol,
         'from the train form',
-        'every block is right, so look for what stands between them, or report the config',
+        'every block is right, so look at the layers outside of them, or report the config',
     )
     return Verification(differences, blocks, dependence, sensitivity)
 
@@ -285,7 +288,7 @@ def _run(model: nn.Module, x: Tensor, form: str) -> dict[str, Tensor]:
 
 
 def check_dependence(dependence: Mapping[str, float]) -> None:
-    """Refuse outputs of which none depends on the input.
+    """Refuse outputs none of which depends on the input.
 
     Args:
         dependence: How much each changes for another input.
@@ -295,13 +298,13 @@ def check_dependence(dependence: Mapping[str, float]) -> None:
     """
     if not any(dependence.values()):
         raise VerificationError(
-            'no output depends on the input, so that none proves anything: nothing was '
+            'no output depends on the input, so comparing them proves nothing: nothing was '
             'written; look at the weights of the checkpoint'
         )
 
 
 def _compared(form: str, compare: Callable[..., T], *forms: Any) -> T:
-    """What a comparison finds; what cannot be compared is not verified."""
+    """Call a comparison; if it is impossible, the verification has failed."""
     try:
         return compare(*forms)
     except ValueError as error:
@@ -314,9 +317,10 @@ def _compared(form: str, compare: Callable[..., T], *forms: Any) -> T:
 def _noise_in(
     model: nn.Module, blocks: Mapping[str, BlockDifference], seed: int
 ) -> Iterator[None]:
-    """What rounding may do: each block's output gets noise of its size.
+    """Add noise of the size of rounding to the output of each block.
 
-    That is a few times the precision of float32, or what the branches lost by rounding.
+    Relative to the output, its size is 8 times the epsilon of float32, or twice what the
+    branches lost by rounding, if that is more.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -347,7 +351,7 @@ def _changes_by_noise(
     blocks: Mapping[str, BlockDifference],
     outputs: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """How much noise of the size of rounding changes each output; the larger of two."""
+    """The change of each output for noise of the size of rounding; the larger of two."""
     changes = []
     for seed in (train.seed + 2, train.seed + 3):
         noise = _NOISE * seeded_input(tuple(train.x.shape), seed)
@@ -359,7 +363,7 @@ def _changes_by_noise(
 def changes_of(
     outputs: Mapping[str, Tensor], others: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """How much each output changes, relative to itself; one of another shape, wholly."""
+    """The relative L2 change of each output; infinite if it is gone or of another shape."""
     return {
         name: compare_tensors(output, others[name]).rel_l2
         if name in others and others[name].shape == output.shape

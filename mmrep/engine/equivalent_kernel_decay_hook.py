@@ -15,11 +15,11 @@ from mmrep.reparam import bn_affine, has_running_statistics, norm_tensors
 
 
 def equivalent_kernel_l2(block: RepVGGBlock) -> Tensor:
-    """The penalty of a block: how large the 3x3 kernel is that it is fused to.
+    """The L2 penalty of a block, which measures the 3x3 kernel that it is fused to.
 
-    With the scales ``t = gamma / sqrt(var + eps)`` of the two conv branches, which count
-    as constants, the ring of the 3x3 kernel adds ``sum K3^2``, and the centre
-    ``sum (t3 K3 + t1 K1)^2 / (t3^2 + t1^2)``: it is large only where the branches agree.
+    ``t = gamma / sqrt(var + eps)`` are the scales of the two conv branches, used as
+    constants. The outer taps of the 3x3 kernel add ``sum K3^2``, and the centre tap adds
+    ``sum (t3 K3 + t1 K1)^2 / (t3^2 + t1^2)``, which is large only where the branches agree.
 
     Source: the `official code <https://github.com/DingXiaoH/RepVGG>`_, "custom L2".
 
@@ -62,11 +62,11 @@ def train_form_blocks(model: nn.Module) -> list[RepVGGBlock]:
 class EquivalentKernelDecayHook(Hook):
     """Decay the equivalent kernels of RepVGG blocks: ``loss += wd / 2 sum L2(block)``.
 
-    While the model is trained, its forward with ``mode='loss'`` returns one loss more,
-    ``loss_equivalent_kernels``: logged, scaled, accumulated and reduced over processes as
-    every loss is. ``L2`` is :func:`equivalent_kernel_l2`, with the running statistics that
-    this forward has left. The optimizer's own weight decay must leave the 3x3 and 1x1
-    kernels out.
+    During training, the model's forward pass with ``mode='loss'`` returns an additional
+    loss, ``loss_equivalent_kernels``. It is logged, scaled, accumulated and reduced over
+    processes like every loss. ``L2`` is :func:`equivalent_kernel_l2`, with the running
+    statistics after this forward pass. The optimizer's own weight decay must exclude the
+    3x3 and 1x1 kernels.
 
     Source: the `official code <https://github.com/DingXiaoH/RepVGG>`_, ``--custom-l2``.
 
@@ -80,8 +80,8 @@ class EquivalentKernelDecayHook(Hook):
         self.weight_decay = weight_decay
 
     def before_train(self, runner: Runner) -> None:
-        """Let the model add the loss to its own."""
-        # Not the wrapper: DDP looks for the parameters in use in what the model returns.
+        """Register the forward hook that adds the loss to the model's own."""
+        # Not on the wrapper: DDP finds the parameters in use from what the model returns.
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not train_form_blocks(model):
             raise ConfigError(
@@ -96,7 +96,7 @@ class EquivalentKernelDecayHook(Hook):
         """Refuse to train without the loss.
 
         Raises:
-            ConfigError: If the model's training step did not ask for it.
+            ConfigError: If the model's training step did not log the loss.
         """
         if self.loss_name not in (outputs or {}):
             raise ConfigError(
@@ -106,23 +106,23 @@ class EquivalentKernelDecayHook(Hook):
             )
 
     def after_train(self, runner: Runner) -> None:
-        """Leave the model's losses as they were."""
+        """Remove the forward hook."""
         self._handle.remove()
 
     def add_loss(
         self, model: nn.Module, args: tuple, kwargs: dict, losses: Any
     ) -> dict | None:
-        """Forward hook: the losses with one more, in the mode that returns losses.
+        """Forward hook that adds the loss, if ``mode='loss'``.
 
         Raises:
-            ConfigError: If the model's losses are no dict.
+            ConfigError: If the model's losses are not a dict.
         """
         if kwargs.get('mode') != 'loss':
             return None
         if not isinstance(losses, dict):
             raise ConfigError(
-                f'{type(model).__name__} returns {type(losses).__name__} in the place of a '
-                'dict of losses: EquivalentKernelDecayHook has nothing to add to'
+                f'{type(model).__name__} returns {type(losses).__name__} instead of a dict '
+                'of losses: leave EquivalentKernelDecayHook out of custom_hooks'
             )
         penalty = sum(map(equivalent_kernel_l2, train_form_blocks(model)))
         return {**losses, self.loss_name: self.weight_decay / 2 * penalty}

@@ -1,4 +1,4 @@
-"""Checkpoints that open anywhere."""
+"""A hook that writes checkpoints in plain types, which ``weights_only=True`` reads."""
 
 import io
 import logging
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmrep.registry import HOOKS
 
-#: Weights are tensors, in a dict that knows the versions of its modules.
+#: Entries with weights: tensors, in a dict with the versions of its modules.
 _WEIGHTS = ('state_dict', 'ema_state_dict')
 
 #: What mmengine writes, besides its message hub.
@@ -26,16 +26,16 @@ _OWN = {'meta', 'optimizer', 'param_schedulers'}
 class PlainCheckpointHook(Hook):
     """Write checkpoints that ``torch.load(weights_only=True)`` reads.
 
-    It is the default since torch 2.6, and refuses the history of the logged values and the
-    numpy numbers in mmengine's own checkpoints; the inference APIs of mmpretrain and mmseg
-    then cannot open them. mmengine resumes plain ones without this hook, too, but for that
-    history, which the logged means are taken from.
+    ``weights_only=True`` is the default since torch 2.6. It refuses the history of logged
+    values and the numpy numbers in mmengine's own checkpoints, so the inference APIs of
+    mmpretrain and mmseg cannot open these. Without this hook, mmengine can resume plain
+    checkpoints, except for that history, from which the logged means are computed.
 
-    What custom hooks keep stays as it is, so that they get it back; where that is not
-    plain, a warning says so.
+    Entries of custom hooks are not changed, so that the hooks can read them back; if one is
+    not plain, a warning says so.
     """
 
-    # What other hooks add is looked at, too.
+    # Runs last, to check what other hooks add as well.
     priority = 'LOWEST'
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class PlainCheckpointHook(Hook):
         """Turn what mmengine writes into plain types, and name what else is not plain."""
         hub = checkpoint['message_hub']
         logged = {name: _history(buffer) for name, buffer in hub['log_scalars'].items()}
-        # Of arrays the hooks that keep them want arrays back.
+        # Arrays stay arrays, as the hooks that store them expect.
         infos = {
             key: value.item() if isinstance(value, np.generic) else value
             for key, value in hub['runtime_info'].items()
@@ -65,20 +65,20 @@ class PlainCheckpointHook(Hook):
             if name not in self._told and not _opens(value):
                 self._told.add(name)
                 print_log(
-                    f'{name} of the checkpoints is of types that torch.load refuses with '
-                    "weights_only=True: they open with mmrep's reader only, which takes "
-                    'those of numpy and collections, and no others',
+                    f'{name} of the checkpoints has types that torch.load refuses with '
+                    "weights_only=True: only mmrep's reader opens the checkpoints, and "
+                    'only if these types are of numpy or collections',
                     logger='current',
                     level=logging.WARNING,
                 )
         for weights in (checkpoint[key] for key in _WEIGHTS if key in checkpoint):
             for key, value in weights.items():
-                # FSDP's have attributes, which their pickles would keep, and EMAHook's
-                # are on the GPU.
+                # Tensors of FSDP have attributes, which would be pickled, and those of
+                # EMAHook are on the GPU.
                 weights[key] = value.detach().cpu() if isinstance(value, Tensor) else value
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Turn the history of logged values back."""
+        """Turn the history of logged values back into ``HistoryBuffer`` objects."""
         logged = checkpoint.get('message_hub', {}).get('log_scalars', {})
         for name, value in logged.items():
             if isinstance(value, Mapping):
@@ -91,14 +91,14 @@ class PlainCheckpointHook(Hook):
 
 
 def _history(buffer: HistoryBuffer) -> dict[str, Tensor | int]:
-    """The arguments that make a buffer again."""
+    """The arguments that rebuild a buffer."""
     values, counts = map(torch.from_numpy, buffer.data)
     return dict(log_history=values, count_history=counts, max_length=buffer.max_length)
 
 
 def _plain(value: Any) -> Any:
     """A value without numpy and configs; objects stay as they are."""
-    # Here, because only what reads and writes checkpoints needs it.
+    # Imported here, because only reading and writing checkpoints needs it.
     from mmrep.checkpoints import plain
 
     if isinstance(value, Mapping):
@@ -109,7 +109,7 @@ def _plain(value: Any) -> Any:
 
 
 def _without_functions(states: Any) -> Any:
-    """States of schedulers without their functions, which every scheduler has itself."""
+    """States of schedulers without functions, which a new scheduler has anyway."""
     if isinstance(states, Mapping):
         return {k: _without_functions(v) for k, v in states.items() if not callable(v)}
     if isinstance(states, list):
@@ -125,7 +125,7 @@ def _opens(value: Any) -> bool:
         file.seek(0)
         torch.load(file, weights_only=True)
     except Exception:
-        # Each kind of object has an error of its own.
+        # The type of the error depends on the object.
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Random numbers of a resumed run."""
+"""Save and restore the states of the random number generators."""
 
 import logging
 import random
@@ -21,8 +21,8 @@ from .resume_hook import broken
 def random_state() -> dict[str, Any]:
     """The states of this process's random number generators, in plain types.
 
-    Their numbers are in tensors: every process has some thousand, and a checkpoint those of
-    every process.
+    Arrays become tensors, since a state has thousands of numbers, and a checkpoint holds
+    the states of every process.
     """
     version, words, normal = random.getstate()
     kind, keys, *rest = np.random.get_state()
@@ -37,13 +37,13 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Set what :func:`random_state` returned; without a GPU, all but its generator."""
+    """Set what :func:`random_state` returned; without a GPU, skip the GPU's state."""
     version, words, normal = state['python']
     random.setstate((version, tuple(words.tolist()), normal))
     kind, keys, place, *rest = state['numpy']
     if not 0 <= place <= 624:
-        # numpy has as many, and would read what is beyond.
-        raise ValueError(f'the number {place} of 624')
+        # numpy does not check it, and would read beyond its 624 numbers.
+        raise ValueError(f'position {place} in a state of 624 numbers')
     np.random.set_state((kind, keys.cpu().numpy(), place, *rest))
     torch.set_rng_state(state['torch'].cpu())
     if torch.cuda.is_available() and 'cuda' in state:
@@ -52,18 +52,18 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @HOOKS.register_module()
 class RandomStateHook(Hook):
-    """Let a resumed run draw the random numbers that it would have drawn.
+    """Let a resumed run draw the same random numbers as an uninterrupted run.
 
-    A checkpoint gets one entry more, ``random_state``: a list with the state of every
-    process. Validation leaves the states as they were, because a resumed run does not
-    validate again before it goes on.
+    A checkpoint gets an additional entry, ``random_state``: a list with the states of every
+    process. Validation does not change the states, because a resumed run does not repeat
+    the validation before it continues.
 
-    Worker processes that persist over epochs start anew in a resumed run: what they have
-    drawn is in no checkpoint. Other workers are seeded in every epoch, and by iterations
-    the batches before are loaded again, so that theirs go on.
+    Persistent workers of a data loader start anew in a resumed run, since no checkpoint has
+    their states. Other workers are seeded in every epoch; a loop by iterations loads the
+    earlier batches again, so the workers continue as in an uninterrupted run.
     """
 
-    # What else draws has drawn, and CheckpointHook, at 90, has not saved yet.
+    # After the hooks that draw random numbers, before CheckpointHook (90) saves.
     priority = 85
 
     def __init__(self) -> None:
@@ -73,13 +73,13 @@ class RandomStateHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Forget the states of an earlier moment."""
+        """Discard the states kept before this iteration."""
         self._states = None
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Keep the states if this iteration is saved."""
+        """Keep the states if a checkpoint is saved after this iteration."""
         if any(_saves(hook, runner) for hook in runner.hooks):
             self._states = all_gather_object(random_state())
 
@@ -90,34 +90,34 @@ class RandomStateHook(Hook):
     before_val = after_train_epoch
 
     def after_val(self, runner: Runner) -> None:
-        """Undo what the validation has drawn."""
+        """Restore the states from before the validation."""
         set_random_state(self._states[get_rank()])
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save the states, in the first process."""
+        """Add the states to the checkpoint, in the first process."""
         if self._states is not None:
             checkpoint['random_state'] = self._states
         elif get_world_size() == 1:
             checkpoint['random_state'] = [random_state()]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take the states of the run that goes on."""
+        """Take the states from the checkpoint of a resumed run."""
         if not runner._resume:
             return
         self._resumed = checkpoint.get('random_state')
         if self._resumed is None:
-            _warn('it holds no random_state')
+            _warn('the checkpoint holds no random_state')
         elif not isinstance(self._resumed, list):
             raise broken(runner._load_from, 'random_state')
         elif len(self._resumed) != get_world_size():
-            _warn(f'it was written by {len(self._resumed)} processes')
+            _warn(f'the checkpoint was written by {len(self._resumed)} processes')
             self._resumed = None
 
     def before_train(self, runner: Runner) -> None:
-        """Set the states, or have it done once the loop has skipped what it has seen.
+        """Set the states; a loop by iterations sets them again after it skipped batches.
 
         Raises:
-            CheckpointError: If they are none.
+            CheckpointError: If the states are not valid.
         """
         if self._resumed is None:
             return
@@ -125,18 +125,18 @@ class RandomStateHook(Hook):
         try:
             set_random_state(state)
         except Exception as error:
-            # What the file holds may be anything, and so is what it raises.
+            # The file may hold anything, so the error may be of any type.
             raise broken(runner._load_from, 'random_state', reason(error)) from error
         if isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator = _ThenSet(state, loop.dataloader_iterator, loop.iter)
         elif getattr(loop.dataloader, 'persistent_workers', False):
-            _warn('its persistent_workers start anew')
+            _warn("its data loader's persistent_workers start anew")
 
 
 class _ThenSet:
-    """The batches of a loop, with the state set before the first that it trains on.
+    """The batches of a loop, with the states set before the first one that it trains on.
 
-    OpenMMLab's loop skips what it has seen batch by batch, OneDL's by ``skip_iter``.
+    OpenMMLab's loop skips the seen batches one by one, OneDL's with ``skip_iter``.
     """
 
     def __init__(self, state: dict, batches: Iterator, skipped: int) -> None:
@@ -152,7 +152,7 @@ class _ThenSet:
         return next(self._batches)
 
     def skip_iter(self, count: int) -> None:
-        """Skip as many batches as were seen."""
+        """Skip ``count`` batches, which are all that were seen."""
         self._batches.skip_iter(count)
         self._left = 0
 
@@ -171,7 +171,7 @@ def _saves(hook: Hook, runner: Runner) -> bool:
 
 def _warn(why: str) -> None:
     print_log(
-        f'The resumed run draws other random numbers than one that was not stopped: {why}',
+        f'The resumed run draws other random numbers than an uninterrupted one: {why}',
         logger='current',
         level=logging.WARNING,
     )

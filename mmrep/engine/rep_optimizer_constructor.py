@@ -1,4 +1,4 @@
-"""RepOptimizer: the branches of a block in the optimizer of a plain network."""
+"""RepOptimizer: train plain convs as if they were sums of scaled branches."""
 
 import logging
 from collections.abc import Mapping
@@ -19,29 +19,31 @@ from .searched_scales import read_scales, scaled_convs
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class RepOptimizerConstructor(DefaultOptimWrapperConstructor):
-    """Build an optimizer by which plain convs learn as sums of scaled branches would.
+    """Build an optimizer that trains plain convs like sums of scaled branches.
 
-    The branches ``W = s_k W_k + s_1 W_1 + s_0 W_0`` of a block, with constant scales, move
-    ``W`` by as much as if its gradient were multiplied by ``s_k^2`` everywhere, and by
-    ``s_1^2`` and, on the diagonal, ``s_0^2`` more in the centre. SGD is given that
-    gradient. AdamW divides gradients by their size, so there it is the step that is
-    multiplied, by the sizes of the scales themselves.
+    If a block ``W = s_k W_k + s_1 W_1 + s_0 W_0`` with constant scales is trained, ``W``
+    changes as if its gradient were multiplied by ``s_k^2`` at every tap, plus ``s_1^2`` at
+    the centre tap, plus ``s_0^2`` on the diagonal of the centre tap. For SGD, the gradient
+    is multiplied by this factor. AdamW divides gradients by their magnitude, so there the
+    step is multiplied, with the absolute values of the scales in place of their squares.
 
-    With SGD, its momentum and weight decay included, this is exact, with AdamW up to its
-    ``eps``. It is not where gradients are clipped, since the branches would have other
-    norms, which is warned of. The authors' code has 1 in the place of ``s_0^2``.
+    This is exact for SGD, including momentum and weight decay, and for AdamW up to its
+    ``eps``. It is not exact if gradients are clipped, since the gradients of the branches
+    would have other norms; a warning says so. The authors' code uses 1 instead of
+    ``s_0^2``.
 
     Source: `Re-parameterizing Your Optimizers rather than Architectures
     <https://arxiv.org/abs/2205.15242>`_, section 3.1 and appendix A.
 
     Args:
-        optim_wrapper_cfg (dict): Config of the wrapper. Its ``scales`` name a checkpoint of
-            the search, a network of ``ScaleSumBlock``; its optimizer is SGD or AdamW.
+        optim_wrapper_cfg (dict): Config of the wrapper. Its ``scales`` is the path of a
+            checkpoint of the search, a network of ``ScaleSumBlock``; its optimizer is SGD
+            or AdamW.
         paramwise_cfg (dict, optional): See mmengine's ``DefaultOptimWrapperConstructor``.
 
     Raises:
-        ConfigError: If there are no scales, they are those of another network, or the
-            optimizer is another one, or a fused AdamW.
+        ConfigError: If there are no scales, if they belong to another network, or if the
+            optimizer is neither SGD nor AdamW, or is a fused AdamW.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -63,7 +65,7 @@ class RepOptimizerConstructor(DefaultOptimWrapperConstructor):
                 f'RepOptimizer is an SGD or an AdamW, not {type(optimizer).__name__}'
             )
         if optimizer.defaults.get('fused') and isinstance(optimizer, AdamW):
-            # It may leave a step out without a word, where a GradScaler finds inf.
+            # It skips a step silently if a GradScaler has found inf.
             raise ConfigError('RepOptimizer needs an AdamW that is not fused')
         multipliers = self._multipliers(model, powers[type(optimizer)])
         if isinstance(optimizer, SGD):
@@ -74,15 +76,15 @@ class RepOptimizerConstructor(DefaultOptimWrapperConstructor):
             optimizer.register_step_post_hook(steps.after)
         if wrapper.clip_grad_kwargs:
             print_log(
-                'RepOptimizer with clip_grad is not what training the branches is: their '
-                'gradients have other norms',
+                'RepOptimizer with clip_grad is not equivalent to training the branches: '
+                'their gradients have other norms',
                 logger='current',
                 level=logging.WARNING,
             )
         return wrapper
 
     def _multipliers(self, model: nn.Module, power: int) -> dict[nn.Parameter, Tensor]:
-        """What multiplies the gradient, or the step, of every kernel that has scales."""
+        """The factors for the gradient or the step of every kernel that has scales."""
         model = model.module if is_model_wrapper(model) else model
         scales = {
             name: {branch: value.double().abs() ** power for branch, value in own.items()}
@@ -95,7 +97,7 @@ class RepOptimizerConstructor(DefaultOptimWrapperConstructor):
 
 
 class _MultiplyGradients:
-    """Before a step of SGD; the gradients are those of all ranks, and unscaled, by then."""
+    """Step pre-hook of SGD, called after gradients are reduced over ranks and unscaled."""
 
     def __init__(self, multipliers: Mapping[nn.Parameter, Tensor]) -> None:
         self.multipliers = multipliers
@@ -103,7 +105,7 @@ class _MultiplyGradients:
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if args[1:] or kwargs.get('closure'):
             raise RuntimeError(
-                'RepOptimizer has to see the gradients before its step: call step() '
+                'RepOptimizer needs the gradients before its step: call step() '
                 'without a closure'
             )
         for parameter, multiplier in self.multipliers.items():
@@ -112,7 +114,7 @@ class _MultiplyGradients:
 
 
 class _MultiplySteps:
-    """Around a step of AdamW, whose weight decay stays as it is."""
+    """Step hooks of AdamW, which multiply its step but not its weight decay."""
 
     def __init__(self, multipliers: Mapping[nn.Parameter, Tensor]) -> None:
         self.multipliers = multipliers

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold to be resumed, and what of it is used."""
+"""Check that a checkpoint can be resumed before anything of it is used."""
 
 import logging
 import sys
@@ -35,7 +35,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_seed(value: Any) -> bool:
-    # What numpy takes.
+    # The range that numpy accepts.
     return value is None or (type(value) is int and 0 <= value < 1 << 32)
 
 
@@ -74,7 +74,7 @@ def _is_history(value: Any) -> bool:
 
 
 def _is_runtime_info(value: Any) -> bool:
-    """Whether what CheckpointHook takes from there is of its kind."""
+    """Whether the entries that CheckpointHook reads are of the right types."""
     return _is_mapping(value) and all(
         isinstance(key, str)
         and (not key.startswith('best_score') or _is_number(item))
@@ -86,7 +86,7 @@ def _is_runtime_info(value: Any) -> bool:
     )
 
 
-#: The entries that mmengine uses without a look. Not all of them need to be there.
+#: The entries that mmengine uses without checking them.
 _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
     ('meta',): _is_mapping,
     ('meta', 'epoch'): _is_count,
@@ -101,8 +101,8 @@ _ENTRIES: dict[tuple[str, ...], Callable[[Any], bool]] = {
 }
 _OPTIONAL = {('meta', 'seed'), ('ema_state_dict',)}
 
-#: States of optimizers that are as large as the parameter. Squares may be too large for
-#: half precision, and stop a weight without breaking it.
+#: States of optimizers that have the parameter's shape. Squares may be inf in half
+#: precision: that stops a weight from changing, but does no other harm.
 _SQUARES = {'exp_avg_sq', 'max_exp_avg_sq', 'square_avg'}
 _STATES = {'momentum_buffer', 'exp_avg', *_SQUARES}
 
@@ -115,7 +115,7 @@ def check_training(checkpoint: Any, source: str | Path) -> None:
         source: The file, for the error.
 
     Raises:
-        CheckpointError: If something is missing or of another kind.
+        CheckpointError: If an entry is missing or has a wrong type.
     """
     if not (_is_mapping(checkpoint) and {'meta', 'message_hub'} <= checkpoint.keys()):
         raise CheckpointError(f'{source} holds no training to resume: {_instead(source)}')
@@ -133,7 +133,7 @@ def check_training(checkpoint: Any, source: str | Path) -> None:
             )
     weights = checkpoint.get('state_dict')
     for key, average in checkpoint.get('ema_state_dict', {}).items():
-        # EMAHook puts the one in the place of the other.
+        # EMAHook swaps the average with the weight of that name.
         name = key.removeprefix('module.')
         if name != key and not (
             _are_weights(weights)
@@ -145,15 +145,16 @@ def check_training(checkpoint: Any, source: str | Path) -> None:
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
-    """Resume a training whole or not at all, and delete nothing that it does not own.
+    """Refuse checkpoints that cannot be resumed, and protect the files of other runs.
 
-    mmengine takes from a checkpoint which file it replaces once there is a better model,
-    wherever that is. What the file names is looked for in the folder of this run's
-    checkpoints alone, which finds it if the folder was moved, and is left where it is
-    otherwise. A checkpoint of another optimizer or schedule is refused.
+    mmengine reads from a checkpoint the path of the best checkpoint so far, and deletes
+    that file once there is a better model, wherever it is. This hook looks for the file's
+    name only in the folders of this run's checkpoints, where it is found even if the
+    folder was moved; otherwise the file is kept. A checkpoint of another optimizer or
+    schedule is refused.
     """
 
-    # What other hooks resume has been checked.
+    # Runs first, so that other hooks resume only what was checked.
     priority = 'HIGHEST'
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -167,12 +168,12 @@ class ResumeHook(Hook):
         source = runner._load_from or 'the latest checkpoint'
         check_training(checkpoint, source)
         if isinstance(runner, Runner):
-            # A FlexibleRunner's strategy has forms of its own, in parts on every process.
+            # A FlexibleRunner's strategy has its own formats, with a part per process.
             schedules = checkpoint.get('param_schedulers')
             _check_optimizers(runner.optim_wrapper, checkpoint['optimizer'], source)
             _check_schedulers(runner.param_schedulers, schedules, source)
-        # mmengine would load as many batches, only to skip them, or end at once as if it
-        # had trained. A run that is at its end may be resumed, and has nothing to do.
+        # mmengine would load that many batches only to skip them, or end at once as if it
+        # had trained. A run that is exactly at its end may be resumed, and does nothing.
         for loop, entry, unit in (
             (IterBasedTrainLoop, 'iter', 'iterations'),
             (EpochBasedTrainLoop, 'epoch', 'epochs'),
@@ -196,22 +197,22 @@ class ResumeHook(Hook):
 
 
 def _folder(hook: CheckpointHook, work_dir: str) -> str:
-    """Where a hook will write."""
+    """The folder that a hook will write checkpoints to."""
     if hook.out_dir in (None, work_dir):
         return work_dir
     return join(hook.out_dir, basename(work_dir.rstrip(sep)))
 
 
 def own_file(path: str, folders: list[str]) -> str | None:
-    """The best checkpoint of a path's name in one of the folders, if it is there."""
+    """Find the best checkpoint by its name in this run's folders; else ``None``."""
     name = basename(path)
     for folder in folders if name.startswith('best_') else ():
         own = join(folder, name)
         if isfile(own) and not islink(own):
             return own
     print_log(
-        f'{path} was the best checkpoint, and is not among those of this run: it is kept '
-        'where it is, also when there is a better one',
+        f'{path} was the best checkpoint, and is not among those of this run: it is not '
+        'deleted when there is a better one',
         logger='current',
         level=logging.WARNING,
     )
@@ -221,7 +222,7 @@ def own_file(path: str, folders: list[str]) -> str | None:
 def _check_optimizers(
     wrapper: OptimWrapper | OptimWrapperDict, states: dict, source: str
 ) -> None:
-    """Load the state of the optimizers, and see whether they can go on with it."""
+    """Load the states of the optimizers, and check that training can continue."""
     several = isinstance(wrapper, OptimWrapperDict)
     wrappers = dict(wrapper.items()) if several else {None: wrapper}
     states = states if several else {None: states}
@@ -231,22 +232,22 @@ def _check_optimizers(
         before = _settings(each)
         base = states[name].get('base_param_settings')
         if _is_mapping(base) and each.base_param_settings:
-            # An earlier torch wrote fewer options. torch completes the groups, not these.
+            # An earlier torch wrote fewer options; torch adds them to the groups only.
             states[name]['base_param_settings'] = {**each.base_param_settings, **base}
         parameters = (p for group in each.optimizer.param_groups for p in group['params'])
         real = not any(map(torch.is_complex, parameters))
         for state, key, value in _tensors(states[name]):
             if real and value.is_complex():
-                # torch would drop the half of it.
+                # torch would drop the imaginary part.
                 raise broken(source, 'optimizer', f'its {key} is complex')
             if torch.empty_like(value, device='meta').stride() != value.stride():
-                # One number may be in the place of many, which each change their own.
+                # Elements of an expanded tensor share memory; a copy can be updated.
                 state[key] = value.clone()
         try:
-            # Of its own dict, which it changes.
+            # A copy, since load_state_dict changes the dict.
             each.load_state_dict(dict(states[name]))
         except Exception as error:
-            # Optimizers raise whatever they like.
+            # Optimizers raise errors of many types.
             raise broken(source, 'optimizer', reason(error)) from error
         after = _settings(each)
         if not _alike(before, after):
@@ -256,7 +257,7 @@ def _check_optimizers(
 
 
 def _settings(wrapper: OptimWrapper) -> list:
-    """What an optimizer is set to; a checkpoint brings its own."""
+    """The settings of an optimizer, which loading a checkpoint replaces."""
     settings = [*wrapper.optimizer.param_groups, wrapper.base_param_settings]
     return [
         {key: value for key, value in entry.items() if key != 'params'}
@@ -267,13 +268,13 @@ def _settings(wrapper: OptimWrapper) -> list:
 
 
 def _broken_setting(own: list, given: list) -> str:
-    """The first setting with a number that no optimizer can go on with; '' for none."""
+    """Describe the first setting with a number that is not valid; '' for none."""
     for entry, other in zip(own, given, strict=True):
         for key, value in entry.items() if _is_mapping(entry) else ():
             pairs = (value, other[key])
             if isinstance(value, Tensor):
                 if value.shape != other[key].shape or value.dtype != other[key].dtype:
-                    return f'its {key} is of another kind'
+                    return f'its {key} is of another shape or dtype'
                 pairs = (each.flatten().tolist() for each in pairs)
             for mine, number in zip(*map(_as_list, pairs), strict=False):
                 if isinstance(number, Real) and not _can_be_set(key, mine, number):
@@ -286,8 +287,8 @@ def _as_list(value: Any) -> list | tuple:
 
 
 def _can_be_set(key: str, own: Any, number: Real) -> bool:
-    """Whether a number can be in the place of an optimizer's own."""
-    # A whole number may be larger than any other. Schedules may end just below zero.
+    """Whether a number is valid for a setting of an optimizer."""
+    # An int may be larger than every float. Schedules may end just below zero.
     return number == own or (
         abs(number) <= sys.float_info.max
         and (number >= -1e-9 or not isinstance(own, Real) or own < 0)
@@ -305,7 +306,7 @@ def _tensors(states: Mapping) -> Iterator[tuple[dict, str, Tensor]]:
 
 
 def _broken_state(optimizer: Optimizer) -> str:
-    """What is wrong with the states that are known; '' for nothing."""
+    """Describe what is wrong with the known states of an optimizer; '' for nothing."""
     for parameter, state in optimizer.state.items():
         if not (isinstance(parameter, Tensor) and _is_mapping(state)):
             return 'it has states of other parameters'
@@ -328,7 +329,7 @@ def _is_step(value: Any) -> bool:
 
 
 def _check_schedulers(schedulers: Any, states: Any, source: str) -> None:
-    """Check that states are those of as many schedulers of the same kinds."""
+    """Check that the states fit the schedulers, in number and in kind."""
     several = isinstance(schedulers, dict)
     own = schedulers if several else {None: schedulers or []}
     given = states if several else {None: states or []}
@@ -361,9 +362,9 @@ def _check_schedulers(schedulers: Any, states: Any, source: str) -> None:
 
 
 def _alike(own: Any, given: Any) -> bool:
-    """Whether values are of the same kind, down to those in lists and dicts."""
+    """Whether two values are of the same type, also inside lists and dicts."""
     if own is None or given is None:
-        # As an option that may be left out, or a best value that there was not yet.
+        # Such as an option that may be left out, or a best value that is not set yet.
         return isinstance(own if given is None else given, Real | str | None)
     if isinstance(own, Real):
         return isinstance(given, Real)
@@ -387,10 +388,10 @@ def _alike(own: Any, given: Any) -> bool:
 
 
 def broken(source: str | Path, entry: str, detail: str = '') -> CheckpointError:
-    """The error that an entry of a checkpoint cannot be resumed."""
+    """The error for an entry of a checkpoint that cannot be resumed."""
     detail = f' ({detail})' if detail else ''
     return CheckpointError(
-        f'{source} cannot be resumed, its {entry} is broken or not that of the config'
+        f'{source} cannot be resumed, its {entry} is broken or does not fit the config'
         f'{detail}: give the config that it was trained with, or {_instead(source)}'
     )
 

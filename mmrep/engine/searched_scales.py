@@ -1,4 +1,4 @@
-"""The scales that RepOptimizer found, and what they make of a plain conv."""
+"""The scales of RepOptimizer's search, and the branches that they give a plain conv."""
 
 import re
 from collections import defaultdict
@@ -13,7 +13,7 @@ from mmrep.errors import ConfigError
 from mmrep.models.blocks import ConvNormBlock, ScaleSumBlock
 from mmrep.registry import WEIGHT_INITIALIZERS
 
-#: The factors of a block's branches, by their names.
+#: The scales of a block's branches, by the branches' names.
 Scales = Mapping[str, Tensor]
 
 _SCALE = re.compile(r'(.+)\.(branch_(?:kxk|1x1|identity))\.scale\.weight')
@@ -24,9 +24,9 @@ def read_scales(path: str | Path) -> dict[str, Scales]:
 
     Raises:
         CheckpointError: If the file cannot be read.
-        ConfigError: If there is no such block in it, or a number is nan or inf.
+        ConfigError: If it has no such block, or a scale is nan or inf.
     """
-    # Importing mmrep does not need it.
+    # Imported here, because importing mmrep does not need it.
     from mmrep.checkpoints import read_checkpoint, state_dict_of
 
     if not isinstance(path, str | Path):
@@ -51,15 +51,17 @@ def read_scales(path: str | Path) -> dict[str, Scales]:
 def scaled_convs(
     model: nn.Module, scales: Mapping[str, Scales], path: str | Path
 ) -> dict[str, tuple[ConvNormBlock, ScaleSumBlock]]:
-    """The plain blocks of a model, and what each stands for: scaled kernels of ones.
+    """Each plain block of a model, with the scaled branches that it stands for.
+
+    The kernels of the branches are ones.
 
     Args:
         model: The model.
-        scales: Those of every block.
+        scales: The scales of every block, by the blocks' names.
         path: The file that they are from, for the error.
 
     Raises:
-        ConfigError: If the scales are those of another network.
+        ConfigError: If the scales belong to another network.
     """
     blocks = {
         name: module
@@ -69,8 +71,8 @@ def scaled_convs(
     if different := sorted(set(scales) ^ set(blocks)):
         raise ConfigError(
             f'{path} has the scales of another network (they differ in '
-            f'{", ".join(different[:5])}): search with the same one, and train it as '
-            'ConvNormBlocks that are not fused'
+            f'{", ".join(different[:5])}): search with the network that you train, and '
+            'train it with ConvNormBlocks that are not fused'
         )
     try:
         return {
@@ -85,7 +87,8 @@ def _scale_sum(block: ConvNormBlock, scales: Scales) -> ScaleSumBlock:
     """The scaled branches that a plain block's conv stands for, in float64.
 
     Raises:
-        ValueError: If they are those of another block, or its conv is no plain one.
+        ValueError: If the scales do not fit the block, or its conv is not an
+            ``nn.Conv2d``.
     """
     if type(block.main_conv) is not nn.Conv2d:
         raise ValueError(f'{type(block.main_conv).__name__} is no nn.Conv2d')
@@ -102,7 +105,7 @@ def _scale_sum(block: ConvNormBlock, scales: Scales) -> ScaleSumBlock:
     shapes = {name: tuple(value.shape) for name, value in scales.items()}
     expected = {name: tuple(scale.weight.shape) for name, scale in own.items()}
     if shapes != expected:
-        raise ValueError(f'there are scales of {shapes}, and a block of {expected}')
+        raise ValueError(f'the scales have shapes {shapes}, and the block needs {expected}')
     for name, scale in own.items():
         scale.weight.copy_(scales[name])
     for name in ('branch_kxk', 'branch_1x1'):
@@ -112,18 +115,18 @@ def _scale_sum(block: ConvNormBlock, scales: Scales) -> ScaleSumBlock:
 
 @WEIGHT_INITIALIZERS.register_module('SearchedScales')
 class SearchedScalesInit:
-    """Let plain convs start as sums of branches: ``W = s_k W_k + s_1 W_1 + s_0 I``.
+    """Initialize plain convs as sums of branches: ``W = s_k W_k + s_1 W_1 + s_0 I``.
 
-    ``W_k`` is the kernel that is there, as of initializers named before this one, and
-    ``W_1`` one of 1x1, drawn as Kaiming's.
+    ``W_k`` is the current kernel, which initializers before this one may have set, and
+    ``W_1`` is a 1x1 kernel with Kaiming initialization.
 
     Source: `Re-parameterizing Your Optimizers rather than Architectures
     <https://arxiv.org/abs/2205.15242>`_, section 3.3, rule of initialization.
 
     Args:
         scales (str): A checkpoint of the search, a network of ``ScaleSumBlock``.
-        prefix (str): What the names there begin with and the ones here do not.
-            Default: ``'backbone.'``.
+        prefix (str): Prefix of the block names in the checkpoint that this module's names
+            lack. Default: ``'backbone.'``.
     """
 
     def __init__(self, scales: str, prefix: str = 'backbone.') -> None:

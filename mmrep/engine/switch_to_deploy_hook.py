@@ -23,7 +23,7 @@ from mmrep.reparam import (
     switch_to_deploy,
 )
 
-#: The largest relative L2 error of a block; a tenth of it for fusing alone.
+#: The largest relative L2 error of a block; in float64, a tenth of it.
 _RTOL = 1e-4
 
 
@@ -31,16 +31,18 @@ _RTOL = 1e-4
 class SwitchToDeployHook(Hook):
     """Turn every block of the runner's model into one conv before it is tested.
 
-    Weights are loaded by then, and an :class:`~mmengine.hooks.EMAHook`'s averaged model
-    is fused as well, so that what the hook swaps in is the deploy form, too. Each block is
-    compared with its branches, as by :func:`~mmrep.reparam.compare_blocks`. Training is
-    not affected: a test loop alone triggers it.
+    This happens after weights are loaded. The averaged model of an
+    :class:`~mmengine.hooks.EMAHook` is fused as well, so that ``EMAHook`` swaps in weights
+    in deploy form. Each block is compared with its branches, as by
+    :func:`~mmrep.reparam.compare_blocks`. Training is not affected: only a test loop
+    triggers the fusion.
 
     Args:
-        shape (tuple[int, int, int], optional): Channels, height and width of the images
-            that are tested. An input of it shows what kernels depend on under 'SAME'
-            padding with a stride, and what blocks of other packages compute.
-            Default: None, what :func:`~mmrep.deployment.input_shape` finds in the config.
+        shape (tuple[int, int, int], optional): Channels, height and width of the test
+            images. A forward pass with this shape finds the input sizes that kernels
+            depend on under 'SAME' padding with a stride, and what blocks of other packages
+            compute. Default: None, the shape that
+            :func:`~mmrep.deployment.input_shape` finds in the config.
     """
 
     priority = 'LOW'
@@ -52,7 +54,7 @@ class SwitchToDeployHook(Hook):
         """Fuse the model, in place.
 
         Raises:
-            NotFoldableError: If a block cannot be fused, or is not what its branches were.
+            NotFoldableError: If a block cannot be fused, or differs from its branches.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         averaged = [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
@@ -67,7 +69,7 @@ class SwitchToDeployHook(Hook):
 def _fuse(
     model: nn.Module, shape: tuple[int, int, int] | None, cfg: Config
 ) -> DeployReport:
-    """Switch a model to deploy form, and compare its blocks with what they were."""
+    """Switch a model to deploy form, and compare its blocks with their branches."""
     model = model.module if isinstance(model, BaseTTAModel) else model
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -79,7 +81,7 @@ def _fuse(
                 with seen_inputs(model) as seen:
                     _show(model, shape, cfg)
             for name, block in blocks.items():
-                # The size that it has seen before is enough.
+                # A block that knows its input size needs no forward pass.
                 known = hasattr(block, 'check_foldable') and block.input_size
                 if known and name not in seen:
                     x = torch.zeros(1, block.in_channels, *block.input_size)
@@ -96,7 +98,7 @@ def _fuse(
     except NotFoldableError:
         raise
     except ValueError as error:
-        raise NotFoldableError(f'it cannot be verified: {error}') from error
+        raise NotFoldableError(f'the deploy form cannot be verified: {error}') from error
     finally:
         for module, training in modes:
             module.training = training
@@ -105,8 +107,8 @@ def _fuse(
 
 @torch.no_grad()
 def _show(model: nn.Module, shape: tuple[int, int, int] | None, cfg: Config) -> None:
-    """Send an input through a model."""
-    # Here, because training needs none of it.
+    """Run a model once, so that its blocks see an input."""
+    # Imported here, because training does not need it.
     from mmrep.deployment import input_shape
     from mmrep.deployment.running import seeded_input
 

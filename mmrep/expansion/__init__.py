@@ -1,4 +1,4 @@
-"""Blocks in the place of the convs of any network, and back."""
+"""Replace the convs of any network by blocks, and blocks by plain convs again."""
 
 from .builder import build_expanded
 from .collapse import collapse, norms_after

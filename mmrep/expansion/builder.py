@@ -1,4 +1,4 @@
-"""Expand a model where a config builds it."""
+"""Build an expanded model from a config."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,34 +12,35 @@ from mmrep.registry import MODELS
 
 from .expand import expand as expand_model
 
-#: Pixels of the image, and of the largest map, that show what a model computes.
+#: Side of the example image, and of the largest example feature map, in pixels.
 _IMAGE, _MAP = 224, 32
 
 
 @MODELS.register_module(name='Expanded')
 def build_expanded(expand: Mapping[str, Any], **host: Any) -> nn.Module:
-    """A host's model with blocks in the place of its convs: ``type='mmrep.Expanded'``.
+    """Build a host's model with blocks in place of its convs: ``type='mmrep.Expanded'``.
 
-    It is the host's own model, of its own class: every other key of the config is the
-    host's, and stays where the host looks for it. A config of three lines will do::
+    The model is of the host's own class, and every other key of the config is an argument
+    of that class. A config of three lines is enough::
 
         _base_ = 'resnet50_8xb32_in1k.py'
         block = dict(type='mmrep.DiverseBranchBlock')
         model = dict(type='mmrep.Expanded', expand=dict(of='ImageClassifier', block=block))
 
-    A part of a model is expanded as well, by the same two keys: its backbone, neck or head.
+    The same two keys expand a part of a model alone: its backbone, neck or head.
 
     Args:
         expand: ``of`` is the type of the host's model, and ``block`` the config of the
-            block. ``shape`` is that of an input, without the batch, or a list of shapes
-            where it reads several maps; default: 224 x 224 pixels, and maps of 32 x 32
-            pixels and less for a list of ``in_channels``. The others are arguments of
-            :func:`~mmrep.expansion.expand`: ``kernel_sizes``, ``include``, ``exclude``.
+            block. ``shape`` is the shape of an example input without the batch, or a list
+            of shapes for a module that takes several feature maps. Default: 224 x 224
+            pixels; for a list of ``in_channels``, feature maps of 32 x 32, 16 x 16, ...
+            pixels. The others are arguments of :func:`~mmrep.expansion.expand`:
+            ``kernel_sizes``, ``include``, ``exclude``.
         **host: The arguments of the host's model.
 
     Raises:
-        TypeError: If ``expand`` lacks ``of`` or ``block``, or has a key that is none.
-        ValueError: If the model cannot be expanded so.
+        TypeError: If ``expand`` lacks ``of`` or ``block``, or has an unknown key.
+        ValueError: If the model cannot be expanded with these options.
     """
     options = dict(expand)
     try:
@@ -51,7 +52,7 @@ def build_expanded(expand: Mapping[str, Any], **host: Any) -> nn.Module:
         ) from None
     shape = options.pop('shape', None)
     if unknown := options.keys() - {'kernel_sizes', 'include', 'exclude'}:
-        raise TypeError(f'expand has no key {min(unknown)!r}')
+        raise TypeError(f'expand takes no key {min(unknown)!r}: leave it out')
     model = MMENGINE_MODELS.build(dict(host, type=of))
     x = _noise(shape or _shape(model, host.get('in_channels')), next(model.parameters()))
 
@@ -70,7 +71,7 @@ def build_expanded(expand: Mapping[str, Any], **host: Any) -> nn.Module:
 
 
 def _shape(model: nn.Module, channels: Any) -> Sequence[int] | list[Sequence[int]]:
-    """That of an input for a model, as far as its config tells."""
+    """The shape of an example input, by a model's ``in_channels`` or its first conv."""
     if isinstance(channels, list | tuple):
         sizes = (max(1, _MAP >> level) for level in range(len(channels)))
         return [(n, size, size) for n, size in zip(channels, sizes, strict=True)]
@@ -81,7 +82,7 @@ def _shape(model: nn.Module, channels: Any) -> Sequence[int] | list[Sequence[int
 
 
 def _noise(shape: Sequence, like: Tensor) -> Tensor | list[Tensor]:
-    """An input of a shape, or several; the random state is as it was."""
+    """A random input of a shape, or a list of them; the random state is left alone."""
     if not isinstance(shape[0], int):
         return [_noise(each, like) for each in shape]
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Give a network its plain convs and norms back, with the function of its blocks."""
+"""Replace the blocks of an expanded network by plain convs and norms again."""
 
 import copy
 from collections.abc import Callable
@@ -18,41 +18,44 @@ from .place import main_norm, places
 def collapse(
     model: nn.Module, example: Tensor | Callable[[nn.Module], Any] | None = None
 ) -> dict[str, str | None]:
-    """Put convs and norms in the place of blocks that stand for convs; in place.
+    """Replace blocks that stand for convs by plain convs and norms, in place.
 
-    These are the blocks of :func:`expand`, and those that ``conv_cfg`` put there. A conv
-    has the equivalent kernel ``W`` of its block, and the norm that was in the block adds
-    the bias ``b``: weight 1, bias ``b``, mean 0, variance ``1 - eps``. Where no norm was in
-    the block, the conv's own bias takes it, or the norm after it, which has a mean of 0
-    then. In eval mode the model is the same function, of its own classes and keys; a plain
-    model loads its weights strictly.
+    Such blocks come from :func:`expand` or from a ``conv_cfg``. Each conv gets the
+    equivalent kernel ``W`` of its block. The norm that was in the block gets the bias
+    ``b``: weight 1, bias ``b``, mean 0, variance ``1 - eps`` (without affine parameters,
+    mean ``-b``). If no norm was in the block, the bias goes to the conv or, if the conv has
+    none, to the norm after it. In eval mode the model computes the same as before; it has
+    the classes and the state-dict keys of the plain model, which loads its weights
+    strictly.
 
     Args:
         model: A model with such blocks.
-        example: An input, or a function that runs the model, to see which norm reads what a
-            block made. Default: None, which will do where each block has a norm or a bias.
+        example: An input, or a function that runs the model, to find the norm that reads a
+            block's output. Default: None, enough if each block has a norm or a bias.
 
     Returns:
-        By the name of each conv, that of the norm that has its bias; ``None`` where the
+        For the name of each conv, the name of the norm that has its bias; ``None`` if the
         conv itself has it.
 
     Raises:
         NotFoldableError: If a block cannot be one conv; names it. The model is unchanged.
-        ValueError: If the model has no such block, if one is in deploy form, or if the bias
-            of one has no place.
+        ValueError: If the model has no such block, if one is in deploy form, or if neither
+            a conv nor a norm can take the bias of one.
     """
     found = list(places(model))
     if not found:
-        raise ValueError('the model has no block that stands for a conv')
+        raise ValueError(
+            'the model has no block that stands for a conv: give an expanded model'
+        )
     names = names_of(model)
     kernels = {}
     for owner, _, hook in found:
         block = owner.get_submodule(hook.conv)
         name, *_ = names[block]
         if block.deploy:
-            raise ValueError(f'{name} is in deploy form: collapse what was trained')
+            raise ValueError(f'{name} is in deploy form: collapse the train form')
         if not name:
-            raise ValueError('the model is one block: collapse what it stands in')
+            raise ValueError('the model is one block: collapse the model around it')
         try:
             kernels[name] = block.equivalent_kernel_bias(dtype=torch.float64)
         except NotFoldableError as error:
@@ -91,11 +94,11 @@ def collapse(
 
 
 def _shift(norm: nn.Module, bias: Tensor) -> None:
-    """Let a norm add a bias to what it reads."""
+    """Let a norm add a bias to its input, in place."""
     if norm.bias is None:
         norm.running_mean.sub_(bias)
     else:
-        # Of small size where bias and mean cancel; their difference would be rounding.
+        # In float64: in float32, little but rounding is left where bias and mean cancel.
         shift = copy.deepcopy(norm).double().eval()(bias[None, :, None, None]).flatten()
         norm.running_mean.zero_()
         norm.bias.copy_(shift)
@@ -106,13 +109,13 @@ def norms_after(
 ) -> dict[str, str]:
     """The norm that has to take the bias of a block, by the block's name.
 
-    That is the norm that reads what the block made, and nothing else, where the block
-    stands for a conv with neither a bias nor a norm of its own.
+    This concerns blocks that stand for a conv with neither a bias nor a norm of its own.
+    The norm is the one that reads the output of the block, and nothing else.
 
     Args:
         model: A model with blocks that stand for convs.
-        example: An input, or a function that runs the model. Default: None, which will do
-            where there is no such block.
+        example: An input, or a function that runs the model. Default: None, enough if there
+            is no such block.
 
     Raises:
         ValueError: If such a block has no norm after it.
@@ -128,14 +131,14 @@ def norms_after(
         return {}
     if example is None:
         raise ValueError(
-            f'{needed[0]} has no bias: give an example, an input of the model, to see '
-            'which norm after it can have that of its block'
+            f'{needed[0]} has no bias: give an example, an input of the model, to find '
+            'the norm after it that takes the bias of its block'
         )
     pairs = conv_norm_pairs(model, run_of(example), ReparamBlock)
     for name in needed:
         if name not in pairs.norms:
             raise ValueError(
-                f'{name} has no bias, and no norm after it that could have that of its '
-                f'block: {pairs.unpaired[name]}'
+                f'{name} has no bias, and no norm after it that could take the bias of '
+                f'its block: {pairs.unpaired[name]}'
             )
     return {name: pairs.norms[name] for name in needed}

@@ -1,8 +1,9 @@
 """Conv layers that are made of blocks, for the ``conv_cfg`` of any host's model.
 
 A config's ``conv_cfg=dict(type='mmrep.DBBConv2d')`` puts blocks into any backbone, neck or
-head that builds its convs by mmcv. The norm that the host has after a conv stays there. A
-plain network's weights load, strictly, and :func:`~mmrep.expansion.collapse` gives it back.
+head that builds its convs by mmcv. The host's norm after a conv stays where it is. Weights
+of the plain network load strictly, and :func:`~mmrep.expansion.collapse` gives the plain
+network back.
 """
 
 import inspect
@@ -50,16 +51,16 @@ def _layer(
         add_plain_keys(block, '')
         return block
 
-    # As which a lazy config imports it.
+    # The name by which a lazy config imports it.
     build.__name__ = build.__qualname__ = f'build_{name.lower()}_conv'
-    build.__doc__ = f"""A conv, the main branch of a {kind.__name__} without an activation.
+    build.__doc__ = f"""Build a conv as the main branch of a {kind.__name__}.
 
-    A norm at the block's end is left to the host.
+    The block has no activation. A norm after the block is left to the host.
 
     Args:
         *args, **kwargs: What ``nn.Conv2d`` takes, and options of the block by name, as
             ``norm_cfg``; ``conv_cfg`` is the type of its convs.
-        kernel_sizes: Other kernels are plain convs. Default: {kernel_sizes}.
+        kernel_sizes: Convs of other sizes stay plain convs. Default: {kernel_sizes}.
 
     Raises:
         ValueError: If no block can stand for such a conv.

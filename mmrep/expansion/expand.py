@@ -1,4 +1,4 @@
-"""Put blocks into the place of the convs of any built network."""
+"""Replace the convs of any built network by blocks."""
 
 import re
 from collections import Counter
@@ -27,8 +27,8 @@ from mmrep.reparam import (
 
 from .place import MovedNorm, add_plain_keys
 
-#: What the outputs may differ by, relative to themselves: the convs of the plain network
-#: are computed as they were.
+#: The largest relative L2 error of an output: the convs of the plain network compute
+#: exactly as before.
 _RTOL = 1e-6
 
 
@@ -55,12 +55,12 @@ def expand(
     exclude: str | Sequence[str] = (),
     dry_run: bool = False,
 ) -> Expansion:
-    """Put blocks into the place of convs and their norms; the model is the same function.
+    """Replace convs and their norms by blocks, in place; the model computes the same.
 
-    The conv and the norm *are* the block's main branch: their tensors, and what is set for
-    them. The other branches start with a contribution of zero. Which norm follows a conv
-    is seen in a forward pass (:func:`~mmrep.reparam.conv_norm_pairs`). The keys of the
-    plain network load as before, into the main branches.
+    The conv and the norm become the block's main branch, with their own tensors and
+    settings. The other branches start with a contribution of zero. A forward pass finds the
+    norm after each conv (:func:`~mmrep.reparam.conv_norm_pairs`). State dicts of the plain
+    network load as before, into the main branches.
 
     Args:
         model: Any model; changed in place.
@@ -69,16 +69,17 @@ def expand(
         kernel_sizes: Sizes of the kernels that are replaced. Default: 3 and 5.
         include: Names of the convs that are replaced: patterns as ``'layer?.*'``, or
             regular expressions after ``'re:'``. Default: all.
-        exclude: Names of those that are not. Default: none.
-        dry_run: Whether to report alone, and change nothing. Default: False.
+        exclude: Names of the convs that are not replaced. Default: none.
+        dry_run: Whether to report only, and change nothing. Default: False.
 
     Returns:
         What was replaced, and why the other convs were not.
 
     Raises:
-        ValueError: If no conv can be replaced, if ``include`` or ``exclude`` match no
-            conv, or if the model is another function afterwards; it is as it was then.
-        TypeError: If the block is none, or does not take its arguments.
+        ValueError: If no conv can be replaced, if a pattern matches no conv, or if the
+            expanded model computes something else; then the model is left as it was.
+        TypeError: If ``block_cfg`` is not of a block, or the block does not take its
+            arguments.
     """
     run = run_of(example)
     options = dict(block_cfg)
@@ -113,7 +114,7 @@ def expand(
 
 
 def run_of(example: Tensor | Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
-    """What runs a model: the example itself, or a call with it."""
+    """A function that runs a model: the example itself, or a call with it as input."""
     return example if callable(example) else lambda model: model(example)
 
 
@@ -121,14 +122,14 @@ def _block_type(name: Any) -> type[ReparamBlock]:
     kind = MODELS.get(name) if isinstance(name, str) else name
     if not (isinstance(kind, type) and issubclass(kind, ReparamBlock)):
         raise TypeError(
-            f'{name!r} is no re-parameterizable block: give a block_cfg as '
+            f'{name!r} is not a re-parameterizable block: give a block_cfg as '
             "dict(type='mmrep.DiverseBranchBlock')"
         )
     return kind
 
 
 def _matches(patterns: str | Sequence[str], names: Sequence[str]) -> set[str]:
-    """The names that a pattern matches; each has to match one."""
+    """The names that any pattern matches; each pattern has to match at least one."""
     matched = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if pattern.startswith('re:'):
@@ -137,13 +138,13 @@ def _matches(patterns: str | Sequence[str], names: Sequence[str]) -> set[str]:
             found = {name for name in names if fnmatchcase(name, pattern)}
         if not found:
             some = ', '.join(names[:3])
-            raise ValueError(f'{pattern!r} matches no conv; their names are as {some}')
+            raise ValueError(f'{pattern!r} matches no conv: their names are as {some}')
         matched |= found
     return matched
 
 
 class _Known:
-    """What a model has, and what was seen of it."""
+    """The modules of a model, and the pairs of convs and norms found in it."""
 
     def __init__(self, model: nn.Module, pairs: ConvNormPairs) -> None:
         self.modules = dict(model.named_modules())
@@ -160,14 +161,14 @@ class _Known:
             raise ValueError(pairs.unpaired[name])
         if norm is None and conv.bias is None:
             raise ValueError(
-                f'without a bias and a norm of its own: {pairs.unpaired[name]}'
+                f'it has neither a bias nor a norm of its own: {pairs.unpaired[name]}'
             )
         for used in (self.modules[n] for n in (name, norm) if n is not None):
             names = self.names[used]
             if len(names) > 1:
-                raise ValueError(f'one module of several names: {" and ".join(names)}')
+                raise ValueError(f'one module with several names: {" and ".join(names)}')
             if used in self.in_blocks:
-                raise ValueError('in a block already')
+                raise ValueError('it is in a block already')
         if conv_geometry(conv).moves_with_size:
             raise ValueError("its kernel depends on the input's size, by 'SAME' padding")
 
@@ -178,16 +179,16 @@ def block_of(
     conv: nn.Module,
     norm: nn.Module | None = None,
 ) -> ReparamBlock:
-    """The block of a conv and its norm; what is set for these is set for all of it.
+    """Build the block of a conv and its norm, whose settings go to the whole block.
 
     Raises:
         NotFoldableError: If the conv is of a type whose kernel is not known.
-        ValueError: If no such block can stand for it.
+        ValueError: If no such block can stand for the conv.
         TypeError: If the block does not take the options.
     """
     block = kind.from_conv(conv, norm, **options)
     if block.act is not None or block.se_cfg is not None:
-        raise TypeError('what follows a conv stays as it is: leave act_cfg and se_cfg out')
+        raise TypeError('what follows a conv is kept: leave act_cfg and se_cfg out')
     own = {id(p) for module in (conv, norm) if module for p in module.parameters()}
     for parameter in block.parameters():
         if id(parameter) not in own:
@@ -204,10 +205,10 @@ def _replace(
     norms: Mapping[str, str | None],
     run: Callable[[nn.Module], Any],
 ) -> None:
-    """Put blocks into a model, in the place of convs and norms by name.
+    """Replace convs and norms of a model by blocks, by name.
 
     Raises:
-        ValueError: If it is another function then; it is as it was.
+        ValueError: If the model then computes something else; it is left as it was.
     """
     with eval_pass(model):
         before = flatten_outputs(run(model))
@@ -225,8 +226,8 @@ def _replace(
         for name, difference in compare_named(before, after).items():
             if not difference.rel_l2 <= _RTOL:
                 raise ValueError(
-                    f'{name} of the expanded model is {difference.rel_l2:.3g} (relative '
-                    'L2) from that of the plain one: the model is left as it was; exclude '
-                    'what is not the same function with a block in the place of a conv'
+                    f'{name} of the expanded model differs by {difference.rel_l2:.3g} '
+                    '(relative L2) from that of the plain one: the model is left as it '
+                    'was; exclude the convs that the model does not use as plain convs'
                 )
         undo.pop_all()

@@ -1,4 +1,4 @@
-"""Where a block stands in the place of a conv: what the network around it finds there."""
+"""What stands for a conv and its norm beside a block: a placeholder and a key mapping."""
 
 from collections.abc import Iterator
 from itertools import takewhile
@@ -11,10 +11,10 @@ from mmrep.models.blocks import ReparamBlock
 
 
 class MovedNorm(nn.Identity):
-    """Stands where a norm was that is in a block now.
+    """Placeholder for a norm that was moved into a block.
 
-    What a network does with its norm reaches the norms of the block: its mode, and how its
-    weight and bias are initialized.
+    Its mode is passed on to the branches and norms of the block, and its weight and bias
+    are those of the moved norm, so that the network can initialize them.
 
     Args:
         block: The block.
@@ -22,37 +22,37 @@ class MovedNorm(nn.Identity):
 
     def __init__(self, block: ReparamBlock) -> None:
         super().__init__()
-        # No child: its tensors are the block's.
+        # Not a child module, which would add the block's tensors to the state dict twice.
         self.__dict__['block'] = block
         super().train(main_norm(block).training)
 
     @property
     def weight(self) -> Tensor | None:
-        """The scale of the norm that was here; none in deploy form."""
+        """The weight of the moved norm; ``None`` in deploy form."""
         return None if self.block.deploy else main_norm(self.block).weight
 
     @property
     def bias(self) -> Tensor | None:
-        """Its shift."""
+        """The bias of the moved norm; ``None`` in deploy form."""
         return None if self.block.deploy else main_norm(self.block).bias
 
     def train(self, mode: bool = True) -> 'MovedNorm':
-        """The mode of all norms of the block, as of one norm in its place."""
+        """Set the mode of the block's branches and norms, as that of one norm."""
         for part in self.block.linear_parts():
             part.train(mode)
         return super().train(mode)
 
 
 class PlainKeys:
-    """Hook before loading a state dict: what a plain network says of a conv and its norm.
+    """Hook before loading a state dict: moves a plain conv's and norm's keys to a block's.
 
-    It goes into the main branch of the block that stands for them; the other branches
-    start at a contribution of zero, as :meth:`ReparamBlock.from_conv` leaves them.
+    Their tensors go into the main branch of the block; the other branches start with a
+    contribution of zero, as :meth:`ReparamBlock.from_conv` leaves them.
 
     Args:
-        conv: The conv's name, in the module that has the conv and the norm; ``''`` where
-            that is the block itself.
-        norm: The norm's. Default: None, for none.
+        conv: The conv's name, relative to the module that holds the conv and the norm;
+            ``''`` if that is the block itself.
+        norm: The norm's name, likewise. Default: None, no norm.
     """
 
     def __init__(self, conv: str, norm: str | None = None) -> None:
@@ -81,13 +81,13 @@ class PlainKeys:
 
 
 def main_norm(block: ReparamBlock) -> nn.Module:
-    """The norm in a block that was after the conv."""
+    """The norm in a block that stands for the norm after the conv."""
     return block.get_submodule(block.main_norm_name())
 
 
 def add_plain_keys(model: nn.Module, conv: str, norm: str | None = None) -> RemovableHandle:
-    """Let a model load what a plain one says of a conv and its norm, by their names."""
-    # A module loads what is below it: the hook belongs to what holds the two.
+    """Let a model load a plain network's tensors of a conv and its norm into a block."""
+    # A hook sees the keys below its module: it belongs to the module that holds both.
     *owner, _ = conv.split('.')
     if norm is not None:
         shared = zip(owner, norm.split('.')[:-1], strict=False)
@@ -100,7 +100,7 @@ def add_plain_keys(model: nn.Module, conv: str, norm: str | None = None) -> Remo
 
 
 def places(model: nn.Module) -> Iterator[tuple[nn.Module, int, PlainKeys]]:
-    """The hooks of a model, each with the module that it is on, and its key there."""
+    """The ``PlainKeys`` hooks of a model: the module of each, its key there, the hook."""
     for module in model.modules():
         for key, hook in list(module._load_state_dict_pre_hooks.items()):
             hook = getattr(hook, 'hook', hook)

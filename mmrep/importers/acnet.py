@@ -1,8 +1,8 @@
 """The layout of ACNet's ResNets, in their authors' two projects.
 
 https://github.com/DingXiaoH/ACNet, whose 7x7 stem is a block as well, and
-https://github.com/DingXiaoH/DiverseBranchBlock. Of the first the train form is read: its
-deploy form leaves norms after plain convs.
+https://github.com/DingXiaoH/DiverseBranchBlock. Of the first, only the train form is read,
+because its deploy form still has the norms of the plain convs.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _BLOCK = {
     for layer, name in (('conv', 'conv'), ('bn', 'norm'))
 } | {'fused_conv': 'branch_reparam'}
 
-#: A unit with an activation is a sequence of the block and that.
+#: A unit with an activation is a sequence, in which the block is named ``acb``.
 _STAGEWISE_UNITS = {
     r'conv1\.acb': 'backbone.conv1',
     r'stage([1-4])\.block(\d+)\.(conv[12])(?:\.acb)?': r'backbone.layer\1.\2.\3',

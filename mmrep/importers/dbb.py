@@ -35,7 +35,7 @@ RESNET_PLAIN = {
     r'stage([1-4])\.(\d+)\.shortcut\.bn': r'backbone.layer\1.\2.downsample.1',
 }
 
-#: The thirteen layers in a row, as those of the stages.
+#: The official code numbers the thirteen layers in a row, mmrep within stages.
 _MOBILENET_LAYERS = {
     rf'stem\.{n}': f'backbone.stage_{i}.{j}'
     for n, (i, j) in enumerate(

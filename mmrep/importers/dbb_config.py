@@ -10,7 +10,7 @@ from mmrep.models.backbones import DBBMobileNetV1, DBBResNet
 
 from .layout import Layout
 
-#: Arguments of the networks that a config need not name.
+#: Default arguments of the networks, which a config need not name.
 _DEFAULTS = dict(stem_channels=64, base_channels=64, width_factor=1, in_channels=3)
 _RESNETS = {f'resnet{depth}': depth for depth in DBBResNet.arch_settings}
 
@@ -23,12 +23,12 @@ def dbb_config(
     Args:
         state: The weights, under the backbone's keys.
         layout: Where they come from.
-        arch: ``'mobilenet'``, or ``'resnet'`` and the depth. Default: None, which means
-            the one of these shapes.
+        arch: ``'mobilenet'``, or ``'resnet'`` and the depth. Default: None, found from the
+            shapes.
 
     Raises:
-        CheckpointError: If the weights are those of no such network, or ``arch`` is
-            unknown; says only that.
+        CheckpointError: If the weights belong to no such network, or ``arch`` is
+            unknown; the caller names the file.
     """
     if arch not in (None, 'mobilenet', *_RESNETS):
         raise CheckpointError(

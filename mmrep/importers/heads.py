@@ -1,4 +1,4 @@
-"""The classification heads that go with imported weights."""
+"""The configs of the classification heads of imported weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from torch import Size, Tensor, nn
 from mmrep.errors import CheckpointError
 from mmrep.registry import MODELS
 
-#: A size at which every map of a backbone still has a pixel.
+#: An image size at which every feature map of a backbone has at least one pixel.
 _SIZE = 64
 
 #: The weight of RepVGGplus' auxiliary losses, in the official code.
@@ -17,7 +17,7 @@ _AUX_WEIGHT = 0.1
 
 @torch.no_grad()
 def feature_channels(config: dict) -> list[int]:
-    """The channels of a backbone's outputs; nothing is computed."""
+    """The channels of a backbone's outputs, found on the meta device."""
     with torch.device('meta'):
         model = MODELS.build({**config, 'deploy': False}).eval()
         x = torch.zeros(1, config.get('in_channels', 3), _SIZE, _SIZE)
@@ -36,23 +36,23 @@ def describe_head(
     """The config of the head of a checkpoint, and the shapes of its weights.
 
     Args:
-        state: The weights, with ``head.`` before those of the head.
+        state: The weights, with the prefix ``head.`` for those of the head.
         channels: Channels of the backbone's outputs.
         deploy: Whether the backbone is in deploy form.
 
     Returns:
-        The config is that of mmpretrain's ``LinearClsHead``, or of ``AuxiliaryClsHead``
-        with such heads; ``None`` where there is no head.
+        The config, of mmpretrain's ``LinearClsHead`` or of an ``AuxiliaryClsHead`` with
+        such heads, or ``None`` if there is no head; and the shapes by key.
 
     Raises:
-        CheckpointError: If its weight is no matrix; says only that.
+        CheckpointError: If its weight is not a matrix; the caller names the file.
     """
     main = next((p for p in ('head', 'head.head') if f'{p}.fc.weight' in state), None)
     if main is None:
         return None, {}
     weight = state[f'{main}.fc.weight']
     if weight.dim() != 2:
-        raise CheckpointError("the weight of mmrep's head.fc is no matrix")
+        raise CheckpointError("the weight of mmrep's head.fc is not a matrix")
     num_classes = len(weight)
     *others, last = channels
     config = dict(type='LinearClsHead', num_classes=num_classes, in_channels=last)

@@ -1,4 +1,4 @@
-"""From another project's checkpoint to one of mmrep's models."""
+"""Import another project's checkpoint for one of mmrep's models."""
 
 import copy
 from collections.abc import Mapping
@@ -55,16 +55,16 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Imported:
-    """What :func:`import_checkpoint` did.
+    """The result of :func:`import_checkpoint`.
 
     Args:
         layout: Name of the source's layout.
         backbone: Config of the backbone.
         head: Config of the head; ``None`` where the source has none.
         used: Number of the source's keys that were used.
-        left_out: Number of keys that belong to no model, by what they are.
+        left_out: Number of keys that were left out, by what they are.
         note: What users must know; '' for nothing.
-        out: The checkpoint.
+        out: The file that was written.
     """
 
     layout: str
@@ -83,22 +83,22 @@ def import_checkpoint(
     arch: str | None = None,
     overwrite: bool = False,
 ) -> Imported:
-    """Import a checkpoint: rename its weights, prove that they fit, and write them.
+    """Import a checkpoint: rename its weights, check that they fit, and write them.
 
-    The result has mmpretrain's shape: ``state_dict`` with ``backbone.`` and ``head.``
+    The result has mmpretrain's format: ``state_dict`` with ``backbone.`` and ``head.``
     keys. Its ``meta['backbone']`` and ``meta['head']`` are the configs that go with it.
 
     Args:
         source: The checkpoint, in train or deploy form.
         out: The file to write.
-        layout: One of ``LAYOUTS``. Default: ``'auto'``, the one that the keys are of.
-        arch: Name of the architecture. Default: None, the one of the weights' shapes.
+        layout: One of ``LAYOUTS``. Default: ``'auto'``, found from the keys.
+        arch: Name of the architecture. Default: None, found from the shapes.
         overwrite: Whether to replace an existing file. Default: False.
 
     Raises:
-        UserError: With one sentence, if anything is wrong; then nothing is written.
+        UserError: If anything is wrong, in one sentence; then nothing is written.
     """
-    # As text: a path would take a slash from an address.
+    # As text: Path would remove a slash from a URL.
     source, out = expanduser(source), out_path(out)
     if Path(source).resolve() == out.resolve():
         raise UserError(f'{out} would replace its source: give another name')
@@ -111,7 +111,7 @@ def import_checkpoint(
     empty = [key for key, value in weights.items() if not value.numel()]
     if empty:
         raise CheckpointError(
-            f'{source} holds weights without a number in them ({listed(empty)}): give a '
+            f'{source} holds weights without elements ({listed(empty)}): give a '
             'whole and unchanged checkpoint'
         )
     chosen = _find_layout(weights, layout, source)
@@ -149,13 +149,13 @@ def import_checkpoint(
 
 
 def _is_finite(value: Tensor) -> bool:
-    # torch answers this of few of the numbers of eight bits.
+    # isfinite does not support most dtypes of 8 bits.
     value = value.float() if value.element_size() == 1 else value
     return bool(value.isfinite().all())
 
 
 def _find_layout(weights: Mapping[str, Tensor], name: str, source: str) -> Layout:
-    """The layout of a name, or the only one that weights are of."""
+    """The layout of this name or, for ``'auto'``, the only one that weights match."""
     if name != 'auto':
         return LAYOUTS[name]
     found = [layout for layout in LAYOUTS.values() if layout.knows(weights)]
@@ -167,13 +167,13 @@ def _find_layout(weights: Mapping[str, Tensor], name: str, source: str) -> Layou
             f'{source} has keys of several layouts: name one of {names} with --from'
         )
     raise CheckpointError(
-        f'{source} is of none of the layouts {names} (its keys are {listed(weights)}): '
+        f'{source} matches none of the layouts {names} (its keys are {listed(weights)}): '
         'give a checkpoint of one of them'
     )
 
 
 def _prove(renamed: Renamed, layout: Layout, arch: str | None) -> tuple[dict, dict | None]:
-    """Load renamed weights strictly into the backbone that they are of.
+    """Load renamed weights strictly into the backbone that they belong to.
 
     Buffers that the source lacks are added to the weights.
 
@@ -181,7 +181,7 @@ def _prove(renamed: Renamed, layout: Layout, arch: str | None) -> tuple[dict, di
         The configs of the backbone and of the head.
 
     Raises:
-        CheckpointError: If a key or a shape does not fit; says only which.
+        CheckpointError: If a key or a shape does not fit; the caller names the file.
     """
     state = renamed.state
     deploy = is_deploy_form(state)
@@ -196,16 +196,16 @@ def _prove(renamed: Renamed, layout: Layout, arch: str | None) -> tuple[dict, di
         backbone['deploy'] = True
     try:
         with torch.device('meta'):
-            # It may be a network of any size, which the file is not.
+            # Without memory: the network may be much larger than the file.
             own = nn.ModuleDict({'backbone': MODELS.build(backbone)}).state_dict()
         channels = feature_channels(backbone)
     except Exception as error:
-        # The shapes may be anything.
-        raise CheckpointError(f'{backbone} is no network: {reason(error)}') from error
+        # The shapes may be arbitrary.
+        raise CheckpointError(f'{backbone} cannot be built: {reason(error)}') from error
     head, shapes = describe_head(state, channels, deploy)
     shapes |= {key: value.shape for key, value in own.items()}
-    # Older weights lack the counters of their norms, which matter to no output; a conv
-    # that was fused elsewhere computes the same for every size.
+    # Older weights lack the counters of norms, on which no output depends. A conv fused
+    # elsewhere lacks reparam_start, since it computes the same for every input size.
     buffers = {key: torch.tensor(0) for key in shapes if key.endswith('_batches_tracked')}
     buffers |= {key: own[key] for key in own if key.endswith('.reparam_start')}
     dtypes = {key: value.dtype for key, value in own.items()}

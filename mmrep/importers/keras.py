@@ -21,10 +21,10 @@ from .repvgg_config import repvgg_config
 
 _SIGNATURE = b'\x89HDF\r\n\x1a\n'
 
-#: How many times the bytes of a file its variables may be, and how many more in any file.
+#: Limit on the bytes of all variables: this multiple of the file's, plus a constant.
 _EXPANDED, _FILLED = 4, 1 << 24
 
-#: torch's order of the axes of a matrix and of a kernel.
+#: Permutations of the axes of a matrix and of a kernel to torch's order.
 _ORDERS = {2: (1, 0), 4: (3, 2, 0, 1)}
 
 _CONV = ('weight',)
@@ -33,7 +33,7 @@ _NORM = ('weight', 'bias', 'running_mean', 'running_var')
 
 
 def _variables(layers: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
-    """Rules for layers as rules for their numbered variables."""
+    """Expand rules for layers to rules for their numbered variables."""
     return {
         f'{layer}/vars/{i}': f'{new}.{leaf}'
         for layer, (new, leaves) in layers.items()
@@ -79,25 +79,25 @@ KERAS = Layout(
 
 
 def is_hdf5(path: str | Path) -> bool:
-    """Whether a file is HDF5, which Keras' weights are."""
+    """Whether a file is HDF5, the format of Keras' weights."""
     if not os.path.isfile(path):
         return False
     try:
         with open(path, 'rb') as file:
             return file.read(len(_SIGNATURE)) == _SIGNATURE
     except OSError:
-        # Whoever reads it says why it cannot be.
+        # The reader will report why it cannot be read.
         return False
 
 
 def read_keras(path: str | Path) -> dict[str, Tensor]:
-    """The variables of a ``.weights.h5``, by path, their axes in torch's order.
+    """Read the variables of a ``.weights.h5`` by path, with axes in torch's order.
 
     Convolution kernels are HWIO there and OIHW here, matrices are transposed.
 
     Raises:
-        CheckpointError: If h5py is missing, or the file cannot be read or is said to hold
-            much more than its size.
+        CheckpointError: If h5py is missing, or the file cannot be read or declares much
+            more data than its size.
     """
     try:
         import h5py
@@ -106,7 +106,7 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
             f"{path} is an HDF5 file, which h5py reads: pip install 'mmrep[keras]'"
         ) from None
     variables = {}
-    # Keras does not compress; who does gets no more than this out of weights.
+    # Keras does not compress, and compressed weights do not exceed this.
     left = _EXPANDED * os.path.getsize(path) + _FILLED
 
     def add(name: str, item: object) -> None:
@@ -115,19 +115,19 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
             left -= max(item.nbytes, math.prod(item.chunks or ()) * item.dtype.itemsize)
             if left < 0:
                 raise CheckpointError(
-                    f'{path} is said to hold much more than its size ({name} has the shape '
+                    f'{path} declares much more data than its size ({name} has the shape '
                     f'{item.shape}): save the weights again, without compression'
                 )
             if item.external or item.is_virtual:
                 raise CheckpointError(
-                    f'{path} has {name} in another file: save the weights again, in one'
+                    f'{path} has {name} in another file: save all weights in one file'
                 )
             if item.dtype.kind not in 'biuf':
                 raise CheckpointError(
-                    f'{path} holds {name}, which is no array of numbers: save the weights '
-                    'again, alone'
+                    f'{path} holds {name}, which is not an array of numbers: save the '
+                    'weights again, without it'
                 )
-            # Counters are numbers, not arrays.
+            # h5py returns scalars, such as counters, as numbers.
             variable = torch.from_numpy(np.asarray(item[()]))
             order = _ORDERS.get(variable.ndim, tuple(range(variable.ndim)))
             variables[name] = variable.permute(order).contiguous()

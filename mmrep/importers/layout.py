@@ -1,4 +1,4 @@
-"""What a layout is."""
+"""The class of layouts, which describe how a project names its weights."""
 
 import re
 from collections import Counter
@@ -13,22 +13,22 @@ from mmrep.errors import CheckpointError, reason
 
 from .renaming import Rules
 
-#: Three times those of the largest, an ACNet-ResNet-152. A block takes a dozen, and some
-#: milliseconds to build.
+#: Limit on the number of keys: three times those of the largest network, an
+#: ACNet-ResNet-152. A block has a dozen, and takes some milliseconds to build.
 _MOST_KEYS = 5000
 
 #: ``family(state, layout, arch)``: the backbone's config, from its renamed weights and the
-#: name of its architecture, or ``None`` for the one that the shapes tell.
+#: name of its architecture, or ``None`` to find it from the shapes.
 Family = Callable[[Mapping[str, Tensor], 'Layout', str | None], dict]
 
 
 class Renamed(NamedTuple):
-    """What :meth:`Layout.rename` made of a state dict.
+    """The result of :meth:`Layout.rename`.
 
     Args:
         state: The weights under their new keys.
-        origin: The source's key of every new one.
-        left_out: What was left out on purpose: how many keys, by what they are.
+        origin: The source's key of every new key.
+        left_out: The number of keys that were left out on purpose, by what they are.
     """
 
     state: dict[str, Tensor]
@@ -42,22 +42,22 @@ class Layout:
 
     Args:
         name: What ``--from`` calls it.
-        mark: Regular expression that some key of every such file matches, followed by the
-            numbers of its shape: ``'stem.conv.weight 64 3 3 3'``.
-        rules: New names of all keys, with ``backbone.`` and ``head.`` before them.
-        family: What reads the architecture.
-        foreign_mark: As ``mark``, of files that are of another layout in spite of it.
+        mark: Regular expression that identifies the layout: in every such file it is found
+            in some key followed by its shape, as in ``'stem.conv.weight 64 3 3 3'``.
+        rules: New names of all keys, with the prefix ``backbone.`` or ``head.``.
+        family: Function that reads the architecture.
+        foreign_mark: As ``mark``; files that match both belong to another layout.
             Default: none.
-        prepare: What makes weights of other names or shapes of all weights, before they are
-            renamed, where a key alone does not tell. Default: nothing.
+        prepare: Function that changes names or shapes of the weights before they are
+            renamed, for what rules on keys cannot do. Default: nothing.
         deploy_mark: As ``mark``, of files in deploy form. Default: ``'reparam'``.
-        deploy_rules: Rules in the place of some of these in deploy form. Default: none.
+        deploy_rules: Rules that replace some of ``rules`` in deploy form. Default: none.
         options: Arguments of every backbone of this layout. Default: none.
-        arch_options: What every architecture of this layout has that its weights do not
-            tell. Default: none.
+        arch_options: Settings of every architecture of this layout that cannot be read from
+            its weights. Default: none.
         left_out: Regular expressions of keys that belong to no model, and what they are.
             Default: none.
-        deploy_note: What users must know of the deploy form. Default: nothing.
+        deploy_note: What users must know about the deploy form. Default: nothing.
     """
 
     name: str
@@ -74,19 +74,19 @@ class Layout:
     deploy_note: str = ''
 
     def knows(self, weights: Mapping[str, Tensor]) -> bool:
-        """Whether weights are of this layout."""
+        """Whether weights have this layout."""
         is_foreign = self.foreign_mark is not None and _has(weights, self.foreign_mark)
         return _has(weights, self.mark) and not is_foreign
 
     def rename(self, weights: Mapping[str, Tensor], source: str) -> Renamed:
-        """Give every key the name that the first rule for it says.
+        """Rename every key by the first rule that matches it.
 
         Args:
             weights: The source's weights.
             source: The file, for the error.
 
         Raises:
-            CheckpointError: If there is no rule for a key, two keys get one name, weights
+            CheckpointError: If no rule matches a key, two keys get the same name, weights
                 do not belong together, or there are many more than any network has.
         """
         source = f'{source}, read as {self.name},'
@@ -102,7 +102,7 @@ class Layout:
         try:
             prepared = self.prepare(weights)
         except Exception as error:
-            # The shapes may be anything.
+            # The shapes may be arbitrary.
             raise CheckpointError(
                 f'{source} holds weights that do not belong together ({reason(error)}): '
                 'give a whole and unchanged checkpoint'
@@ -116,26 +116,26 @@ class Layout:
                 unknown.append(key)
             elif target in state:
                 raise CheckpointError(
-                    f'{source} holds {origin[target]} and {key}, which are one and the '
-                    'same: take one of them out'
+                    f'{source} holds {origin[target]} and {key}, which are the same '
+                    'weight: remove one of them'
                 )
             else:
                 state[target], origin[target] = value, key
         if unknown:
             raise CheckpointError(
                 f'{source} holds keys that this layout does not have ({listed(unknown)}): '
-                'take them out, or name another layout with --from'
+                'remove them, or name another layout with --from'
             )
         return renamed
 
 
 def _has(weights: Mapping[str, Tensor], mark: str) -> bool:
-    """Whether a key with the numbers of its shape after it matches an expression."""
+    """Whether an expression is found in a key followed by its shape."""
     lines = (' '.join(map(str, (key, *w.shape))) for key, w in weights.items())
     return any(re.search(mark, line) for line in lines)
 
 
 def _first(rules: Rules, key: str) -> str | None:
-    """What the first rule for a key makes of it."""
+    """The new name of a key by the first rule that matches it; ``None`` if none does."""
     matches = ((re.fullmatch(pattern, key), new) for pattern, new in rules.items())
     return next((match.expand(new) for match, new in matches if match), None)

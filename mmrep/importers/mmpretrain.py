@@ -1,4 +1,4 @@
-"""The layout of mmpretrain's and mmcls 0.x's RepVGG: mmrep's own."""
+"""The layout of RepVGG in mmpretrain and mmcls 0.x, which mmrep uses as well."""
 
 from .layout import Layout
 from .renaming import every_leaf, under
@@ -24,6 +24,6 @@ MMPRETRAIN = Layout(
         }
     ),
     family=repvgg_config,
-    # mmcv 1.x keeps them beside the weights, which are the averaged ones.
+    # mmcv 1.x stores them beside the weights, which are already the averaged ones.
     left_out={r'ema_\w+': 'buffers of EMAHook'},
 )

@@ -1,4 +1,4 @@
-"""The layouts of MobileOne: of https://github.com/apple/ml-mobileone and of both hosts."""
+"""The layouts of MobileOne: https://github.com/apple/ml-mobileone, timm, mmpretrain."""
 
 from .layout import Layout
 from .mobileone_config import mobileone_config
@@ -15,7 +15,7 @@ def _rules(
     head: str,
     norm: str = 'bn',
 ) -> Rules:
-    """The rules of a layout that calls the parts of a block so."""
+    """The rules of a layout, from its names of the parts of a block."""
     parts = {
         rf'{conv}\.(?P<n>\d+)\.conv': r'branch_conv_list.\g<n>.conv',
         rf'{conv}\.(?P<n>\d+)\.{norm}': r'branch_conv_list.\g<n>.norm',
@@ -46,7 +46,7 @@ MOBILEONE = Layout(
 
 TIMM_MOBILEONE = Layout(
     name='timm-mobileone',
-    # Every second conv of a MobileOne is 1x1, and none of a RepVGG.
+    # Every second conv of a MobileOne is 1x1, but no fused conv of a RepVGG.
     mark=r'^stages\.\d\.\d+\.(conv_kxk\.\d+\.|reparam_conv\.weight \d+ \d+ 1 1$)',
     rules=_rules(
         {
@@ -78,6 +78,6 @@ MMPRETRAIN_MOBILEONE = Layout(
         norm='norm',
     ),
     family=mobileone_config,
-    # mmcv 1.x keeps them beside the weights, which are the averaged ones.
+    # mmcv 1.x stores them beside the weights, which are already the averaged ones.
     left_out={r'ema_\w+': 'buffers of EMAHook'},
 )

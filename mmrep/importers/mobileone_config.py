@@ -30,23 +30,24 @@ def mobileone_config(
 ) -> dict:
     """The config of the MobileOne that has these weights.
 
-    Strides and dilations are not in the weights: they are the default. A deploy form does
-    not tell how many branches there were, either: as many as in the named architecture of
-    its shapes, or one.
+    Strides and dilations cannot be read from the weights: they are the defaults. The
+    number of branches cannot be read from a deploy form: it is that of the named
+    architecture with these shapes or, if there is none, one.
 
     Args:
         state: The weights, under the backbone's keys.
         layout: Where they come from.
-        arch: Name of the architecture. Default: None, which means the named one of these
-            shapes or, where there is none, a dict.
+        arch: Name of the architecture. Default: None, the named one with these shapes or,
+            if there is none, a dict.
 
     Raises:
-        CheckpointError: If a block is missing, or ``arch`` is unknown; says only that.
+        CheckpointError: If a block is missing, or ``arch`` is unknown; the caller names the
+            file.
     """
     named = MobileOne.arch_settings
     check_name(arch, named)
     stem, deploy = _kernel(state, 'stage0'), is_deploy_form(state)
-    # Every block is looked at, up to the first that is missing.
+    # Every block is read; the first that is missing raises an error.
     stages = [
         {f'stage{i}.{j}': len(_kernel(state, f'stage{i}.{j}')) for j in range(n)}
         for i, n in enumerate(count_blocks(state, 'stage'), 1)
@@ -89,6 +90,6 @@ def _kernel(state: Mapping[str, Tensor], block: str) -> Tensor:
 
 
 def _branches(state: Mapping[str, Tensor], block: str) -> int:
-    """The number of a block's main branches, which count from 0."""
+    """The number of a block's main branches, which are numbered from 0."""
     keys = (f'{block}.branch_conv_list.{n}.conv.weight' for n in count())
     return sum(1 for _ in takewhile(state.__contains__, keys))

@@ -1,8 +1,8 @@
 """The layouts of OREPA's networks, https://github.com/JUGGHM/OREPA_CVPR2022.
 
 ResNets and RepVGGs, whose convs have no groups. The scales of a block are the rows of one
-matrix there. A 1x1 conv and the stem of a ResNet are generated kernels as well; here they
-become the convs that these are.
+matrix there. The kernels of a ResNet's 1x1 convs and stem are generated there as well; they
+are imported as plain convs with these kernels.
 """
 
 import re
@@ -23,7 +23,7 @@ from .repvgg_config import repvgg_config
 
 _STEM = 'stage0.conv1'
 
-#: What belongs to each row of the scales; OREPA-RepVGG's have no 1x1.
+#: The branch of each row of the scales; OREPA-RepVGG has no row for 1x1.
 _ROWS = ('kxk', 'avg', 'prior', '1x1_kxk', '1x1', 'separable')
 _REPVGG_ROWS = tuple(row for row in _ROWS if row != '1x1')
 
@@ -44,7 +44,7 @@ _LEFT_OUT = {
 
 
 def _parts(prefix: str, rows: Iterable[str]) -> dict[str, str]:
-    """Names of the tensors of a block's branches, once its scales are apart."""
+    """New names of the tensors of a block's branches, after its scales are split."""
     weights = {f'weight_{prefix}_{old}': f'{new}.weight' for old, new in _WEIGHTS.items()}
     return weights | {f'scale_of_{row}': f'branch_{row}.scale.weight' for row in rows}
 
@@ -52,9 +52,9 @@ def _parts(prefix: str, rows: Iterable[str]) -> dict[str, str]:
 def _split_scales(
     weights: Mapping[str, Tensor], rows: tuple[str, ...], unused: int = 0
 ) -> dict[str, Tensor]:
-    """The weights, with a vector for each branch in the place of every matrix.
+    """Split each matrix of scales in the weights into a vector for each branch.
 
-    A matrix may have some more rows, which the authors' code does not use.
+    A matrix may have ``unused`` more rows, which the authors' code does not use.
     """
     split = {}
     for key, value in weights.items():
@@ -63,20 +63,20 @@ def _split_scales(
             split[key] = value
             continue
         if not len(rows) <= len(value) <= len(rows) + unused:
-            raise ValueError(f'{key} has {len(value)} rows, and not {len(rows)}')
+            raise ValueError(f'{key} has {len(value)} rows instead of {len(rows)}')
         for row, scale in zip(rows, value, strict=False):
             split[f'{block}.scale_of_{row}'] = scale
     return split
 
 
 def _check_constants(weights: Mapping[str, Tensor]) -> None:
-    """Raise ``ValueError`` if what is constant in these blocks is another constant."""
+    """Raise ``ValueError`` if a constant of these blocks has another value."""
     for key, value in weights.items():
         if not (found := _CONSTANT.fullmatch(key)):
             continue
         rows = len(value)
         if found[1] is None:
-            # No more numbers are made than the file has.
+            # Only if square, so that this is no larger than the tensor in the file.
             square = value.numel() == rows**2
             expected = torch.eye(rows if square else 0)[:, :, None, None]
         elif found[1] == 'avg_avg':
@@ -91,14 +91,14 @@ def _check_constants(weights: Mapping[str, Tensor]) -> None:
 
 
 def _prepare_repvgg(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split scales."""
+    """Check the constants, and split the scales of an OREPA-RepVGG."""
     _check_constants(weights)
-    # A block with an identity has a row for it.
+    # A block with an identity branch has an unused row for it.
     return _split_scales(weights, _REPVGG_ROWS, unused=1)
 
 
 def _prepare_resnet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split scales, tell norms apart, generate the kernels of the stem and of 1x1 convs."""
+    """Split scales, rename norms of blocks, and generate the other convs' kernels."""
     _check_constants(weights)
     blocks = {
         key.rpartition('.')[0] for key in weights if key.endswith('.weight_orepa_origin')
@@ -122,7 +122,7 @@ def _prepare_resnet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pointwise_kernel(weights: Mapping[str, Tensor], unit: str) -> Tensor:
-    """``v_0 W_0 + v_1 W_2 W_1``."""
+    """Generate the kernel of a 1x1 conv, ``v_0 W_0 + v_1 W_2 W_1``."""
     names = (*(f'weight_or1x1_{n}' for n in ('origin', 'l2i_conv1', 'l2i_conv2')), 'vector')
     own = [weights.get(f'{unit}.{name}') for name in names]
     if any(weight is None for weight in own):
@@ -139,19 +139,19 @@ def _pointwise_kernel(weights: Mapping[str, Tensor], unit: str) -> Tensor:
 
 @torch.no_grad()
 def _stem_kernel(parts: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """The 7x7 kernel that three 3x3 ones make."""
+    """Generate the 7x7 kernel of the stem from its three 3x3 kernels."""
     first, *others = map(_generated_kernel, parts)
     kernel = first.transpose(0, 1)
     for other in others:
-        # Each is laid upon the one before, and not convolved with it: its taps are the
-        # other way round than those of a conv after a conv.
+        # Each is correlated with the one before. Merging a conv after a conv would
+        # convolve them instead, with the taps flipped.
         kernel = F.conv2d(kernel, other, padding=2)
     dtype = parts[0]['weight_orepa_origin'].dtype
     return kernel.transpose(0, 1).to(dtype).contiguous()
 
 
 def _empty_block(ins: int, outs: int, size: Sequence[int]) -> OREPABlock:
-    """A block that takes no memory, which the file may not be worth."""
+    """A block on the meta device, since the file may declare a huge one."""
     with torch.device('meta'):
         return OREPABlock(ins, outs, tuple(size))
 

@@ -1,6 +1,6 @@
 """The layout of the official QARepVGG, https://github.com/cxxgtxy/QARepVGG.
 
-In deploy form its files are those of RepVGG, and are read as such.
+In deploy form, its keys are those of RepVGG, and files are read with that layout.
 """
 
 from .layout import Layout

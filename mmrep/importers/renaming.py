@@ -1,4 +1,4 @@
-"""Tables by which keys are renamed."""
+"""Rules that rename keys."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ Rules = Mapping[str, str]
 
 
 def under(places: Rules, parts: Rules, separator: str = r'\.') -> dict[str, str]:
-    """The rules for every part in every place; groups of parts have names."""
+    """Combine every place with every part; groups in parts must have names."""
     return {
         f'{place}{separator}{part}': f'{new_place}.{new_part}'
         for place, new_place in places.items()
@@ -16,7 +16,7 @@ def under(places: Rules, parts: Rules, separator: str = r'\.') -> dict[str, str]
 
 
 def every_leaf(modules: Rules) -> dict[str, str]:
-    """Rules for modules as rules for their parameters and buffers."""
+    """Expand rules for modules to rules for their parameters and buffers."""
     return {
         rf'{module}\.(?P<leaf>\w+)': rf'{new}.\g<leaf>' for module, new in modules.items()
     }

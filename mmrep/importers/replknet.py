@@ -1,6 +1,6 @@
 """The layouts of RepLKNet: of https://github.com/DingXiaoH/RepLKNet-pytorch and mmpretrain.
 
-In deploy form the large kernels alone are fused.
+In deploy form, only the large kernels are fused.
 """
 
 from .layout import Layout
@@ -14,7 +14,7 @@ REPLKNET = Layout(
     mark=f'^{_MARK}',
     rules={
         _BODY: r'backbone.\1',
-        # Before the classifier, of the last stage's output.
+        # The norm before the classifier, of the last stage's output.
         r'norm\.(\w+)': r'backbone.stages.3.norm.\1',
         r'head\.(\w+)': r'head.fc.\1',
     },

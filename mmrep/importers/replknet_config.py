@@ -17,7 +17,7 @@ _FFN_RATIO = 4
 
 
 class _Pair(NamedTuple):
-    """The shapes of a block of a large kernel, and of the ``ConvFFN`` after it."""
+    """The shapes of a block with a large kernel, and of the ``ConvFFN`` after it."""
 
     channels: int
     dw_channels: int
@@ -30,22 +30,23 @@ def replknet_config(
 ) -> dict:
     """The config of the RepLKNet that has these weights.
 
-    Strides and dilations are not in the weights: they are the default. A deploy form does
-    not tell the small kernel, either: it is that of the named architecture of its shapes,
-    or none.
+    Strides and dilations cannot be read from the weights: they are the defaults. The
+    small kernel cannot be read from a deploy form: it is that of the named architecture
+    with these shapes or, if there is none, ``None``.
 
     Args:
         state: The weights, under the backbone's keys.
         layout: Where they come from.
-        arch: Name of the architecture. Default: None, which means the named one of these
-            shapes or, where there is none, a dict.
+        arch: Name of the architecture. Default: None, the named one with these shapes or,
+            if there is none, a dict.
 
     Raises:
-        CheckpointError: If a block is missing, or ``arch`` is unknown; says only that.
+        CheckpointError: If a block is missing, or ``arch`` is unknown; the caller names the
+            file.
     """
     named = RepLKNet.arch_settings
     check_name(arch, named)
-    # Every pair is looked at, up to the first that is missing.
+    # Every pair is read; the first that is missing raises an error.
     stages = [
         [_pair(state, f'stages.{i}.blocks', j) for j in range(0, number, 2)]
         for i, number in enumerate(count_blocks(state, r'stages\.', r'blocks\.', first=0))
@@ -78,7 +79,7 @@ def replknet_config(
 
 
 def _pair(state: Mapping[str, Tensor], blocks: str, number: int) -> _Pair:
-    """The pair whose first block has a number."""
+    """The shapes of the pair whose first block has this number."""
     block, ffn = f'{blocks}.{number}', f'{blocks}.{number + 1}'
     large = kernel(state, f'{block}.large_kernel', 'lkb_origin.conv', 'lkb_reparam')
     return _Pair(

@@ -15,7 +15,7 @@ BLOCK = {
     r'(?:post_)?se\.down': 'se_layer.conv1.conv',
     r'(?:post_)?se\.up': 'se_layer.conv2.conv',
 }
-#: The blocks.
+#: The names of the blocks.
 PLACES = {
     r'stage0': 'backbone.stem',
     r'stage([1-4])\.(\d+)': r'backbone.stage_\1.\2',
@@ -24,7 +24,7 @@ PLACES = {
 REPVGG = Layout(
     name='repvgg',
     mark=r'^stage[1-4]\.\d+\.rbr_(dense|reparam)\.',
-    # Of QARepVGGs and OREPA-RepVGGs.
+    # Found in QARepVGGs and OREPA-RepVGGs.
     foreign_mark=r'\.rbr_(1x1\.weight|dense\.weight_rbr_origin) ',
     rules=every_leaf({**under(PLACES, BLOCK), r'linear': 'head.fc'}),
     family=repvgg_config,

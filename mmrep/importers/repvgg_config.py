@@ -14,8 +14,8 @@ from .shapes import check_name, count_blocks, find_se_cfg, is_se_cfg, kernel, sq
 #: ``RepVGG``'s default ``base_channels`` and ``stem_channels``.
 _BASE = 64
 
-#: What the main conv of a block is called: of RepVGG's, of those with one kxk conv, of
-#: OREPA-RepVGG's, and in deploy form.
+#: Names of the main conv: in RepVGG's blocks, in blocks with one kxk conv, in
+#: OREPA-RepVGG's blocks, and in deploy form.
 _CONVS = (
     'branch_3x3.conv',
     'branch_kxk.conv',
@@ -41,18 +41,19 @@ def repvgg_config(
 ) -> dict:
     """The config of the RepVGG that has these weights.
 
-    Strides and dilations are not in the weights: they are the architecture's, but for a
-    stage that begins with an identity branch, which tells that it has stride 1.
+    Strides and dilations cannot be read from the weights: they are the architecture's. But
+    a stage whose first block has an identity branch has stride 1.
 
     Args:
         state: The weights, under the backbone's keys.
         layout: Where they come from.
-        arch: Name of the architecture. Default: None, which means the named one of these
-            shapes or, where there is none, a dict.
-        kind: The class. Default: ``RepVGG``.
+        arch: Name of the architecture. Default: None, the named one with these shapes or,
+            if there is none, a dict.
+        kind: The class of the backbone. Default: ``RepVGG``.
 
     Raises:
-        CheckpointError: If a block is missing, or ``arch`` is unknown; says only that.
+        CheckpointError: If a block is missing, or ``arch`` is unknown; the caller names the
+            file.
     """
     names = kind.arch_settings
     check_name(arch, names)
@@ -83,7 +84,7 @@ def repvgg_config(
 def _block(
     state: Mapping[str, Tensor], name: str, in_channels: int | None = None
 ) -> _Block:
-    """The shape of a block; one whose input is not known has one group."""
+    """The shape of a block; without ``in_channels``, it is taken to have one group."""
     weight = kernel(state, name, *_CONVS)
     outs, ins = weight.shape[:2]
     groups = 1 if in_channels is None else max(in_channels // max(ins, 1), 1)
@@ -91,7 +92,7 @@ def _block(
 
 
 def _stages(state: Mapping[str, Tensor], channels: int) -> list[list[_Block]]:
-    """The blocks of every stage, which get ``channels`` from the stem."""
+    """The shapes of every stage's blocks, after a stem with ``channels`` outputs."""
     stages = []
     for i, count in enumerate(count_blocks(state, 'stage_'), 1):
         stages.append([])
@@ -120,7 +121,7 @@ def _measure(stem: _Block, stages: list[list[_Block]]) -> dict:
 
 
 def _fits(se_cfg: dict | None, blocks: list[_Block]) -> bool:
-    """Whether a config is that of the SE layers of blocks, or says that there are none."""
+    """Whether a config fits the SE layers of blocks; ``None`` means no SE layers."""
     if not se_cfg:
         return not any(block.squeezed for block in blocks)
     return is_se_cfg(se_cfg, _se_layers(blocks))
@@ -132,7 +133,7 @@ def _se_layers(blocks: list[_Block]) -> list[tuple[int, int]]:
 
 
 def _is_named(arch: dict, named: dict, blocks: list[_Block]) -> bool:
-    """Whether an architecture, which has these blocks, is a named one."""
+    """Whether a measured architecture with these blocks is the named one."""
     numbers = ('num_blocks', 'width_factor')
     stem_channels = min(named.get('stem_channels', _BASE), blocks[1].out_channels)
     return (

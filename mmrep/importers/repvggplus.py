@@ -27,6 +27,6 @@ REPVGGPLUS = Layout(
     mark=r'^stage\d\w*\.blocks\.\d+\.rbr_',
     rules=every_leaf({**under(_PLACES, BLOCK), **_AUX, r'linear': 'head.head.fc'}),
     family=repvgg_config,
-    # The first half of the third stage halves the map, the second one does not.
+    # The first half of the third stage downsamples, the second half does not.
     arch_options=dict(se_position='after_act', strides=(2, 2, 2, 1, 2)),
 )

@@ -1,4 +1,4 @@
-"""What the shapes of renamed weights tell of blocks of any kind."""
+"""Read settings of blocks of any kind from the shapes of renamed weights."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,12 +9,12 @@ from torch import Tensor
 from mmrep.errors import CheckpointError
 from mmrep.models.layers.se_layer import make_divisible
 
-#: Squeeze ratios to try; several may do, and these two have names.
+#: Squeeze ratios to try. Several may fit, so those of named architectures come first.
 _RATIOS = (16, 4, *range(1, 65))
 
 
 def check_name(arch: str | None, named: Iterable[str]) -> None:
-    """Raise ``CheckpointError`` if an architecture was named that has no name."""
+    """Raise ``CheckpointError`` if ``arch`` is not the name of an architecture."""
     if arch is not None and arch not in named:
         raise CheckpointError(f'arch {arch!r} is unknown; choose from {", ".join(named)}')
 
@@ -22,19 +22,20 @@ def check_name(arch: str | None, named: Iterable[str]) -> None:
 def count_blocks(
     state: Iterable[str], prefix: str, inside: str = '', first: int = 1
 ) -> Iterator[int]:
-    """Numbers of blocks of the stages, whose names begin with a prefix and a number.
+    """Count the blocks of each stage by the largest block number in its keys.
 
-    Those that are missing between two others count, be it a billion: an iterator, which
-    the first that is missing ends.
+    Missing blocks and stages count, too, and a file may name a billion of them. So this is
+    an iterator: the caller stops at the first block that is missing.
 
     Args:
         state: The keys.
-        prefix: What stands before a stage's number.
-        inside: Regular expression of what stands before a block's number in its stage.
+        prefix: Regular expression of what precedes a stage's number.
+        inside: Regular expression of what precedes a block's number in its stage.
             Default: nothing.
         first: Number of the first stage. Default: 1.
     """
-    # Python reads no number of thousands of digits; such a block is missed by its name.
+    # int() refuses thousands of digits. Keys with such numbers are reported as unexpected
+    # later.
     stage = re.compile(rf'{prefix}(0|[1-9]\d{{0,8}})\.{inside}(\d{{1,9}})\.')
     found = map(stage.match, state)
     last = dict(sorted((int(m[1]), int(m[2])) for m in found if m))
@@ -51,7 +52,7 @@ def kernel(state: Mapping[str, Tensor], block: str, *names: str) -> Tensor:
         *names: What its conv may be called.
 
     Raises:
-        CheckpointError: If there is none; says only that.
+        CheckpointError: If there is none; the caller names the file.
     """
     keys = (f'{block}.{name}.weight' for name in names)
     weight = next((state[key] for key in keys if key in state), None)
@@ -65,12 +66,12 @@ def named_arch(
     named: Mapping[str, Mapping[str, Any]],
     untold: Iterable[str] = (),
 ) -> str | dict[str, Any]:
-    """The name of the architecture that was measured; itself, where it has none.
+    """The name of a measured architecture, or ``measured`` itself if it has none.
 
     Args:
-        measured: What the shapes say.
-        named: The architectures that have names.
-        untold: Keys that these weights do not tell. Default: none.
+        measured: The settings that were found from the shapes.
+        named: The settings of the named architectures.
+        untold: Settings that cannot be found from these weights. Default: none.
     """
     told = set(measured) - set(untold)
     same = (
@@ -82,7 +83,7 @@ def named_arch(
 
 
 def factor(width: int, unit: int) -> float:
-    """What makes a width of a unit, where the product is cut off to a whole number."""
+    """A factor ``f`` for which ``int(unit * f) == width``."""
     factor = width / unit
     return factor if int(unit * factor) == width else (width + 0.5) / unit
 
@@ -91,18 +92,18 @@ def squeezed(state: Mapping[str, Tensor], layer: str) -> int:
     """The inner channels of an SE layer; 0 where there is none.
 
     Raises:
-        CheckpointError: If its weight is that of no conv; says only that.
+        CheckpointError: If its weight is not that of a conv; the caller names the file.
     """
     weight = state.get(f'{layer}.conv1.conv.weight')
     if weight is None:
         return 0
     if weight.dim() != 4:
-        raise CheckpointError(f"a weight of mmrep's {layer} is that of no conv")
+        raise CheckpointError(f"a weight of mmrep's {layer} is not that of a conv")
     return len(weight)
 
 
 def is_se_cfg(cfg: Mapping[str, int], layers: Iterable[tuple[int, int]]) -> bool:
-    """Whether SE layers of these widths, outer and inner, have a config."""
+    """Whether a config fits SE layers of these widths, outer and inner."""
     ratio, divisor = cfg['ratio'], cfg.get('divisor', 8)
     return all(make_divisible(outer // ratio, divisor) == inner for outer, inner in layers)
 
@@ -111,7 +112,7 @@ def find_se_cfg(layers: list[tuple[int, int]]) -> dict[str, int]:
     """The config of SE layers of these widths: one ratio for all, rounded to 1 or to 8.
 
     Raises:
-        CheckpointError: If there is none; says only that.
+        CheckpointError: If there is none; the caller names the file.
     """
     candidates = (dict(ratio=r, divisor=d) for d in (1, 8) for r in _RATIOS)
     fitting = next((cfg for cfg in candidates if is_se_cfg(cfg, layers)), None)

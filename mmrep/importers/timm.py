@@ -23,7 +23,7 @@ _PLACES = {
 TIMM = Layout(
     name='timm',
     mark=r'^stages\.\d\.\d+\.(conv_kxk\.conv|reparam_conv)\.',
-    # Of MobileOnes.
+    # Found in MobileOnes.
     foreign_mark=r'\.reparam_conv\.weight \d+ \d+ 1 1$',
     rules=every_leaf({**under(_PLACES, _PARTS), r'head\.fc': 'head.fc'}),
     family=repvgg_config,

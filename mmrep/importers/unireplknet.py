@@ -10,7 +10,7 @@ from .renaming import every_leaf, under
 from .unireplknet_config import unireplknet_config
 
 _PLACES = {
-    # Stages count from 0 there.
+    # The official code counts stages from 0.
     rf'stages\.{i}\.(\d+)': rf'backbone.stage_{i + 1}.blocks.\1'
     for i in range(4)
 }
@@ -49,7 +49,7 @@ _BETWEEN = {
         for i in (1, 2, 3)
         for j, part in enumerate(('conv', 'norm'))
     },
-    # After the mean of the last stage, or after each of them.
+    # After global pooling of the last stage, or after each stage.
     r'norm': 'backbone.norm_4',
     **{rf'norm{i}': f'backbone.norm_{i + 1}' for i in range(4)},
     r'head': 'head.fc',
@@ -57,7 +57,7 @@ _BETWEEN = {
 
 
 def _prepare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Kernels of linear layers; norms of blocks of small kernels by another name."""
+    """Turn linear layers into 1x1 kernels, and rename norms after small kernels."""
     prepared = {}
     for key, value in weights.items():
         found = re.fullmatch(r'(stages\.\d+\.\d+)\.(?:norm\.(\w+)|(pwconv|act).*)', key)

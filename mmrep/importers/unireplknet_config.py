@@ -21,11 +21,12 @@ def unireplknet_config(
     Args:
         state: The weights, under the backbone's keys.
         layout: Where they come from.
-        arch: Name of the architecture. Default: None, which means the named one of these
-            shapes or, where there is none, a dict.
+        arch: Name of the architecture. Default: None, the named one with these shapes or,
+            if there is none, a dict.
 
     Raises:
-        CheckpointError: If a block is missing, or ``arch`` is unknown; says only that.
+        CheckpointError: If a block is missing, or ``arch`` is unknown; the caller names the
+            file.
     """
     named = UniRepLKNet.arch_settings
     check_name(arch, named)
@@ -41,7 +42,7 @@ def unireplknet_config(
     )
     if arch is None:
         arch = named_arch(measured, named)
-    # Each output has a norm; one of the last alone is that of a classifier.
+    # Each output has a norm. A norm of the last stage only is that of a classifier.
     outputs = [i for i in range(len(stages)) if f'norm_{i + 1}.weight' in state]
     config = dict(type='mmrep.UniRepLKNet', arch=arch, out_indices=tuple(outputs))
     if outputs != [len(stages) - 1]:

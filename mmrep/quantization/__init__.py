@@ -1,4 +1,4 @@
-"""From a checkpoint to an int8 ONNX file whose accuracy was measured."""
+"""Quantize a checkpoint to an int8 ONNX file, and measure its accuracy."""
 
 from .comparison import Int8, compare_recipes
 from .equalization import equalize

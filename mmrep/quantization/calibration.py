@@ -17,7 +17,7 @@ from .progress import Track
 def calibration_dataset(config: Config) -> ConfigDict:
     """The config of the training set, whose images go through the test pipeline.
 
-    A data set that mixes several images, as mosaics do, gives way to the one inside.
+    A data set that mixes several images, as mosaics do, is replaced by the one inside it.
 
     Raises:
         ConfigError: If the config has no training set or no pipeline to test with.
@@ -51,10 +51,10 @@ def calibration_images(
 
     Args:
         dataset: The data set, as :func:`calibration_dataset` describes it.
-        inputs_of: From a batch of one image to what the network gets: the image, or its
-            crops, of which one is taken.
-        samples: The most images.
-        track: Wraps what is read, with a title.
+        inputs_of: Function from a batch of one image to the inputs of the network: the
+            image, or its crops, of which a random one is taken.
+        samples: The largest number of images.
+        track: Wraps the images, with a title, to show progress.
         seed: Seed of the choice. Default: 0.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -67,12 +67,12 @@ def calibration_images(
 
 
 def build_dataset(config: ConfigDict) -> BaseDataset:
-    """The data set of a config.
+    """Build the data set of a config.
 
     Raises:
-        ConfigError: If there is nothing in it.
+        ConfigError: If it is empty.
     """
-    # What a Runner makes of it; its sampler and workers are not used.
+    # Built as a Runner does; the sampler and the workers are not used.
     dataset = Runner.build_dataloader(
         dict(
             dataset=config,
@@ -104,7 +104,7 @@ def _pipeline(dataset: ConfigDict | None) -> list | None:
 
 
 def _with_pipeline(dataset: ConfigDict, pipeline: list) -> ConfigDict:
-    """The same data set with another pipeline, in place where it can be."""
+    """The same data set with another pipeline; changed in place if possible."""
     if isinstance(dataset.get('dataset'), dict):
         inner = _with_pipeline(dataset.dataset, pipeline)
         if 'pipeline' in dataset:
@@ -113,6 +113,6 @@ def _with_pipeline(dataset: ConfigDict, pipeline: list) -> ConfigDict:
     elif isinstance(dataset.get('datasets'), list | tuple):
         dataset.datasets = [_with_pipeline(inner, pipeline) for inner in dataset.datasets]
     elif 'pipeline' in dataset:
-        # Not test_mode, by which some data sets choose what they read.
+        # test_mode is left alone, since some data sets choose by it what they read.
         dataset.pipeline = copy.deepcopy(pipeline)
     return dataset

@@ -1,4 +1,4 @@
-"""Compare recipes by what they lose."""
+"""Compare quantization recipes by what they lose."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from .source import load_source
 
 
 class Int8(NamedTuple):
-    """What a recipe gives.
+    """What was measured of a recipe.
 
     Args:
         metric: The metric in int8.
@@ -34,24 +34,31 @@ def compare_recipes(
     metric: str | None = None,
     track: Track = untracked,
 ) -> tuple[float, dict[Recipe, Int8]]:
-    """The metric of a checkpoint in fp32, and what each recipe gives in int8.
+    """Measure the metric of a checkpoint in fp32, and in int8 with each recipe.
 
-    Everything that can be is quantized; see :func:`quantize_onnx` for how and with what.
+    All layers that can be quantized are; for calibration and evaluation, see
+    :func:`quantize_onnx`.
 
     Args:
         config: The config.
         checkpoint: The checkpoint.
-        recipes: What is compared.
-        samples: The most calibration images. Default: 128.
+        recipes: The recipes to compare.
+        samples: The largest number of calibration images. Default: 128.
         metric: See :class:`HostEvaluation`. Default: None.
-        track: Wraps what takes long, with a title. Default: nothing.
+        track: Wraps what takes long, with a title, to show progress. Default: nothing.
+
+    Returns:
+        The metric in fp32, and the measurements of each recipe.
 
     Raises:
         UserError: With one sentence, if anything is wrong.
     """
     source = load_source(config, checkpoint, metric, samples, track)
     if source.evaluation is None:
-        raise UserError('no classifier and no segmentor: there is no metric to compare')
+        raise UserError(
+            'the model is neither a classifier nor a segmentor: there is no metric to '
+            'compare'
+        )
     quantizer = Quantizer(source.graph, source.images)
     judge = source.judge(track)
     found = {}

@@ -1,4 +1,4 @@
-"""Equalize the weights' ranges of convs that follow each other."""
+"""Equalize the weight ranges of consecutive convs."""
 
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 #: Operators with ``f(s x) = s f(x)`` for ``s > 0``, each channel by itself.
 _HOMOGENEOUS = ('Relu', 'LeakyRelu', 'MaxPool', 'AveragePool', 'GlobalAveragePool')
 
-#: Of the range of the largest channel, what one that is not equalized has at most.
+#: Channels with at most this share of the largest channel's range are not equalized.
 _DEAD = 1e-4
 
-#: The most sweeps over all pairs; they stop when no scale is further from 1 than this.
+#: The most sweeps over all pairs, and how far from 1 a scale may be for them to stop.
 _SWEEPS, _ENOUGH = 100, 1e-3
 
 
@@ -29,19 +29,20 @@ class _Pair(NamedTuple):
 
 
 def equalize(model: 'ModelProto') -> int:
-    """Make the ranges of a channel's weights before and after it alike, in place.
+    """Equalize the ranges of each channel's weights in consecutive convs, in place.
 
-    Between a conv ``W1, b1`` and convs ``W2`` that read it, through nothing or through
-    what a positive factor goes through (ReLU, pooling), and that nothing else reads,
-    channel ``c`` is divided by ``s`` in the first and multiplied by it in the second::
+    Let convs ``W2`` read the output of a conv ``W1, b1``, directly or through operators
+    that commute with a positive factor (ReLU, pooling), and let nothing else read it. Then
+    channel ``c`` is divided by ``s`` in the first conv and multiplied by ``s`` in the
+    others::
 
         s = sqrt(r1 / r2),   W1[c] / s,   b1[c] / s,   W2[:, c] s
 
     where ``r1 = max |W1[c]|`` and ``r2 = max |W2[:, c]|``, so that both ranges become
     ``sqrt(r1 r2)``: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization
-    and Bias Correction", section 4.1. A channel with next to no weights stays as it is. The
-    pairs are gone through until they agree. The function stays the same but for the
-    rounding of each weight.
+    and Bias Correction", section 4.1. A channel whose weights are close to zero is left as
+    it is. Sweeps over all pairs are repeated until the ranges agree. The function stays the
+    same, except for the rounding of each weight.
 
     Args:
         model: The graph of a fused model.
@@ -70,12 +71,12 @@ def equalize(model: 'ModelProto') -> int:
 
 
 def _scale(pair: _Pair, arrays: dict[str, np.ndarray]) -> bool:
-    """Equalize a pair; say whether there was much to do."""
+    """Equalize a pair; returns whether a scale was more than ``_ENOUGH`` from 1."""
     first = arrays[pair.first.input[1]]
     after = [_by_group(node, arrays) for node in pair.after]
     before = abs(first).max((1, 2, 3))
     behind = np.max([abs(weight).max((1, 3, 4)).ravel() for weight in after], 0)
-    # A channel of next to no weights has no range to share: its bias would grow with them.
+    # Weights close to zero are not scaled up: their bias would grow as much.
     used = (before > _DEAD * before.max()) & (behind > _DEAD * behind.max())
     scale = np.ones_like(before)
     scale[used] = np.sqrt(before[used] / behind[used])
@@ -99,7 +100,7 @@ def _own(node: 'NodeProto') -> list[str]:
 
 
 def _pairs(model: 'ModelProto') -> list[_Pair]:
-    """The convs in the order of computation that have nothing but convs after them."""
+    """The convs whose output only convs read, in the order of computation."""
     graph = model.graph
     readers = defaultdict(list)
     for node in nodes_of(graph.node):

@@ -1,4 +1,4 @@
-"""Evaluate raw outputs, wherever they come from, as the host evaluates its model."""
+"""Evaluate raw outputs of any origin as the host evaluates its model."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ from mmrep.hosts import quiet
 
 from .progress import Track, untracked
 
-#: What makes the raw outputs of a classifier and a segmentor of the hosts.
+#: Names of the head in the hosts' classifiers and segmentors.
 _HEADS = ('head', 'decode_head')
 
-#: The metric of an evaluator that gives several, if the config does not name one.
+#: Metrics to look at if an evaluator gives several and the config names none.
 _USUAL = ('accuracy/top1', 'mIoU', 'multi-label/mAP')
 
 #: Metrics of which less is better, as mmengine, mmseg and mmdet call them.
@@ -37,10 +37,10 @@ class HostEvaluation:
 
     Args:
         config: The config, with ``val_dataloader`` and ``val_evaluator``.
-        model: Its model, of which ``has_one_head`` is true. Its weights do not matter.
-        metric: What is looked at, one of those that the evaluator gives. Default: what
-            ``default_hooks.checkpoint.save_best`` names, or the only one, or
-            ``accuracy/top1`` or ``mIoU``.
+        model: Its model, for which ``has_one_head`` is true. Its weights do not matter.
+        metric: Name of the metric that decides, one that the evaluator gives. Default: the
+            one that ``default_hooks.checkpoint.save_best`` names, else ``accuracy/top1``,
+            ``mIoU`` or ``multi-label/mAP``, else the only one.
 
     Raises:
         ConfigError: If the config lacks one of them.
@@ -65,8 +65,8 @@ class HostEvaluation:
         """The metrics of raw outputs on the validation set.
 
         Args:
-            infer: What makes them.
-            form: What they are of, for the progress. Default: ''.
+            infer: Computes the raw outputs.
+            form: Name of the form, for the progress. Default: ''.
             track: Wraps the batches, with a title. Default: nothing is shown.
         """
         with quiet():
@@ -80,10 +80,10 @@ class HostEvaluation:
         return {name: float(value) for name, value in metrics.items() if _is_number(value)}
 
     def metric_of(self, metrics: dict[str, float]) -> str:
-        """The name of the metric that is looked at.
+        """The name of the metric that decides.
 
         Raises:
-            UserError: If the evaluator does not give it, or gives several of which none
+            UserError: If the evaluator does not give it, or gives several and none of them
                 is named.
         """
         given = ', '.join(metrics) or 'none that is a number'
@@ -103,18 +103,19 @@ class HostEvaluation:
     def less_is_better(self, metric: str) -> bool:
         """Whether less of a metric is better, by the config's rule or by its name.
 
-        The rule is that for the best checkpoint, where there is one for all metrics.
+        The rule is that of the checkpoint hook, if it is a single one and ``save_best`` is
+        this metric or ``'auto'``.
         """
         if self._rule in ('less', 'greater') and self._named in (metric, 'auto'):
             return self._rule == 'less'
         return bool(_LESS.search(metric))
 
     def inputs_of(self, data: dict, infer: Infer) -> list[np.ndarray]:
-        """What the network gets for a batch, ``(1, C, H, W)`` each: images, or crops.
+        """The inputs of the network for a batch, ``(1, C, H, W)`` each: images, or crops.
 
         Args:
             data: The batch, as a data loader gives it.
-            infer: What makes raw outputs.
+            infer: Computes raw outputs.
         """
         seen = []
 
@@ -134,7 +135,7 @@ def _built(config: dict | list) -> Evaluator:
 
 
 def _save_best(config: Config) -> tuple[str | None, str | None]:
-    """The metric by which the config tells its best checkpoint, and its rule."""
+    """The ``save_best`` and the ``rule`` of the config's checkpoint hook."""
     hooks = config.get('default_hooks')
     checkpoint = hooks.get('checkpoint') if isinstance(hooks, dict) else None
     checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
@@ -152,16 +153,17 @@ def _is_number(value: object) -> bool:
 
 @torch.no_grad()
 def has_one_head(model: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether a model's raw output is one tensor, and what its one head returns.
+    """Whether a model's raw output is one tensor, which its one head returns.
 
-    As of classifiers and segmentors, whose predictions can be made of any raw output.
+    This holds for classifiers and segmentors. They can predict from raw outputs that
+    something else has computed.
 
     Args:
         model: The model.
-        shape: Of an input.
+        shape: Shape of an input.
 
     Raises:
-        UserError: If it cannot process one.
+        UserError: If the model cannot process the input.
     """
     if (head := _head_of(model)) is None:
         return False
@@ -188,12 +190,12 @@ def _head_of(model: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def _predicting(model: nn.Module, infer: Infer) -> Iterator[None]:
-    """Let a model's predictions be made of other raw outputs than its own."""
+    """Let a model predict from the raw outputs of ``infer`` instead of its own."""
     head = _head_of(model)
     model.extract_feat = lambda inputs, *args, **kwargs: infer(inputs)
     head.forward = lambda outputs: outputs
     try:
         yield
     finally:
-        # Those of the classes come to light again.
+        # The methods of the classes are visible again.
         del model.extract_feat, head.forward

@@ -1,4 +1,4 @@
-"""What int8 costs: by the host's metric, or by the raw outputs."""
+"""Measure what int8 costs, by the host's metric or by the raw outputs."""
 
 import math
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class Judgement:
 
     Args:
         outputs: How far each raw output is from that of the fp32 graph.
-        metrics: The metrics on the validation set; none where raw outputs decide.
-        drop: What the metric lost; nothing where raw outputs decide.
+        metrics: The metrics on the validation set; empty if raw outputs decide.
+        drop: The loss of the metric; 0 if raw outputs decide.
     """
 
     outputs: dict[str, Error]
@@ -39,12 +39,12 @@ class MetricJudge:
     """Evaluates graphs as the host does, on the validation set.
 
     Args:
-        evaluation: The host's.
+        evaluation: The evaluation by the host.
         fp32: The graph that the others are compared with.
-        track: Wraps the batches, with a title.
+        track: Wraps the batches, with a title, to show progress.
 
     Raises:
-        UserError: If there is no such metric, or the graph's is not a number.
+        UserError: If there is no such metric, or that of the fp32 graph is not a number.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class MetricJudge:
         self._evaluation = evaluation
         self._fp32 = Session(fp32)
         self._track = track
-        #: The metrics of the fp32 graph, and the one that is looked at.
+        #: The metrics of the fp32 graph, and the name of the one that decides.
         self.reference = evaluation.measure(self._fp32.infer, 'fp32', track)
         self.metric = evaluation.metric_of(self.reference)
         if math.isnan(self.reference[self.metric]):

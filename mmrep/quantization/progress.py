@@ -1,11 +1,11 @@
-"""How long work says how far it is."""
+"""Show the progress of long work."""
 
 from collections.abc import Callable, Iterable
 
-#: Wraps what is gone through, under a title, to show progress.
+#: Wraps an iterable, with a title, to show progress.
 Track = Callable[[Iterable, str], Iterable]
 
 
 def untracked(items: Iterable, title: str) -> Iterable:
-    """Shows nothing."""
+    """A ``Track`` that shows nothing."""
     return items

@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to an int8 ONNX file whose accuracy was measured."""
+"""Quantize a config's checkpoint to an int8 ONNX file, and measure its accuracy."""
 
 import json
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 AUTO = 'auto'
 
-#: The first by which a weight can have a scale for each channel.
+#: The first opset that has a scale for each channel of a weight.
 _OPSET = 13
 
-#: Equalizing changes nothing but the last bits: 1e-6 as relative L2.
+#: The least SQNR of an equalized graph, in dB; 120 dB are a relative L2 error of 1e-6.
 _EQUALIZED_SQNR = 120.0
 
 
@@ -71,16 +71,16 @@ class QuantizedOnnx:
     Args:
         out: The file.
         picture: The picture of the layers.
-        record: All that is said here, as JSON.
+        record: The record of all these results, as JSON.
         recipe: How it was quantized.
         recipes: SQNR of each recipe that was tried, on the calibration images, in dB.
         samples: Number of calibration images.
         equalized: Number of convs whose channels were equalized; None if not asked for.
-        metric: The metric that is looked at; None where raw outputs decide.
-        metrics: All metrics, by form; empty where raw outputs decide.
+        metric: Name of the metric that decides; None if raw outputs decide.
+        metrics: All metrics, by form; empty if raw outputs decide.
         outputs: SQNR in dB and argmax agreement of each raw output, on the validation
-            set, or on the calibration images where raw outputs decide.
-        drops: Loss of the metric with so many layers left in fp32, as far as tried.
+            set, or on the calibration images if raw outputs decide.
+        drops: Loss of the metric by the number of layers left in fp32, as far as tried.
         sizes: Bytes of each form's graph.
         latencies: Median seconds of each form for one image.
         layers: The layers, in order.
@@ -130,14 +130,15 @@ def quantize_onnx(
 
     The deploy form is exported in fp32 as by :func:`~mmrep.deployment.export_onnx`. It is
     calibrated on images of the training set, which go through the test pipeline, and
-    quantized by ONNX Runtime: QDQ, weights int8, activations uint8. Of several recipes the
-    one is taken whose raw outputs have the largest SQNR on the calibration images. Then
-    both forms are evaluated by the host on the validation set. If the metric loses more
-    than ``max_drop``, the layers whose quantization alone costs most, on the calibration
-    images, are left in fp32: as few as bring the loss under it, and at most half of all.
+    quantized by ONNX Runtime: QDQ, weights int8, activations uint8. The recipe is taken
+    whose raw outputs have the largest SQNR on the calibration images. Then the host
+    evaluates both forms on the validation set. If the metric loses more than ``max_drop``,
+    layers are left in fp32, those first that cost most on the calibration images when they
+    alone are quantized: as few as bring the loss below ``max_drop``, and at most half of
+    the layers.
 
-    A model that is no classifier and no segmentor, as a detector, is judged by its raw
-    outputs on the calibration images; ``max_drop`` is not asked for then.
+    A model that is neither a classifier nor a segmentor, as a detector, is judged by its
+    raw outputs on the calibration images; then ``max_drop`` has no effect.
 
     Args:
         config: The config that the checkpoint was trained with, or its deploy config.
@@ -145,11 +146,11 @@ def quantize_onnx(
         out: The file, ``.onnx``. Beside it, a record ``.json`` and a picture ``.png``.
         max_drop: The largest loss of the metric, in its own unit. Default: 0.5.
         allow_drop: Whether to write a file that loses more. Default: False.
-        samples: The most calibration images. Default: 128.
+        samples: The largest number of calibration images. Default: 128.
         method: ``'minmax'``, ``'percentile'`` or ``'auto'``, the better. Default:
             ``'auto'``.
-        per_channel: Whether each output channel of a weight has a scale. Default: None,
-            what is better.
+        per_channel: Whether each output channel of a weight has its own scale. Default:
+            None, the better.
         exclude: Patterns of layers that stay in fp32, as ``'*conv_seg*'``. Default: none.
         equalized: Whether to :func:`~mmrep.quantization.equalize` first. Default: False.
         reduce_range: Whether weights get 7 bits, for CPUs without VNNI. Default: False.
@@ -172,7 +173,7 @@ def quantize_onnx(
         for read in (checkpoint, source_config):
             if Path(expanduser(read)).resolve() == path.resolve():
                 raise UserError(f'{path} would replace {read}: give another name')
-        # They are written last, after minutes.
+        # They are written at the end, minutes later.
         refuse_unwritable(path)
     if (export.get('opset') or _OPSET) < _OPSET:
         raise UserError(f'int8 takes opset {_OPSET} or newer: give another --opset')
@@ -218,21 +219,21 @@ def quantize_onnx(
 
 
 def _recipes(method: str, per_channel: bool | None) -> list[Recipe]:
-    """What there is to try; all else being equal, the first is taken."""
+    """The recipes to try; of equally good ones the first is taken."""
     methods = METHODS if method == AUTO else (method,)
     granularities = (True, False) if per_channel is None else (per_channel,)
     return [Recipe(*pair) for pair in product(methods, granularities)]
 
 
 def _equalize(graph: 'ModelProto', images: Sequence[np.ndarray]) -> int:
-    """Equalize a graph in place; see that it is the same function."""
+    """Equalize a graph in place, and verify that it computes the same."""
     before = Session(graph)
     count = equalize(graph)
     seen = images[:1]
     sqnr = total_sqnr(errors([before(image) for image in seen], Session(graph), seen))
     if not sqnr >= _EQUALIZED_SQNR:
         raise VerificationError(
-            f'the equalized graph has an SQNR of {sqnr:.0f} dB, which is more than '
+            f'the equalized graph has an SQNR of {sqnr:.0f} dB, so it differs by more than '
             'rounding: nothing was written; leave --equalize out, or report the config'
         )
     return count
@@ -241,7 +242,7 @@ def _equalize(graph: 'ModelProto', images: Sequence[np.ndarray]) -> int:
 def _layers(
     quantizer: Quantizer, left: Sequence[str], alone: dict[str, float]
 ) -> list[Layer]:
-    """What there is to say of each layer."""
+    """The :class:`Layer` of each layer of the graph."""
     layers = []
     for name in quantizer.layers:
         ranges = quantizer.channel_ranges(name)
@@ -271,7 +272,7 @@ def _write(result: QuantizedOnnx, int8: 'ModelProto', said: dict) -> None:
     record['versions'] = {
         package.__name__: package.__version__ for package in (torch, onnx, onnxruntime)
     }
-    # JSON has no infinity, which is the SQNR of what int8 does not change.
+    # JSON has no infinity, which is the SQNR of outputs that int8 does not change.
     record = json.loads(json.dumps(plain(record)), parse_constant=lambda _: None)
     said = plain({**said, 'int8': record})
     onnx.helper.set_model_props(int8, {'mmrep': json.dumps(said)})

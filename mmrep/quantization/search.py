@@ -1,4 +1,4 @@
-"""Which recipe loses least, and which layers are better left in fp32."""
+"""Find the recipe that loses least, and the layers that cost most in int8."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from .progress import Track
 from .quantizer import Quantizer, Recipe
 from .sessions import Session, errors, total_sqnr
 
-#: Of the images, how many outputs are compared: of a recipe, and of a layer alone.
+#: The number of images to compare outputs on: for a recipe, and for a layer alone.
 COMPARED, _FOR_RANKING = 32, 16
 
 
@@ -16,8 +16,8 @@ class Search:
     """Compares quantized graphs with their fp32 graph on the calibration images.
 
     Args:
-        quantizer: What quantizes.
-        keep: Layers that stay in fp32 whatever they cost. Default: none.
+        quantizer: The quantizer of the fp32 graph.
+        keep: Layers that stay in fp32 in any case. Default: none.
     """
 
     def __init__(self, quantizer: Quantizer, keep: Sequence[str] = ()) -> None:
@@ -35,7 +35,7 @@ class Search:
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def layers(self, recipe: Recipe, track: Track) -> dict[str, float]:
-        """The SQNR in dB where one layer alone is quantized, the worst first."""
+        """The SQNR in dB with each layer quantized alone, the worst first."""
         found = {}
         names = [name for name in self.quantizer.layers if name not in self.keep]
         for name in track(names, 'ranking layers'):
@@ -49,14 +49,14 @@ class Search:
 
 
 def fewest(most: int, is_enough: Callable[[int], bool]) -> int | None:
-    """The smallest number for which a condition holds, which holds for all above it.
+    """Find the smallest number for which a condition holds, by bisection.
 
-    Where it does not, the number is one for which it holds, and for the one below it,
-    which was asked for, it does not.
+    The condition is taken to hold for all larger numbers, too. If it does not, the result
+    is a number for which it holds while it does not hold for the number below.
 
     Args:
-        most: The largest number that is asked for.
-        is_enough: The condition, which does not hold for 0.
+        most: The largest number to try.
+        is_enough: The condition, which is taken not to hold for 0.
 
     Returns:
         The number, or None if the condition does not hold for ``most``.

@@ -1,4 +1,4 @@
-"""Run ONNX graphs by ONNX Runtime, and tell how far their outputs are apart."""
+"""Run ONNX graphs by ONNX Runtime, and measure how far their outputs differ."""
 
 import math
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Session:
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """The outputs for images ``(N, C, H, W)``.
 
-        A graph of one image gets them one by one.
+        A graph with a batch of one gets them one by one.
 
         Raises:
             UserError: If they are not of the size that the graph takes.
@@ -69,7 +69,7 @@ class Session:
         return [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
     def infer(self, images: Tensor) -> Tensor:
-        """The first output, as a tensor."""
+        """The first output for images, as a tensor."""
         return torch.from_numpy(self(images.numpy())[0])
 
 
@@ -81,7 +81,7 @@ class Error:
         signal: Sum of the squares of the reference.
         noise: Sum of the squares of the difference.
         positions: Number of positions in all axes but the channels'.
-        agreeing: Of these, how many have the same largest channel.
+        agreeing: Number of these positions that have the same largest channel.
     """
 
     signal: float = 0.0
@@ -117,7 +117,7 @@ def errors(
     session: Session,
     images: Sequence[np.ndarray],
 ) -> list[Error]:
-    """How far each output of a graph is from what another made of the same images."""
+    """How far each output of a graph is from its references on the same images."""
     found = [Error() for _ in session.outputs]
     for reference, image in zip(references, images, strict=True):
         for error, expected, output in zip(found, reference, session(image), strict=True):
@@ -126,7 +126,7 @@ def errors(
 
 
 def total_sqnr(found: Sequence[Error]) -> float:
-    """The SQNR of all outputs in dB, of which each counts alike."""
+    """The SQNR in dB of all outputs together, with equal weights."""
     ratios = [e.noise / e.signal if e.noise and e.signal else e.noise for e in found]
     ratio = sum(ratios) / len(ratios)
     return -10 * math.log10(ratio) if ratio else math.inf

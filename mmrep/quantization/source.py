@@ -1,4 +1,4 @@
-"""What a checkpoint gives to be quantized: its graph, images, and how it is evaluated."""
+"""Prepare a checkpoint to be quantized: its graph, its images and its evaluation."""
 
 import copy
 import json
@@ -34,9 +34,9 @@ class Source:
 
     Args:
         graph: Its deploy form in fp32, verified and prepared.
-        said: What the file says of where it comes from.
+        said: The record of its origin in the exported file.
         images: Calibration images, ``(1, C, H, W)`` each.
-        evaluation: How the host evaluates it; None where raw outputs decide.
+        evaluation: How the host evaluates it; None if raw outputs decide.
     """
 
     graph: 'ModelProto'
@@ -45,7 +45,7 @@ class Source:
     evaluation: HostEvaluation | None
 
     def judge(self, track: Track) -> MetricJudge | OutputJudge:
-        """What says how much a quantized graph loses against the graph as it is now."""
+        """The judge of what quantized graphs lose against the graph as it is now."""
         if self.evaluation is None:
             return OutputJudge(self.images[:COMPARED], self.graph)
         return MetricJudge(self.evaluation, self.graph, track)
@@ -65,8 +65,8 @@ def load_source(
         config: The config.
         checkpoint: The checkpoint.
         metric: See :class:`HostEvaluation`.
-        samples: The most calibration images.
-        track: Wraps what takes long, with a title.
+        samples: The largest number of calibration images.
+        track: Wraps what takes long, with a title, to show progress.
         **export: See :func:`~mmrep.deployment.export_onnx`.
 
     Raises:
@@ -101,7 +101,7 @@ def _preprocessed(model: nn.Module, data: dict) -> list[np.ndarray]:
 
 
 def _shape(config: Config) -> Shape:
-    """Channels, height and width of what the network gets: in sliding, a crop."""
+    """Channels, height and width of the network's input; in ``slide`` mode, of a crop."""
     shape, test = input_shape(config), config.model.get('test_cfg')
     if isinstance(test, dict) and test.get('mode') == 'slide':
         shape = (shape[0], *test['crop_size'])
@@ -114,20 +114,20 @@ def _evaluation(
     """How the host evaluates the model; None for one that is judged by raw outputs.
 
     Raises:
-        UserError: If a metric is asked of such a one.
+        UserError: If a metric is given for a model that is judged by its raw outputs.
     """
     if has_one_head(model, shape):
         return HostEvaluation(config, model, metric)
     if metric is not None:
         raise UserError(
-            f'{type(model).__name__} is judged by its raw outputs, since its predictions '
-            'are not made of the one output of one head: leave --metric out'
+            f'{type(model).__name__} is judged by its raw outputs, since these are not one '
+            'tensor from one head: leave --metric out'
         )
     return None
 
 
 def _said_of(path: Path) -> dict:
-    """What an exported file says of where it comes from."""
+    """The record of its origin in an exported file."""
     import onnx
 
     properties = onnx.load(path, load_external_data=False).metadata_props

@@ -1,4 +1,4 @@
-"""Leave as few layers in fp32 as bring the loss under a limit."""
+"""Find the fewest layers to leave in fp32 that keep the loss below a limit."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-#: Metrics are means in float32.
+#: Tolerance of the largest loss: metrics are means in float32.
 _ROUNDING = 1e-4
 
 
@@ -22,10 +22,10 @@ class Trials:
     """Quantized graphs with more and more layers left in fp32.
 
     Args:
-        search: What quantizes, and which layers are left in any case.
-        recipe: How.
+        search: Has the quantizer, and the layers that stay in fp32 in any case.
+        recipe: How layers are quantized.
         ranking: The other layers, the one that costs most first.
-        judge: What says how much a graph loses.
+        judge: Measures how much a graph loses.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Trials:
 
     @property
     def drops(self) -> dict[int, float]:
-        """What the metric loses with so many layers left in fp32, as far as tried."""
+        """Loss of the metric by the number of layers left in fp32, as far as tried."""
         return {
             len(self._left(count)): judgement.drop
             for count, judgement in sorted(self._judgements.items())
@@ -53,10 +53,11 @@ class Trials:
         """The graph with the fewest layers in fp32 that loses at most ``max_drop``.
 
         Returns:
-            It, its layers in fp32, and what was measured.
+            The graph, its layers in fp32, and what was measured of it.
 
         Raises:
-            UserError: If none is; unless that is allowed, which gives the best.
+            UserError: If every graph loses more and ``allow_drop`` is false. If it is true,
+                the graph that loses least is returned.
         """
         count = 0
         if not self._loses_at_most(max_drop, 0):

@@ -1,8 +1,8 @@
-"""Verify every block of a model by itself: its fused conv against its branches.
+"""Verify every block of a model on its own: its fused conv against its branches.
 
-The outputs of a model say little of a block where a head hides the backbone, or where a
-deep network amplifies rounding. A block by itself is an affine function of its input, or
-nearly so, and is compared on inputs that show all of it.
+The outputs of a model say little about a block where a head hides the backbone, or where
+a deep network amplifies rounding errors. A block on its own is an affine function of its
+input, or nearly so, and is compared on inputs large enough for every tap of its kernel.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,21 +20,22 @@ from .equivalence import cannot_compare, flatten_outputs
 from .foreign import fused_parts, is_inside
 from .geometry import ConvGeometry, NotFoldableError, Size, conv_geometry
 
-#: Pixels of a seeded input, at least, and how many a kernel leaves free in it.
+#: Size of a seeded input, and by how much it exceeds the kernel, in pixels; both at least.
 _PIXELS, _FREE = 8, 4
 
-#: Errors of a channel count relative to its own response, or to this part of the mean
-#: one: a response that is zero on paper is rounding noise in the computer.
+#: Errors of a channel are relative to its own response, or to this fraction of the mean
+#: response if that is larger: zeros in theory are rounding noise in practice.
 _FLOOR = 1e-6
 
-#: What float64 cannot tell from the bias that was subtracted.
+#: Below this fraction of the bias, a difference from it is a rounding error of float64.
 _LOST = 1e-10
 
-#: What a block adds to its input, which is of unit scale, counts down to this size: the
-#: rounding of an identity that is folded into a float32 kernel is 1e-5 of that.
+#: Lower limit of the scale to which errors are relative where a block adds to its input of
+#: unit scale: rounding an identity in a float32 kernel is an error of 1e-5 of this.
 _IDENTITY = 6e-3
 
-#: Of noise for a block of another package, which may cut off all that is smaller.
+#: Scales of the noise for a block of another package, tried in turn: an activation in it
+#: may set smaller values to zero.
 _SCALES = (1, 10, 100)
 
 
@@ -42,17 +43,18 @@ _SCALES = (1, 10, 100)
 class BlockDifference:
     """How far a fused block is from its branches, as relative L2 errors.
 
-    Of a re-parameterizable block, what is compared is the part that was fused, without
-    the SE layer and the activation that both forms have.
+    Of a block of mmrep, only the part that is fused is compared, without the SE layer and
+    the activation that both forms have.
 
     Args:
-        kernel: Of the response to a seeded input of unit scale, less the response to
-            zeros, in float64; of the worst channel.
-        bias: Of the response to zeros, in float64; of the worst channel.
-        seen: Of the output on the input that the block got from the model, in the model's
-            dtype, against the branches in float64. ``None`` if it got none.
-        branches_seen: The same of the branches in the model's dtype.
-        note: What the comparison does not show, of a block of another package.
+        kernel: Error of the response to seeded noise minus the response to zeros, in
+            float64: of the worst channel, or, for a block of another package, of all
+            channels together.
+        bias: Error of the response to zeros, likewise.
+        seen: Error of the output for the input that the block got from the model, in the
+            model's dtype, against the branches in float64. ``None`` if it got none.
+        branches_seen: The same error for the branches in the model's dtype.
+        note: What the comparison does not cover, for a block of another package.
     """
 
     kernel: float
@@ -63,16 +65,16 @@ class BlockDifference:
 
     @property
     def worst(self) -> float:
-        """The largest error of fusing alone, without the rounding of a forward pass."""
+        """The largest error of fusing in float64, without rounding in a forward pass."""
         return max(self.kernel, self.bias)
 
     def is_within(self, rtol: float, dtype: torch.dtype = torch.float32) -> bool:
-        """Whether the fused block is as close to its branches as fusing can bring it.
+        """Whether the fused block equals its branches up to unavoidable rounding errors.
 
-        In float64, the responses must be within a tenth of ``rtol``, though not nearer
-        than rounding the kernel to its dtype allows. In the model's dtype, where a sum of
-        branches can lose more than ``rtol`` itself, the fused block must not lose more
-        than they do.
+        In float64, the errors must be at most ``rtol / 10``, or 8 eps of ``dtype``, to
+        which the kernel is rounded, if that is larger. In the model's dtype, where the sum
+        of the branches can itself be off by more than ``rtol``, the error must be at most
+        ``rtol``, 8 eps, or twice the error of the branches, whichever is largest.
         """
         eps = 8 * torch.finfo(dtype).eps
         return self.worst <= max(rtol / 10, eps) and (self.seen or 0.0) <= max(
@@ -81,7 +83,7 @@ class BlockDifference:
 
 
 class _Responses(NamedTuple):
-    """What one block computes; in the model's dtype only of what it saw."""
+    """The outputs of one block: in float64, and of the seen input in the model's dtype."""
 
     seeded: Tensor
     zeros: Tensor
@@ -89,7 +91,7 @@ class _Responses(NamedTuple):
 
 
 def map_tensors(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nested values with ``change(x)`` for every tensor of real numbers."""
+    """The same nested values with ``change(x)`` for every floating-point tensor ``x``."""
     if _is_real(values):
         return change(values)
     if isinstance(values, Mapping):
@@ -104,24 +106,24 @@ def map_tensors(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 class Call(NamedTuple):
-    """The arguments of a module."""
+    """The arguments of one call of a module."""
 
     args: tuple
     kwargs: Mapping[str, Any]
 
     @property
     def size(self) -> Size:
-        """Rows and columns of the first argument, which is the map."""
+        """Rows and columns of the first argument, the feature map."""
         first, *_ = (*self.args, *self.kwargs.values())
         return first.shape[2:]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> 'Call':
-        """A call with other tensors in the place of the real ones."""
+        """The same call with ``change(x)`` for every floating-point tensor ``x``."""
         return map_tensors(self, change)
 
 
 class _Inputs(NamedTuple):
-    """What a block is called with; in the model's dtype only what it saw."""
+    """The inputs of one block: noise, zeros, and what it got from the model."""
 
     seeded: Call
     zeros: Call
@@ -129,7 +131,7 @@ class _Inputs(NamedTuple):
 
 
 class BlockReference(NamedTuple):
-    """What a block was given in train form, and what it made of it."""
+    """The inputs and outputs of a block in train form, for :func:`compare_block`."""
 
     inputs: _Inputs
     responses: _Responses
@@ -139,7 +141,7 @@ class BlockReference(NamedTuple):
 
 
 class _PlainUnit(nn.Sequential):
-    """A conv and its norm, or what they are fused to, or come from."""
+    """A conv or a block, with the norm after it if it has one."""
 
 
 class _Linear(nn.Module):
@@ -156,15 +158,16 @@ class _Linear(nn.Module):
 def verifiable_blocks(
     model: nn.Module, norms: Mapping[str, str | None] = {}
 ) -> dict[str, nn.Module]:
-    """What fusing replaces in a model, by name; each as a module that computes it.
+    """The parts of a model that fusing replaces, by name, each as a module.
 
-    The blocks, as :func:`~mmrep.reparam.reparam_blocks` finds them, without those inside
-    another; the convs with a norm that ``plain_units`` of a module lists; and what is in
-    ``norms``, a block or a conv by name, with the norm after it, if it has one.
+    They are the blocks that :func:`~mmrep.reparam.reparam_blocks` finds, except those
+    inside another block; the convs, with their norms, that ``plain_units()`` of a module
+    returns; and the blocks and convs in ``norms``, which maps the name of each to the name
+    of the norm after it, or to ``None``.
     """
     blocks: dict[str, nn.Module] = {}
     for name, block in reparam_blocks(model).items():
-        # Outer ones come first.
+        # Outer blocks come first.
         if not any(is_inside(outer, name) for outer in blocks):
             own = all(
                 hasattr(block, part) for part in ('check_foldable', 'linear', 'geometry')
@@ -183,10 +186,10 @@ def verifiable_blocks(
 
 @contextmanager
 def seen_inputs(model: nn.Module) -> Iterator[dict[str, Call]]:
-    """What each block is first called with while the context is open.
+    """Record the arguments of each block's first call while the context is open.
 
-    By the names of :func:`verifiable_blocks`, in the order of the calls. Among them are
-    the parts of a block of another package that it fuses one by one
+    The keys are the names of :func:`verifiable_blocks`, in the order of the calls, and the
+    names of the parts that a block of another package fuses one by one
     (:func:`~mmrep.reparam.fused_parts`).
     """
     seen: dict[str, Call] = {}
@@ -217,7 +220,7 @@ def _joined_name(*names: str) -> str:
 
 
 def _find(model: nn.Module, blocks: Mapping[str, nn.Module], name: str) -> nn.Module:
-    """One of the blocks of a model, or a part of one."""
+    """The block of that name, or else the submodule of that name."""
     return blocks[name] if name in blocks else model.get_submodule(name)
 
 
@@ -228,26 +231,26 @@ def block_references(
     seed: int = 0,
     norms: Mapping[str, str | None] = {},
 ) -> dict[str, BlockReference]:
-    """What every block of a model in train form computes, to be compared when it is fused.
+    """Compute the references with which :func:`compare_blocks` compares the fused blocks.
 
-    The blocks must compute branch by branch
-    (:func:`~mmrep.reparam.branch_by_branch`), in eval mode.
+    The model must be in train form and in eval mode, and its blocks must compute branch by
+    branch (:func:`~mmrep.reparam.branch_by_branch`).
 
     Args:
         model: The model.
-        seen: What :func:`seen_inputs` saw.
-        seed: Of the seeded inputs. Default: 0.
-        norms: By the name of a block, that of the norm after it that is compared together
-            with it, because it gets the block's bias. Default: none.
+        seen: The calls that :func:`seen_inputs` recorded.
+        seed: Seed of the noise. Default: 0.
+        norms: Names of norms, each by the name of the block before it. The two are
+            compared as one, because the norm gets the block's bias. Default: none.
 
     Raises:
-        ValueError: If a block of another package got no input, so that nothing is known
-            of what it takes, if one cannot compute in float64, or if an output is not
-            finite; names the block.
+        ValueError: If a block got no input and needs one, because it is of another package
+            or its padding depends on the input size; if a block cannot compute in float64;
+            or if an output is not finite. The message names the block.
     """
     references = {}
     blocks = verifiable_blocks(model, norms)
-    # As they were called, so that the first of many wrong ones is named.
+    # In the order of the calls, so that an error names the first block that fails.
     for name in dict.fromkeys([*seen, *blocks]):
         with _naming(name):
             block = _find(model, blocks, name)
@@ -258,9 +261,11 @@ def block_references(
 def _reference(block: nn.Module, seen: Call | None, seed: int) -> BlockReference:
     geometry = _geometry(block)
     if seen is None and (geometry is None or geometry.moves_with_size):
-        raise ValueError('the input does not reach it, and it needs one')
-    # Before the responses, which end in the block's own dtype: pruning and old-style norms
-    # of weights leave a layer with the weight of the last call.
+        raise ValueError(
+            'the input does not reach it, and it cannot be verified without an input'
+        )
+    # Before the responses, whose last call is in the block's own dtype: pruning and
+    # hook-based weight norms keep the weight of the last call in the layer.
     exact = None if seen is None else _in_float64(block, seen)
     if geometry is None:
         inputs, responses, note = _foreign_responses(block, seen, seed)
@@ -276,13 +281,13 @@ def _reference(block: nn.Module, seen: Call | None, seed: int) -> BlockReference
 def _foreign_responses(
     block: nn.Module, seen: Call, seed: int
 ) -> tuple[_Inputs, _Responses, str]:
-    """What shows all of a block of another package, as far as it takes it.
+    """Call a block of another package with inputs that exercise all of it, if possible.
 
-    Maps on which each tap of its kernels meets pixels, and numbers so large that what is
-    cut off at zero comes through.
+    Every tap of its kernels reads pixels, if the block accepts maps of that size, and the
+    noise is scaled up until the output varies, in case an activation cuts off at zero.
 
     Returns:
-        Its inputs, its outputs, and what they do not show.
+        Its inputs, its outputs, and a note on what they do not cover.
     """
 
     def observed(call: Call, scale: float) -> tuple[_Inputs, _Responses]:
@@ -294,18 +299,22 @@ def _foreign_responses(
         try:
             inputs, responses = observed(call, scale)
         except Exception:
-            # It may take one size alone, and raise anything for another.
+            # It may accept one input size only, and raise any exception for another.
             inputs, responses = observed(seen, scale)
-            note = 'its maps are smaller than its kernel, of which some is not seen'
+            note = 'it accepts no larger input, so some taps of kernels may not be compared'
         varying = responses.seeded - responses.zeros
         added = _added(inputs, varying, by_channel=False)
         if _size_of(varying if added is None else added) > _LOST:
             return inputs, responses, note
-    return inputs, responses, 'its output does not depend on its input, and shows nothing'
+    return (
+        inputs,
+        responses,
+        'its output does not depend on its input, so its kernels are not compared',
+    )
 
 
 def _widened(block: nn.Module, seen: Call) -> Call:
-    """A call with maps on which every tap of a block's kernels meets pixels."""
+    """Enlarge the maps of a call until every tap of a block's kernels reads pixels."""
     spans = [
         apart * taps
         for module in block.modules()
@@ -317,7 +326,7 @@ def _widened(block: nn.Module, seen: Call) -> Call:
     def widen(x: Tensor) -> Tensor:
         if x.dim() != 4:
             return x
-        # So often as large, which divides as the size does.
+        # A multiple of the size is divisible by whatever the size is divisible by.
         return x.repeat(1, 1, *(max(1, -(-least // size)) for size in x.shape[2:]))
 
     return seen.map(widen)
@@ -325,7 +334,7 @@ def _widened(block: nn.Module, seen: Call) -> Call:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Name the block in what goes wrong with it, which may be anything."""
+    """Turn any exception into a ``ValueError`` that names the block."""
     try:
         yield
     except Exception as error:
@@ -336,19 +345,19 @@ def _naming(name: str) -> Iterator[None]:
 
 @torch.no_grad()
 def compare_block(reference: BlockReference, block: nn.Module) -> BlockDifference:
-    """Compare a fused block with what it was.
+    """Compare a fused block with its train form.
 
     Args:
-        reference: What it computed in train form.
-        block: What :func:`verifiable_blocks` has of the same name in deploy form.
+        reference: The inputs and outputs of its train form.
+        block: The module of the same name in :func:`verifiable_blocks` of the deploy form.
 
     Raises:
-        ValueError: If an output has another shape.
+        ValueError: If an output has another shape than in train form.
     """
     inputs, expected, exact, by_channel, note = reference
     actual = _respond(block, inputs, by_channel)
     varying = expected.seeded - expected.zeros
-    # What float64 leaves of a kernel beside a bias.
+    # Beside a large bias, float64 loses a response that is smaller.
     least = max(_FLOOR * _size_of(varying), _LOST * _size_of(expected.zeros))
     kernel = _error(
         varying,
@@ -371,21 +380,21 @@ def compare_blocks(
     model: nn.Module,
     norms: Mapping[str, str | None] = {},
 ) -> dict[str, BlockDifference]:
-    """:func:`compare_block` of every block of a model in deploy form, by name.
+    """Compare every block of a model in deploy form with its reference, by name.
 
     Args:
-        references: What the blocks were.
-        model: The model.
-        norms: Where a conv stands in the place of a block, by its name, that of the norm
-            that goes with it; ``None`` for none. Default: no such.
+        references: What :func:`block_references` returned for the train form.
+        model: The model in deploy form.
+        norms: For each conv that replaced a block, by the conv's name, the name of the
+            norm that belongs to it, or ``None``. Default: none.
 
     Raises:
-        ValueError: If a block is not there, or an output has another shape.
+        ValueError: If a block is missing, or an output has another shape.
     """
     blocks = verifiable_blocks(model, norms)
     there = {name for name, _ in model.named_modules()}
     if missing := references.keys() - there:
-        raise ValueError(f'the deploy form has no {min(missing)}')
+        raise ValueError(f'the deploy form has no module named {min(missing)}')
     differences = {}
     for name, reference in references.items():
         with _naming(name):
@@ -394,7 +403,7 @@ def compare_blocks(
 
 
 def _geometry(block: nn.Module) -> ConvGeometry | None:
-    """The conv that a block becomes; ``None`` for one of another package."""
+    """The geometry of the conv that a block becomes; ``None`` if it is not known."""
     unit = isinstance(block, _PlainUnit)
     block = block[0] if unit else block
     if isinstance(block, _Linear):
@@ -408,12 +417,12 @@ def _geometry(block: nn.Module) -> ConvGeometry | None:
 def _inputs(
     block: nn.Module, like: Call, seen: Call | None, seed: int, scale: float = 1
 ) -> _Inputs:
-    """Noise and zeros of the shapes of a call."""
+    """Seeded noise and zeros with the shapes of the tensors in ``like``."""
     generator = torch.Generator().manual_seed(seed)
     device = next((tensor.device for tensor in _tensors(block).values()), None)
 
     def draw(tensor: Tensor) -> Tensor:
-        # Drawn on the CPU, which gives the same numbers for a seed everywhere.
+        # Drawn on the CPU, so that a seed gives the same numbers on every device.
         return scale * torch.randn(tensor.shape, generator=generator).to(device)
 
     seeded = like.map(draw)
@@ -425,7 +434,7 @@ def _is_real(value: Any) -> bool:
 
 
 def _size(geometry: ConvGeometry, seen: Call | None) -> list[int]:
-    """Rows and columns in which every tap of a kernel meets pixels of the input."""
+    """Rows and columns of an input in which every tap of the kernel reads pixels."""
     sizes = []
     for axis, (taps, apart, stride, padding) in enumerate(
         zip(
@@ -436,10 +445,10 @@ def _size(geometry: ConvGeometry, seen: Call | None) -> list[int]:
             strict=True,
         )
     ):
-        # Mirrored are fewer pixels than there are.
+        # Reflect padding must be smaller than the input.
         size = max(_PIXELS, apart * (taps - 1) + 1 + max(_FREE, stride), padding + 1)
         if geometry.moves_with_size:
-            # The kernel is fused for the padding of such sizes alone.
+            # The kernel is fused for the padding of sizes with the same remainder.
             size += (seen.size[axis] - size) % stride
         sizes.append(size)
     return sizes
@@ -447,14 +456,14 @@ def _size(geometry: ConvGeometry, seen: Call | None) -> list[int]:
 
 def _respond(block: nn.Module, inputs: _Inputs, by_channel: bool) -> _Responses:
     if by_channel:
-        # One image beside the other: most of the time goes into the weights.
+        # Both images in one batch: most of the time goes into the weights.
         images = torch.cat([inputs.seeded.args[0], inputs.zeros.args[0]])
         seeded, zeros = _in_float64(block, Call((images,), {})).split(1)
     else:
         seeded, zeros = (_in_float64(block, c) for c in (inputs.seeded, inputs.zeros))
     if inputs.seen is None:
         return _Responses(seeded, zeros, None)
-    # Copies, for a block may write into what it is given.
+    # Copies, because a block may change its input in place.
     args, kwargs = inputs.seen.map(torch.clone)
     return _Responses(seeded, zeros, _joined(block(*args, **kwargs)))
 
@@ -471,19 +480,22 @@ def _in_float64(block: nn.Module, call: Call) -> Tensor:
 
 
 def _joined(outputs: Any) -> Tensor:
-    """The one tensor of a block's outputs, or all of them in a row."""
+    """A block's output tensor, or all tensors of a nested output in one flat tensor."""
     if isinstance(outputs, Tensor):
         return outputs
     tensors = [t.flatten() for t in flatten_outputs(outputs).values() if _is_real(t)]
     if not tensors:
-        raise ValueError(f'a block returns {type(outputs).__name__}, which is no tensor')
+        raise ValueError(
+            f'it returns {type(outputs).__name__}, which contains no floating-point tensor'
+        )
     return torch.cat(tensors)
 
 
 def _added(inputs: _Inputs, varying: Tensor, by_channel: bool) -> Tensor | None:
-    """What a block adds to its input, if it may be one that adds to it.
+    """What a block adds to its input; ``None`` if it cannot have an identity branch.
 
-    The identity hides a small branch. Of a block of ours, the identity is in the kernel.
+    Beside the identity, errors of a small branch would not show. Also ``None`` if each
+    channel is compared by itself: such a block folds the identity into the kernel.
     """
     tensors = [a for a in inputs.seeded.args if _is_real(a)]
     if by_channel or len(tensors) != 1 or tensors[0].shape != varying.shape:
@@ -492,7 +504,7 @@ def _added(inputs: _Inputs, varying: Tensor, by_channel: bool) -> Tensor | None:
 
 
 def _size_of(tensor: Tensor) -> Tensor:
-    """The root of the mean square."""
+    """The root mean square of a tensor."""
     return tensor.square().mean().sqrt()
 
 
@@ -506,11 +518,11 @@ def _error(
     """``|y - y_ref| / |y_ref|``, of the worst channel (dimension 1) or of all together.
 
     Args:
-        reference, output: The two.
-        least: The least that ``|y_ref|``, as root of the mean square, counts for.
-        by_channel: Whether each channel counts by itself.
-        added: What takes the place of ``y_ref`` if it is smaller, down to a part of it at
-            which an identity in a kernel would be rounding noise.
+        reference, output: The tensors ``y_ref`` and ``y``.
+        least: Lower limit of the divisor ``|y_ref|``, as a root mean square.
+        by_channel: Whether to take the worst channel rather than all together.
+        added: Its root mean square, but at least ``_IDENTITY``, is the divisor where that
+            is smaller than ``|y_ref|``.
     """
     if reference.shape != output.shape:
         raise ValueError(cannot_compare(reference, output))

@@ -32,11 +32,14 @@ class DeployReport:
 def reparam_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The blocks of a model that can be switched, by name.
 
-    A block is a module that offers :func:`switch_method`. Not one are containers whose
-    ``switch_to_deploy`` walks over the blocks inside: those that say so by
-    ``walks_over_blocks``, and those of other packages, where these can be no blocks inside
-    blocks. What offers another method does the parts inside it, too, and a block of this
-    package folds those inside it.
+    A block is a module with a :func:`switch_method`, except for
+
+    - containers whose ``switch_to_deploy`` only walks over the blocks inside: modules with
+      a true attribute ``walks_over_blocks``, and modules of other packages that contain a
+      module with ``switch_to_deploy``;
+    - modules inside a block of mmrep, which folds them itself;
+    - modules with another method than ``switch_to_deploy`` inside a block of another
+      package, which fuses them itself.
     """
     blocks: dict[str, nn.Module] = {}
     own: list[str] = []
@@ -66,25 +69,27 @@ def reparam_blocks(model: nn.Module) -> dict[str, nn.Module]:
 def switch_to_deploy(model: nn.Module, keep_norm: bool = False) -> DeployReport:
     """Turn every block of a model into the one conv that it equals, in place.
 
-    Idempotent, and all or nothing: every block is checked before the first is changed;
-    those of other packages that offer no check are switched first, inner ones before outer
-    ones. What a container of another package does beyond its blocks is left
-    to it. Train or eval mode, device, dtype and ``requires_grad`` stay as they are.
+    A second call changes nothing. Every block of mmrep is checked before the first block
+    is changed. Blocks of other packages, which cannot be checked, are switched first,
+    inner before outer. Of a container of another package only the blocks are switched; its
+    own ``switch_to_deploy`` is not called. Train or eval mode, device, dtype and
+    ``requires_grad`` stay as they are.
 
     Args:
         model: Any module; blocks of other packages are switched by their own method, see
             :func:`switch_method`, and replaced by what it returns, if that is a module.
-        keep_norm: Whether a norm stays after each conv, for training that goes on, as
-            with quantization in the loop. Each block is replaced by a
+        keep_norm: Whether to keep a norm after each conv, for further training, such as
+            quantization-aware training. Each block is replaced by a
             ``mmrep.ConvNormBlock`` of the same function, which a later call fuses. Norms
             outside the blocks stay, too. Default: False.
 
     Returns:
-        What was done.
+        The names of the blocks and the numbers of parameters.
 
     Raises:
         NotFoldableError: If a block cannot be one conv; names the block, the branch and
-            the reason. The model is unchanged.
+            the reason. The model is unchanged, except for blocks of other packages that
+            were switched before one whose own method fails.
     """
     if keep_norm:
         return _to_conv_norm(model)
@@ -100,7 +105,7 @@ def switch_to_deploy(model: nn.Module, keep_norm: bool = False) -> DeployReport:
             except NotFoldableError as error:
                 raise NotFoldableError(f'{name or type(block).__name__}.{error}') from None
         report.switched.append(name)
-    # Foreign ones first, which could not be checked; inner ones before outer ones.
+    # Blocks of other packages, which could not be checked, first; inner before outer.
     order = report.switched[::-1]
     order.sort(key=lambda name: hasattr(blocks[name], 'check_foldable'))
     names = names_of(model)
@@ -111,15 +116,16 @@ def switch_to_deploy(model: nn.Module, keep_norm: bool = False) -> DeployReport:
         if result is not block:
             if not name:
                 raise NotFoldableError(
-                    f'{type(block).__name__}: its own {switch_method(block)} gives another '
-                    'module, which cannot take its place: use that'
+                    f'{type(block).__name__}: its own {switch_method(block)} returns '
+                    'another module, which cannot replace the model in place: call that '
+                    'method instead and use what it returns'
                 )
             for each in names[block]:
                 set_submodule(model, each, result)
         elif (
             switch_method(block) != 'switch_to_deploy' and list(block.state_dict()) == keys
         ):
-            # One that was before, and does not say so.
+            # It was in deploy form already, but has no attribute that says so.
             report.switched.remove(name)
             report.deployed.append(name)
     for module in model.modules():
@@ -137,7 +143,7 @@ def _to_conv_norm(model: nn.Module) -> DeployReport:
         if not name or not hasattr(block, 'conv_norm_form'):
             raise NotFoldableError(
                 f'{name or "the model"} is a {type(block).__name__}, which cannot keep a '
-                'norm in its place: give a network of blocks of mmrep'
+                'norm: give a model whose blocks are submodules from mmrep'
             )
         try:
             results[name] = block.conv_norm_form()
@@ -154,14 +160,14 @@ def _to_conv_norm(model: nn.Module) -> DeployReport:
 
 
 def _switched(block: nn.Module, name: str) -> nn.Module:
-    """:func:`~mmrep.reparam.foreign.switched`, with one kind of error."""
+    """Call :func:`~mmrep.reparam.foreign.switched`; any error is a ``NotFoldableError``."""
     name = name or type(block).__name__
     try:
         result = switched(block)
     except NotFoldableError:
         raise
     except Exception as error:
-        # That of another package may raise anything.
+        # The method of another package may raise any exception.
         raise NotFoldableError(
             f'{name}: its own {switch_method(block)} raises {type(error).__name__}: {error}'
         ) from error
@@ -176,30 +182,30 @@ def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
         norm: The norm after it.
 
     Returns:
-        A conv of the type that is registered for the conv's, without hooks and
-        parametrizations, or ``None`` where the two are not one conv, or none that takes
-        ``nn.Conv2d``'s arguments.
+        A conv of the type that :func:`~mmrep.reparam.linear_conv_type` gives, without hooks
+        and parametrizations; ``None`` if no single conv equals the two, or if that type
+        does not take ``nn.Conv2d``'s arguments.
     """
     if not has_running_statistics(norm):
         return None
     try:
         geometry = conv_geometry(conv)
-        # Any size will do: the kernel stays the conv's, whatever the padding.
+        # Any input size will do: the kernel keeps its size, whatever the padding.
         size, unit = geometry.kernel_size, {'conv and norm': nn.Sequential(conv, norm)}
         folded = fold_branches(unit, geometry, size, torch.float64)
     except NotFoldableError:
         return None
-    # Made anew: a copy would have the conv's hooks and parametrizations, which set the
-    # weight again.
+    # Not a copy: that would have the conv's hooks and parametrizations, which would
+    # overwrite the weight.
     arguments = asdict(geometry)
     if conv.padding_mode == 'zeros':
-        # Not every conv type knows this argument.
+        # Not every conv type takes this argument.
         del arguments['padding_mode']
     try:
         with torch.device('meta'):
             fused = linear_conv_type(conv)(**arguments)
     except TypeError:
-        # A type that is made of other arguments.
+        # This type takes other arguments.
         return None
     set_kernel(fused, folded.weight, folded.bias, conv.parameters())
     return fused.train(conv.training)
@@ -208,14 +214,15 @@ def fuse_conv_norm(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
 def set_kernel(
     conv: nn.Module, weight: Tensor, bias: Tensor, replaced: Iterable[nn.Parameter]
 ) -> None:
-    """Give a conv its tensors, in the way of the parameters that they replace.
+    """Set the weight and bias of a conv, in the dtype and layout of what they replace.
 
     Args:
         conv: The conv; its own tensors may be on the meta device.
-        weight: Its kernel.
-        bias: Its bias.
-        replaced: The parameters. The tensors get dtype, device and memory format of the
-            first kernel among them, and can be trained if any of these can.
+        weight: Its new kernel.
+        bias: Its new bias.
+        replaced: The parameters that the two replace. Weight and bias get the dtype, device
+            and memory format of the first kernel among them, and require gradients if any
+            of them does.
     """
     replaced = list(replaced)
     like = next((p for p in replaced if p.dim() == 4), replaced[0])

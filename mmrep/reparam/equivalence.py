@@ -26,7 +26,7 @@ class Difference:
 
 
 def cannot_compare(reference: Tensor, output: Tensor) -> str:
-    """That two tensors of different shapes cannot be compared."""
+    """The error message for tensors of different shapes."""
     shapes = f'{tuple(reference.shape)} and {tuple(output.shape)}'
     return f'outputs of shape {shapes} cannot be compared'
 
@@ -34,9 +34,10 @@ def cannot_compare(reference: Tensor, output: Tensor) -> str:
 def compare_tensors(reference: Tensor, output: Tensor) -> Difference:
     """Compare two tensors of one shape ``(N, C, ...)`` as numbers, in float64.
 
-    Not-a-number or infinity anywhere makes both errors infinite: it is never agreement.
-    So is the relative error of a floating-point reference that is zero everywhere, since
-    it proves nothing. Classes and masks may be zero, and empty tensors do not differ.
+    Both errors are infinite if either tensor contains a NaN or an infinity. The relative
+    error is infinite if a floating-point reference is zero everywhere, since equal zeros
+    prove nothing; integers and booleans, such as classes and masks, may be zero. Empty
+    tensors are equal.
 
     Raises:
         ValueError: If the shapes differ, or a tensor is complex.
@@ -56,7 +57,7 @@ def compare_tensors(reference: Tensor, output: Tensor) -> Difference:
     error = output - reference
     rel_l2 = (error.norm() / reference.norm()).item()
     return Difference(
-        # Not a number: zero of zero.
+        # NaN is 0 / 0.
         undefined if math.isnan(rel_l2) else rel_l2,
         error.abs().max().item(),
         agreement,
@@ -90,15 +91,15 @@ def compare_named(
     """Compare tensors of the same names.
 
     Raises:
-        ValueError: If they are nothing but empty tensors, or of different names.
+        ValueError: If the names differ, or if there are no tensors but empty ones.
     """
     if reference.keys() != outputs.keys():
         raise ValueError(
-            f'outputs cannot be compared: the one has {sorted(reference)}, the other '
+            f'outputs cannot be compared: the reference has {sorted(reference)}, the other '
             f'{sorted(outputs)}'
         )
     if not any(tensor.numel() for tensor in reference.values()):
-        raise ValueError('outputs cannot be compared: they hold no tensor but empty ones')
+        raise ValueError('outputs cannot be compared: they have no tensors but empty ones')
     return {name: compare_tensors(reference[name], outputs[name]) for name in reference}
 
 

@@ -1,13 +1,13 @@
 """Fold a sequence of linear layers into one conv.
 
-A :class:`LinearConv` is a conv as tensors and geometry. :func:`fold_layer` appends one
-layer to it and is open to new layer types by registration::
+A :class:`LinearConv` holds the tensors and the geometry of a conv. :func:`fold_layer`
+appends one layer to it and is open to new layer types by registration::
 
     @register_fold(MyLayer)
     def _(layer, partial): ...
 
-Nothing here knows a block: :func:`fold_branches` takes the branches of one and the
-geometry of the conv that they are to become.
+Nothing here depends on the block classes: :func:`fold_branches` takes the branches of a
+block and the geometry of the conv that they become.
 """
 
 import math
@@ -45,11 +45,11 @@ from .transforms import (
 
 
 class LinearConv(NamedTuple):
-    """A conv under construction: the layers folded so far.
+    """The partial result of folding: one conv that equals the layers folded so far.
 
     Args:
         in_channels, out_channels: The numbers of channels.
-        dtype, device: What tensors of layers are cast to.
+        dtype, device: Of the computation; the tensors of layers are cast to them.
         input_size: Size of the input in pixels, for layers that depend on it.
         weight: Kernel ``(out, in / groups, kh, kw)``; ``None`` for the identity.
         bias: Bias ``(out,)``; ``None`` for zeros.
@@ -57,10 +57,10 @@ class LinearConv(NamedTuple):
         groups: The number of groups.
         stride, dilation: Over rows and columns, in pixels.
         start: Row and column of the first tap at output (0, 0), relative to the input.
-        fill: What was put around the input, as a padding mode; ``None`` for nothing.
+        fill: The padding mode with which the input was padded; ``None`` for no padding.
         cropped: Whether pixels of the input were cut off.
-        pads_with_response: Whether a padding layer puts around its input what the
-            layers before it make of a zero, rather than a zero.
+        pads_with_response: Whether zero padding that follows pads with the response of the
+            layers so far to a zero input, rather than with zeros.
         is_fresh: Whether ``weight`` is known to share no memory with a layer.
     """
 
@@ -83,7 +83,7 @@ class LinearConv(NamedTuple):
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether every output pixel is made of the input pixel in its place."""
+        """Whether the kernel is 1x1 and the stride 1."""
         return self.kernel_size == (1, 1) and self.stride == (1, 1)
 
     def cast(self, tensor: Tensor | None) -> Tensor | None:
@@ -95,16 +95,16 @@ class LinearConv(NamedTuple):
         return self._replace(**{name: getattr(geometry, name) for name in names})
 
     def kernel(self, groups: int) -> Tensor:
-        """The weight ``(out, in / groups, kh, kw)`` for a conv in so many groups.
+        """The weight ``(out, in / groups, kh, kw)`` for a conv with ``groups`` groups.
 
         Raises:
-            NotFoldableError: If those are more than this conv has.
+            NotFoldableError: If ``groups`` does not divide this conv's number of groups.
         """
         if self.weight is None:
             return identity_kernel(self.in_channels, groups, self.dtype, self.device)
         if self.groups % groups:
             raise NotFoldableError(
-                f'a conv of {self.groups} groups is none of {groups} groups'
+                f'a conv of {self.groups} groups cannot become one of {groups} groups'
             )
         return widen_groups(self.weight, self.groups, groups)
 
@@ -117,7 +117,7 @@ class LinearConv(NamedTuple):
             fill: A padding mode of ``nn.Conv2d``.
 
         Raises:
-            NotFoldableError: If no conv that pads its input computes it.
+            NotFoldableError: If no single conv computes the result.
         """
         pixels = {*rows, *columns}
         if not any(pixels):
@@ -129,26 +129,29 @@ class LinearConv(NamedTuple):
             return shifted._replace(cropped=True)
         if fill == 'zeros' and self.bias is not None and not self.pads_with_response:
             raise NotFoldableError(
-                'a conv pads with zeros what a layer with a bias made before it'
+                'it pads with zeros the output of a layer with a bias, which no single '
+                'conv does'
             )
-        # Mirrored twice is not mirrored further.
+        # Two reflect or circular paddings do not equal a larger one.
         composes = self.fill is None or self.fill == fill in ('zeros', 'replicate')
         if self.cropped or not composes:
-            raise NotFoldableError(f'{fill} are padded to a map that is not the input')
+            raise NotFoldableError(
+                f'it pads in mode {fill!r} a map that was padded or cropped before'
+            )
         return shifted._replace(fill=fill, cropped=min(pixels) < 0)
 
     def then_conv(
         self, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry
     ) -> 'LinearConv':
-        """Append a conv: transform III, or the conv itself after the identity.
+        """Append a conv by transform III; after the identity, take the conv itself.
 
         Raises:
             NotFoldableError: If no single conv computes the two.
         """
         if geometry.moves_with_size and (self.fill is not None or self.cropped):
             raise NotFoldableError(
-                "a conv with 'SAME' padding and a stride pads by the size of a map that "
-                'was padded before'
+                "the padding of a strided conv with 'SAME' padding depends on the size of "
+                'a map that was padded or cropped before'
             )
         before = self.then_pad(*geometry.pad(self.input_size), geometry.fill)
         weight, bias = self.cast(weight), self.cast(bias)
@@ -178,11 +181,11 @@ class LinearConv(NamedTuple):
         )
 
     def then_average(self, geometry: ConvGeometry, taps: int | None = None) -> 'LinearConv':
-        """Append an average pooling of that geometry: transform V, then III.
+        """Append an average pooling: transform V, then III.
 
         Args:
-            geometry: The pooling's; its channels and groups do not matter.
-            taps: By what sums are divided. Default: the number of the taps.
+            geometry: The pooling's geometry; its channels and groups do not matter.
+            taps: Divisor of the sum over the taps. Default: the number of taps.
 
         Raises:
             NotFoldableError: If no single conv computes the two.
@@ -209,11 +212,12 @@ class LinearConv(NamedTuple):
         """Append a norm with running statistics: transform I.
 
         Raises:
-            NotFoldableError: If it has none, and normalises by its input.
+            NotFoldableError: If the norm has none and normalises by its input's statistics.
         """
         if not has_running_statistics(norm):
             raise NotFoldableError(
-                f'{type(norm).__name__} without running statistics normalises by its input'
+                f'{type(norm).__name__} without running statistics normalises by the '
+                'statistics of its input'
             )
         mean, var, eps, gamma, beta = norm_tensors(norm)
         mean, var, gamma, beta = map(self.cast, (mean, var, gamma, beta))
@@ -229,8 +233,8 @@ class LinearConv(NamedTuple):
             target: The geometry of the larger conv.
 
         Returns:
-            Taps of the larger kernel before this one's first, and from one of this
-            kernel's to the next, over rows and columns.
+            The offset of this kernel's first tap, and the step from one of its taps to the
+            next, each over rows and columns in taps of the larger kernel.
 
         Raises:
             NotFoldableError: If a conv of that geometry cannot compute this one.
@@ -252,7 +256,7 @@ class LinearConv(NamedTuple):
         ):
             offset, rest = divmod(start - first, apart)
             taps_after, last = own - 1, size - 1
-            # One tap alone may have any distance to the next.
+            # The dilation of a single tap does not matter.
             step = max(dilation // apart, 1)
             on_taps = rest == 0 and (own == 1 or dilation % apart == 0)
             agrees &= on_taps and 0 <= offset <= last - taps_after * step
@@ -272,14 +276,14 @@ class LinearConv(NamedTuple):
 def has_running_statistics(norm: nn.Module) -> bool:
     """Whether a module is a norm that normalises by running statistics in eval mode.
 
-    Judged by what the module has now, not by its type, so that batch norms of every
-    origin count: ``nn.SyncBatchNorm``, mmcv's, the ones of a user.
+    Decided by the attributes that the module has now, not by its type, so that all batch
+    norms count: ``nn.SyncBatchNorm``, mmcv's and those of users.
     """
     return (
         isinstance(getattr(norm, 'running_mean', None), Tensor)
         and isinstance(getattr(norm, 'running_var', None), Tensor)
         and hasattr(norm, 'eps')
-        # Without this flag it uses the input's, whatever it has; a batch norm does not.
+        # Without this flag an instance norm ignores its buffers; a batch norm uses them.
         and not (isinstance(norm, _InstanceNorm) and not norm.track_running_stats)
     )
 
@@ -288,7 +292,7 @@ def norm_tensors(
     norm: nn.Module,
 ) -> tuple[Tensor, Tensor, float, Tensor | None, Tensor | None]:
     """Mean, variance, eps, scale and shift of a norm with running statistics."""
-    # Some have neither, and a pruned one has the weight of its last forward pass.
+    # Some norms have neither, and a pruned one has the weight of its last forward pass.
     weight = weight_in_eval_mode(norm) if hasattr(norm, 'weight') else None
     bias = getattr(norm, 'bias', None)
     return norm.running_mean, norm.running_var, norm.eps, weight, bias
@@ -296,9 +300,9 @@ def norm_tensors(
 
 Fold = Callable[[nn.Module, LinearConv], LinearConv]
 
-#: How layers are appended, by their type or its full name.
+#: The functions that append layers, by the layer's type or the type's full name.
 _FOLDS: dict[type[nn.Module] | str, Fold] = {}
-#: Those of them that are another function in training.
+#: The types among them that compute another function in train mode.
 _EVAL_ONLY: set[type[nn.Module] | str] = set()
 
 
@@ -308,11 +312,12 @@ def register_fold(
     """Declare how layers of a type are appended to a conv; see :func:`fold_layer`.
 
     ``function(layer, partial)`` returns ``partial`` followed by the layer in eval mode.
-    Subclasses count, but for those with a forward of their own.
+    Subclasses count, except for those with a forward of their own.
 
     Args:
-        kinds: The types; one that is not to be imported by its full name.
-        eval_only: Whether the layer is another function in training. Default: False.
+        kinds: The types; a string is the full name of a type that is not imported here.
+        eval_only: Whether the layer computes another function in train mode.
+            Default: False.
     """
 
     def register(function: Fold) -> Fold:
@@ -329,13 +334,13 @@ def register_linear_conv(
 ) -> None:
     """Declare that a subclass of ``nn.Conv2d`` convolves with its ``weight``.
 
-    That does not hold for subclasses of it with a forward of their own, which may
-    convolve with another kernel: a standardised or a deformed one, say.
+    Its subclasses count, except for those with a forward of their own, which may convolve
+    with another kernel, such as a standardised or a deformed one.
 
     Args:
         conv_type: The type.
-        padding_mode: How it pads, if that is not what its attributes say; see
-            :class:`ConvGeometry`. Default: as they say.
+        padding_mode: Its padding mode, if not that of its attributes; see
+            :class:`ConvGeometry`. Default: that of its attributes.
     """
     LINEAR_CONVS[conv_type] = padding_mode
     _FOLDS[conv_type] = _fold_conv
@@ -345,15 +350,15 @@ def fold_layer(layer: nn.Module, partial: LinearConv) -> LinearConv:
     """Append ``layer``, in eval mode, to ``partial``, the conv of the layers before it.
 
     Raises:
-        NotFoldableError: If the layer is not linear, or not in this place.
+        NotFoldableError: If the layer is not linear, or cannot follow those before it.
     """
     return _FOLDS[known_type(layer, _FOLDS)](layer, partial)
 
 
 def computes_as_folded(layer: nn.Module) -> bool:
-    """Whether a layer computes in its present mode what :func:`fold_layer` takes it for.
+    """Whether a layer computes, in its current mode, what :func:`fold_layer` folds.
 
-    Hooks and parametrizations inside may do more than that: nobody who folds runs them.
+    A layer with hooks or a parametrization does not: the folded conv would not run them.
 
     Raises:
         NotFoldableError: If the layer cannot be folded.
@@ -377,9 +382,9 @@ register_linear_conv(nn.Conv2d)
 @register_fold(_BatchNorm, nn.SyncBatchNorm, _InstanceNorm)
 @register_fold('mmcv.ops.sync_bn.SyncBatchNorm', eval_only=True)
 def fold_norm(norm: nn.Module, partial: LinearConv) -> LinearConv:
-    """Append a norm that is, in eval mode, what its running statistics say.
+    """Append a norm that uses running statistics in eval mode.
 
-    For :func:`register_fold` of a norm type of one's own.
+    Pass it to :func:`register_fold` for a norm type of your own.
     """
     return partial.then_norm(norm)
 
@@ -410,7 +415,9 @@ def _(layer: nn.AvgPool2d, partial: LinearConv) -> LinearConv:
         nn.modules.utils._pair, (layer.kernel_size, layer.stride, layer.padding)
     )
     if any(padding) and not layer.count_include_pad:
-        raise NotFoldableError('AvgPool2d leaves out of the mean what is padded')
+        raise NotFoldableError(
+            'AvgPool2d with count_include_pad=False does not average over the padding'
+        )
     if layer.ceil_mode and stride != (1, 1):
         raise NotFoldableError('AvgPool2d with ceil_mode averages fewer pixels at an edge')
     channels = partial.out_channels
@@ -427,15 +434,15 @@ def fold_branches(
 ) -> LinearConv:
     """The one conv that equals the sum of ``branches``, all in eval mode.
 
-    ``target.convolve(x, W, b) == sum branch(x)``, differentiable with respect to the
-    branches' parameters and changing none of them. What is computed of the sum, a norm,
-    say, can be appended by :func:`fold_layer`.
+    ``target.convolve(x, W, b) == sum branch(x)``. The result is differentiable with respect
+    to the branches' parameters, and none of them is changed. A layer after the sum, such as
+    a norm, can be appended by :func:`fold_layer`.
 
     Args:
         branches: The branches by name. Each reads the same input.
         target: The geometry of the conv that they become.
-        input_size: The size of the input in pixels; needed by "SAME" padding with a
-            stride only.
+        input_size: The size of the input in pixels; needed only for 'SAME' padding with a
+            stride.
         dtype: Dtype of the computation and the result. Default: the parameters', at
             least float32.
         device: Device of the computation and the result; ``'meta'`` checks whether the
@@ -471,7 +478,7 @@ def fold_branches(
         except NotFoldableError as error:
             raise NotFoldableError(f'{name}: {error}') from None
         bias = folded.bias
-        # Kernels are added in place: not into a parameter.
+        # Kernels are added up in place, which must not change a parameter.
         weight = weight if folded.is_fresh else weight.clone()
         bias = weight.new_zeros(target.out_channels) if bias is None else bias
         alike.setdefault((folded.kernel_size, *place), []).append((weight, bias))
@@ -483,10 +490,11 @@ def fold_branches(
 def _add_kernels(
     alike: Mapping[tuple[Size, Size, Size], list[KernelBias]], kernel_size: Size
 ) -> KernelBias:
-    """Transforms II and VI at once: add kernels by their size and place in the target.
+    """Add kernels of different sizes and places in the target: transforms VI and II.
 
-    Equals ``add_branches`` of every kernel after ``pad_kernel``, but touches the large
-    kernels once: small ones are added up first, and then in place.
+    Equals ``pad_kernel`` of every kernel and then ``add_branches``, but with fewer passes
+    over large kernels: kernels of the same size and place are added up first, and their
+    sum is added to the large kernel in place.
     """
     merged = {key: add_branches(kernels) for key, kernels in alike.items()}
     whole = kernel_size, (0, 0), (1, 1)
@@ -498,7 +506,7 @@ def _add_kernels(
         try:
             taps_of(total, size, *place).add_(weight)
         except RuntimeError:
-            # torch.func.vmap adds a batch of kernels to none in no place.
+            # torch.func.vmap cannot add a batched kernel in place to one without a batch.
             total = total + pad_kernel(weight, kernel_size, *place)
         bias = bias + part
     return total, bias

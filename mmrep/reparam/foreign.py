@@ -1,6 +1,6 @@
-"""The blocks of other packages, which turn themselves into what they equal.
+"""Blocks of other packages, which switch to their deploy form by a method of their own.
 
-They do so by a method of their own, and do not say what they fuse.
+Which modules the method fuses is not known beforehand; see :func:`fused_parts`.
 """
 
 import copy
@@ -10,23 +10,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-#: Such methods: of the official RepVGG, mmpretrain and mmyolo; of MobileOne and timm; of
-#: LeViT, timm and whole networks of Ultralytics; of Ultralytics' ``RepConv``.
+#: Names of such methods. In this order, they are those of the official RepVGG, mmpretrain
+#: and mmyolo; of MobileOne and timm; of LeViT, timm and whole networks of Ultralytics; and
+#: of Ultralytics' ``RepConv``.
 _METHODS = ('switch_to_deploy', 'reparameterize', 'fuse', 'fuse_convs')
 
 
 def switch_method(module: nn.Module) -> str | None:
-    """The name of the method by which a module turns itself into its deploy form.
+    """The name of the method by which a module switches to its deploy form, or ``None``.
 
-    ``switch_to_deploy``, or ``reparameterize``, ``fuse`` or ``fuse_convs`` where these
-    take no arguments.
+    ``switch_to_deploy``, or ``reparameterize``, ``fuse`` or ``fuse_convs`` if that method
+    needs no arguments.
     """
     return next((name for name in _METHODS if _offers(module, name)), None)
 
 
 def _offers(module: nn.Module, name: str) -> bool:
     method = getattr(module, name, None)
-    # A layer of that name is none.
+    # A submodule of that name is not a method.
     return (
         callable(method)
         and not isinstance(method, nn.Module)
@@ -43,24 +44,25 @@ def _takes_nothing(method: Callable) -> bool:
 
 
 def has_reparam_conv(block: nn.Module) -> bool:
-    """Whether a block is in deploy form, as MobileOne and timm say it.
+    """Whether a block has the conv that MobileOne's and timm's blocks have in deploy form.
 
-    The method of some raises when it is called again.
+    Such a block must not be switched again: the method of some raises then.
     """
     return isinstance(getattr(block, 'reparam_conv', None), nn.Module)
 
 
 def switched(block: nn.Module) -> nn.Module:
-    """Let a block turn itself into its deploy form; returns what is to be in its place.
+    """Switch a block by its own method; return the module to put in its place.
 
-    What it makes has the mode, device, dtype and ``requires_grad`` of what it was.
+    Modules that the method creates get the block's mode, device, dtype and
+    ``requires_grad``.
     """
     before, parameters = set(block.modules()), list(block.parameters())
     trainable = any(parameter.requires_grad for parameter in parameters)
     name = switch_method(block)
     result = getattr(block, name)()
     if name == 'fuse_convs' and hasattr(block, 'forward_fuse'):
-        # Ultralytics' networks do it when they are fused.
+        # Ultralytics' networks do this when they fuse the block.
         block.forward = block.forward_fuse
     result = result if isinstance(result, nn.Module) else block
     for module in result.modules():
@@ -72,27 +74,26 @@ def switched(block: nn.Module) -> nn.Module:
 
 
 def is_inside(outer: str, name: str) -> bool:
-    """Whether a module is in another, by their names; ``''`` is the model's."""
+    """Whether a module is inside another, by their names; ``''`` is the whole model."""
     return outer != name and (not outer or name.startswith(f'{outer}.'))
 
 
 @torch.no_grad()
 def fused_parts(block: nn.Module) -> list[str]:
-    """The modules inside a block of another package that it fuses, each by itself.
+    """The names of the parts that a block of another package fuses independently.
 
-    One method may stand for a whole network, whose output shows little of
-    one conv in it. What it does is seen on a copy: a part is the smallest module that is
-    there in both forms, and contains the tensors and layers that were replaced and those
-    they were replaced by.
+    One method may fuse a whole network, whose output shows little of a single conv. To find
+    the parts, a copy is switched and compared with the block: a part is the smallest module
+    that is in both forms and contains both what was replaced and what replaced it.
 
     Args:
         block: The block, in train form; it is not changed.
 
     Returns:
-        Names of the parts, relative to the block; none if it cannot be copied, or if its
-        switch fails.
+        Names of the parts, relative to the block; an empty list if the block cannot be
+        copied or its method raises.
     """
-    # Old-style norms and pruning leave a layer with a tensor that has a graph.
+    # Hook-based weight norms and pruning leave non-leaf tensors, which deepcopy refuses.
     computed = {
         id(value): value.clone()
         for module in block.modules()
@@ -103,15 +104,14 @@ def fused_parts(block: nn.Module) -> list[str]:
         trial = copy.deepcopy(block, computed)
         trial = switched(trial)
     except Exception:
-        # That of another package may raise anything, and will again where it is reported.
+        # The method may raise any exception; it is reported when the block is switched.
         return []
     before, after = dict(block.named_modules()), dict(trial.named_modules())
     parts = set()
     for name, module in before.items():
         if name in after and _is_same(module, after[name]):
             continue
-        # A layer alone cannot be fused with anything, nor norms alone: they are part of
-        # what holds them.
+        # A single layer, or norms without a conv, cannot be fused: go to the module around.
         while name and not (_layers(module) and _has_kernel(module)):
             name = name.rpartition('.')[0]
             module = before[name]
@@ -128,7 +128,7 @@ def _layers(module: nn.Module) -> list[str]:
 
 
 def _is_same(module: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules are the same but for what is in their layers."""
+    """Whether two modules agree in type, own tensors and names of their layers."""
     mine, theirs = _tensors(module), _tensors(other)
     return (
         type(module) is type(other)

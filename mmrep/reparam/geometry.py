@@ -15,12 +15,12 @@ Size = tuple[int, int]
 
 
 class NotFoldableError(ValueError):
-    """A layer that is not linear with a known kernel; says which and why."""
+    """Raised for a layer or block that cannot be folded; names it and the reason."""
 
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """What a 2-d conv does besides multiplying: everything but its tensors.
+    """The hyperparameters of a 2-d conv: everything but its weight and bias.
 
     Args:
         in_channels, out_channels: The numbers of channels.
@@ -45,7 +45,7 @@ class ConvGeometry:
 
     @property
     def fill(self) -> str:
-        """How an input is padded, as ``padding_mode``; 'SAME' pads zeros."""
+        """The padding mode as ``nn.Conv2d``'s: ``'same'`` pads with ``'zeros'``."""
         return 'zeros' if self.padding_mode == 'same' else self.padding_mode
 
     @property
@@ -57,15 +57,15 @@ class ConvGeometry:
         """The pixels ``(top, bottom), (left, right)`` put around an input.
 
         Raises:
-            NotFoldableError: If they depend on the input's size and that is ``None``.
+            NotFoldableError: If they depend on the input's size and none is given.
         """
         if self.padding_mode != 'same':
             (rows, columns) = self.padding
             return (rows, rows), (columns, columns)
         if input_size is None and self.moves_with_size:
             raise NotFoldableError(
-                "a conv with 'SAME' padding and a stride pads by the size of its input: "
-                'run one forward pass first, or give input_size'
+                "the padding of a strided conv with 'SAME' padding depends on the size of "
+                'its input: run one forward pass first, or give input_size'
             )
         total = [
             max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
@@ -81,7 +81,7 @@ class ConvGeometry:
         return tuple((n // 2, n - n // 2) for n in total)
 
     def start(self, input_size: Size | None = None) -> Size:
-        """Row and column of the first tap at output (0, 0): minus the pad."""
+        """Row and column of the first tap at output (0, 0): minus the padding."""
         (top, _), (left, _) = self.pad(input_size)
         return -top, -left
 
@@ -90,7 +90,7 @@ class ConvGeometry:
         padding = self.padding
         if self.padding_mode != 'zeros':
             (top, bottom), (left, right) = self.pad(x.shape[2:])
-            # Never more before than after: nothing to pad with if there is nothing after.
+            # The padding before never exceeds that after: if there is none after, skip it.
             if bottom or right:
                 mode = 'constant' if self.fill == 'zeros' else self.fill
                 x = F.pad(x, (left, right, top, bottom), mode=mode)
@@ -98,19 +98,18 @@ class ConvGeometry:
         return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
-#: What sets the weight of a layer before it computes: the ways of torch that are no
-#: parametrizations.
+#: Forward pre-hooks of torch that set the weight of a layer, other than parametrizations.
 _WEIGHT_SETTERS = (BasePruningMethod, SpectralNorm, WeightNorm)
 
-#: The conv types that convolve with their ``weight``, and how one pads where its
-#: attributes do not say.
+#: The conv types that convolve with their ``weight``, each with its padding mode, or
+#: ``None`` if its attributes give it.
 LINEAR_CONVS: dict[type, str | None] = {}
 
 
 def known_type(layer: nn.Module, known: Container[type | str]) -> type | str:
-    """The type among ``known`` that a layer computes as; a string stands for a full name.
+    """The type among ``known``, or its full name, that a layer computes as.
 
-    A subclass counts while it has the forward of that type.
+    An instance of a subclass computes as the type if it has the type's forward.
 
     Raises:
         NotFoldableError: If there is none, if the layer has a forward of its own, or if a
@@ -122,7 +121,9 @@ def known_type(layer: nn.Module, known: Container[type | str]) -> type | str:
         if key in known:
             break
     else:
-        raise NotFoldableError(f'{name} is no linear layer with a known kernel')
+        raise NotFoldableError(
+            f'{name} is not known as a linear layer: if it is one, see register_fold'
+        )
     methods = ('forward', '_conv_forward')
     if any(m in vars(layer) for m in methods) or any(
         getattr(type(layer), m, None) is not getattr(kind, m, None) for m in methods
@@ -142,7 +143,8 @@ def known_type(layer: nn.Module, known: Container[type | str]) -> type | str:
 def is_watched(layer: nn.Module) -> bool:
     """Whether calling a layer does more than the forward of its type.
 
-    By hooks of its own or on all modules, a parametrization, a forward that was patched.
+    The cause can be a hook of its own or one on all modules, a parametrization, or a
+    patched forward.
     """
     return bool(
         'forward' in vars(layer)
@@ -159,10 +161,10 @@ def is_watched(layer: nn.Module) -> bool:
 
 
 def linear_conv_type(conv: nn.Module) -> type[nn.Conv2d]:
-    """The registered type that a conv computes as: its own, less what wraps it.
+    """The registered type that a conv computes as: its own type or a base class of it.
 
     Raises:
-        NotFoldableError: As ``known_type``.
+        NotFoldableError: If there is none, see ``known_type``.
     """
     return known_type(conv, LINEAR_CONVS)
 
@@ -173,14 +175,14 @@ def conv_geometry(conv: nn.Module) -> ConvGeometry:
     Open to new conv types, see :func:`~mmrep.reparam.register_linear_conv`.
 
     Raises:
-        NotFoldableError: If it is no such conv.
+        NotFoldableError: If it is not such a conv, or pads unevenly by ``padding='same'``.
     """
     padding_mode = LINEAR_CONVS[linear_conv_type(conv)]
     padding = conv.padding
     if isinstance(padding, str):
         span = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         if padding == 'same' and any(pixels % 2 for pixels in span):
-            raise NotFoldableError("padding='same' of an even kernel pads unevenly")
+            raise NotFoldableError("padding='same' with an even kernel pads unevenly")
         padding = (0, 0) if padding == 'valid' else (span[0] // 2, span[1] // 2)
     return ConvGeometry(
         conv.in_channels,
@@ -197,8 +199,9 @@ def conv_geometry(conv: nn.Module) -> ConvGeometry:
 def weight_in_eval_mode(layer: nn.Module) -> Tensor:
     """The weight that a layer would compute with in eval mode.
 
-    One that is pruned or normalised by a hook has the weight of its last forward pass, of
-    parameters that may have changed since. In eval mode making it anew changes no state.
+    The weight of a layer that a hook prunes or normalises is that of its last forward pass,
+    and its parameters may have changed since. So it is computed again, in eval mode, where
+    this changes no other state.
     """
     if not (layer._forward_pre_hooks or is_parametrized(layer)):
         return layer.weight

@@ -1,4 +1,4 @@
-"""Modules of a model by their names, of which one can have several."""
+"""Find and replace modules of a model by their names; one can have several."""
 
 from torch import nn
 
@@ -12,6 +12,6 @@ def names_of(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module into the place of that of a name."""
+    """Replace the submodule of a name by ``module``."""
     owner, _, attribute = name.rpartition('.')
     setattr(model.get_submodule(owner), attribute, module)

@@ -1,4 +1,4 @@
-"""Give norms the statistics of what they read, with the same function as before."""
+"""Set running statistics to those of the norms' inputs without changing the function."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Moments:
-    """Sums of a norm's input, each channel by itself, in float64."""
+    """Sums of a norm's inputs and of their squares per channel, in float64."""
 
     def __init__(self) -> None:
         self.count = self.sum = self.squares = 0
@@ -26,29 +26,29 @@ class _Moments:
 
     @property
     def variance(self) -> Tensor:
-        """Unbiased, as a batch norm keeps it."""
+        """The unbiased variance, as in a batch norm's ``running_var``."""
         centred = self.squares - self.count * self.mean.square()
         return centred.clamp(min=0) / max(1, self.count - 1)
 
 
 @torch.no_grad()
 def measure_norms(model: nn.Module, run: Callable[[], object]) -> int:
-    """Give batch norms the statistics of what they read, with the same function as before.
+    """Set running statistics to those of the norms' inputs without changing the function.
 
     For a norm ``y = gamma (x - mean) / sqrt(var + eps) + beta``, mean and variance become
-    those of all ``x`` that it reads in ``run()``, and gamma and beta follow::
+    those of all ``x`` that it reads in ``run()``, and gamma and beta compensate for that::
 
         gamma' = gamma sqrt(var' + eps) / sqrt(var + eps)
         beta' = beta + gamma (mean' - mean) / sqrt(var + eps)
 
-    In eval mode the model computes what it did. In train mode, where a norm uses its
-    batch's statistics, it does so about as well. That is what a network needs which was
-    fused with ``keep_norm=True``, before it is trained on.
+    In eval mode the model computes what it did before; in train mode, where norms use
+    batch statistics, it now computes about the same. Do this to a network that was fused
+    with ``keep_norm=True`` before training it further.
 
     Args:
-        model: The model, whose norms with running statistics and an affine map count. It
-            is put into eval mode for the run.
-        run: Calls it, on training data.
+        model: The model. Its batch norms with running statistics, gamma and beta are
+            measured, in eval mode.
+        run: Calls the model on training data.
 
     Returns:
         The number of norms that were measured.

@@ -1,4 +1,4 @@
-"""When linear layers in train form compute as the one conv that they equal."""
+"""Compute linear layers in train form as the one conv that they equal."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,10 +10,10 @@ from .geometry import LINEAR_CONVS, NotFoldableError, Size, conv_geometry
 from .transforms import KernelBias
 
 #: Output pixels of a batch from which one conv takes less time than the layers.
-#: Deriving a kernel takes the same for every input; what it saves grows with the pixels.
-#: Both grow with the channels, so that the number of pixels alone is a fair rule.
-#: Measured on two cores. A GPU waits for the host that derives, which takes longer than the
-#: layers up to batches of hundreds of images (benchmarks/results/gpu.md).
+#: Deriving a kernel takes the same time for every input; the time saved grows with the
+#: pixels. Both grow with the channels, so that the number of pixels alone is a fair rule.
+#: Measured on two CPU cores. With a GPU, the host takes longer to derive the kernel than
+#: the layers take, for batches of up to hundreds of images (benchmarks/results/gpu.md).
 AUTO_PIXELS = 400
 
 
@@ -24,24 +24,25 @@ def one_conv_kernel(
     stride: Size,
     one_conv: bool | int | str = 'auto',
 ) -> KernelBias | None:
-    """The kernel and bias that layers compute with instead of one by one, if they do.
+    """The kernel and bias of the one conv to compute instead of the layers, or ``None``.
 
-    They do where ``one_conv`` allows it for so many pixels, and where they are linear at
-    this moment: every norm uses running statistics, every layer is of a type whose
-    forward is known, and nobody waits in a hook or a parametrization for a layer to
-    compute. All of this is looked up in the modules as they are now.
+    The layers are computed as one conv if ``one_conv`` allows it for the number of output
+    pixels, and if they are linear at this moment: every norm uses running statistics,
+    every layer is of a registered type with the forward of that type, and no layer has
+    hooks or a parametrization. All of this is checked anew at each call.
 
     Args:
-        layers: The layers; those inside them count, too.
-        derive: Makes the kernel and the bias of them, given the input's size.
-        x: Their input ``(N, in, H, W)``.
-        stride: Their stride.
-        one_conv: Whether they may: always, never, from so many pixels on, or, by
-            ``'auto'``, from ``AUTO_PIXELS`` on, and on a CPU alone.
-            Default: ``'auto'``.
+        layers: The layers; those inside them are checked, too.
+        derive: Computes the kernel and the bias of the layers, given the input's size.
+        x: The input of the layers ``(N, in, H, W)``.
+        stride: The stride of the layers.
+        one_conv: ``True`` and ``False`` for always and never, or the number of output
+            pixels from which on to use one conv. ``'auto'`` means ``AUTO_PIXELS`` on a
+            CPU, and never elsewhere. Default: ``'auto'``.
 
     Returns:
-        ``weight`` and ``bias`` with gradients to the layers, or ``None``.
+        ``weight`` and ``bias``, differentiable with respect to the layers' parameters, or
+        ``None`` if the layers are to be computed one by one.
     """
     # torch.fx traces with a proxy, whose number of pixels is not known.
     if isinstance(x, fx.Proxy):
@@ -64,7 +65,7 @@ def one_conv_kernel(
 def apply_conv_norm(
     conv: nn.Module, norm: nn.Module, x: Tensor, one_conv: bool | int | str = 'auto'
 ) -> Tensor:
-    """``norm(conv(x))``, by one conv where :func:`one_conv_kernel` says so."""
+    """``norm(conv(x))``, computed as one conv where :func:`one_conv_kernel` allows it."""
     if type(conv) not in LINEAR_CONVS:
         return norm(conv(x))
     dtype = torch.promote_types(conv.weight.dtype, torch.float32)

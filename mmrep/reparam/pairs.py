@@ -1,4 +1,4 @@
-"""Observe which norm reads what a conv made, in a forward pass of any model."""
+"""Observe which norm reads a conv's output in a forward pass of any model."""
 
 import gc
 import random
@@ -17,19 +17,21 @@ from torch.utils.weak import TensorWeakRef
 from .fold import has_running_statistics
 from .geometry import is_watched
 
-#: Modules that return what they are given in training, too.
+#: Modules that return their input in train mode, too.
 _PASS = (nn.Identity, nn.Sequential)
 
 
 @dataclass(frozen=True)
 class ConvNormPairs:
-    """What :func:`conv_norm_pairs` saw.
+    """What :func:`conv_norm_pairs` found.
 
     Args:
         norms: The name of the norm after a conv, by the conv's name.
-        unpaired: Why a conv has none, by its name.
-        entangled: Of those, the convs that are more than a call of theirs: not called, with
-            hooks, or with a parameter that something else reads. Default: none.
+        unpaired: Why a conv is in no pair, by the conv's name.
+        entangled: The unpaired convs that are used in other ways than being called on one
+            tensor and returning one: not called, returning no tensor, with hooks or a
+            parametrization, or with a parameter that something else reads or shares.
+            Default: none.
     """
 
     norms: Mapping[str, str]
@@ -42,25 +44,26 @@ def conv_norm_pairs(
     run: Callable[[nn.Module], Any],
     kind: type[nn.Module] = nn.Conv2d,
 ) -> ConvNormPairs:
-    """Which norm reads what a conv made, seen in one forward pass.
+    """Find the norm that reads the output of each conv, in one forward pass.
 
-    A conv and a norm are a pair if each output of the conv was read once, by that norm, if
-    none is kept after the pass, as the model's outputs are, and if the norm read nothing
-    else. Then ``norm(conv(x))`` is all that the model has of the two. What would read an
-    output in training alone counts as well where it is seen: dropout, and modules that
-    return their input.
+    A conv and a norm are a pair if each output of the conv is read once, by that norm; if
+    no output of the conv is kept after the pass, as the model's outputs are; and if the
+    norm reads nothing else. Then the model uses the two only as ``norm(conv(x))``. Dropout
+    functions and modules that return their input count as reading it, because they may
+    change it in train mode.
 
     Args:
         model: Any model. Its modes, hooks and buffers are left as they were, and so is the
             random state of torch and Python.
-        run: Runs the model, which is in eval mode, as ``lambda model: model(x)``; gradients
-            are off. A small input will do, and the meta device if the model can.
-        kind: What counts as a conv, with all that is in it; blocks, for one.
-            Default: ``nn.Conv2d`` and its subclasses.
+        run: Calls the model, as ``lambda model: model(x)`` does. The model is in eval mode,
+            and gradients are off. A small input is enough, on the meta device if the model
+            supports it.
+        kind: The type that counts as a conv, together with all modules inside it; for
+            example, a block. Default: ``nn.Conv2d`` and its subclasses.
 
     Returns:
         The pairs of convs with norms that have running statistics, by the names of
-        ``model.named_modules()``, and why the other convs are in none.
+        ``model.named_modules()``, and why the other convs are in no pair.
     """
     with eval_pass(model), _Watch(model, kind) as watch:
         outputs = torch.compiler.disable(run)(model)
@@ -71,9 +74,9 @@ def conv_norm_pairs(
 
 @contextmanager
 def eval_pass(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; what a forward pass changes is put back afterwards.
+    """Run in eval mode without gradients, and restore what a forward pass changes.
 
-    That are the modes and buffers of the model, and the random state of torch and Python.
+    These are the modes and buffers of the model, and the random state of torch and Python.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
@@ -91,7 +94,7 @@ def eval_pass(model: nn.Module) -> Iterator[None]:
         finally:
             random.setstate(state)
             for module, training in modes:
-                # Not train(), which may freeze layers.
+                # Not train(), which a model may override to freeze layers.
                 module.training = training
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer.copy_(value)
@@ -99,7 +102,7 @@ def eval_pass(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Output:
-    """A tensor that a conv or a norm made, and the names of what read it."""
+    """An output of a conv or a norm, and the names of what read it."""
 
     conv: str
     tensor: TensorWeakRef
@@ -108,14 +111,14 @@ class _Output:
 
 @dataclass
 class _Call:
-    """A conv or a norm that is computing."""
+    """A call of a conv or a norm that has not returned yet."""
 
     name: str
     inputs: list[Tensor]
 
 
 class _Watch(ExitStack):
-    """Sees what reads the outputs of a model's convs, while it is entered."""
+    """Records what reads the outputs of a model's convs while the context is open."""
 
     def __init__(self, model: nn.Module, kind: type[nn.Module]) -> None:
         super().__init__()
@@ -125,10 +128,10 @@ class _Watch(ExitStack):
         self.norms: dict[str, nn.Module] = {}
         self.outputs: list[_Output] = []
         self.by_id: dict[int, _Output] = {}
-        #: The modules whose outputs one reads, by its name; '' for any other tensor.
+        #: Per module name, the modules whose outputs it reads; '' for any other tensor.
         self.sources: dict[str, set[str]] = {}
         self.owners: dict[int, str] = {}
-        #: Why a conv or norm is in no pair, whatever reads what.
+        #: Why a conv or norm can be in no pair, whatever reads its output.
         self.barred: dict[str, str] = {}
         self.calls: list[_Call] = []
 
@@ -180,14 +183,14 @@ class _Watch(ExitStack):
     def _end(self, name: str, inputs: list[Tensor], output: Any) -> None:
         self.calls.pop()
         if not isinstance(output, Tensor):
-            self.barred[name] = f'it returns {type(output).__name__}, which is no tensor'
+            self.barred[name] = f'it returns {type(output).__name__}, which is not a tensor'
             return
         made = _Output(name, TensorWeakRef(output))
         self.outputs.append(made)
         self.by_id[id(output)] = made
 
     def _passed(self, name: str, inputs: list[Tensor], output: Any) -> None:
-        """A module may return its input in eval mode alone."""
+        """Record a module that returns its input: in train mode it may change it."""
         for tensor in inputs:
             if tensor is output and (made := self._find(tensor)):
                 made.readers.append(name)
@@ -197,11 +200,11 @@ class _Watch(ExitStack):
         return made if made is not None and made.tensor() is tensor else None
 
     def read(self, tensors: list[Tensor], reader: str) -> None:
-        """An operator reads tensors."""
+        """Record that an operator reads tensors."""
         call = self.calls[-1] if self.calls else _Call('', [])
         for tensor in tensors:
             if any(tensor is given for given in call.inputs):
-                # Noted when the module was called.
+                # Recorded when the module was called.
                 continue
             if made := self._find(tensor):
                 made.readers.append(reader)
@@ -212,13 +215,13 @@ class _Watch(ExitStack):
                 self.barred.setdefault(owner, reason)
 
     def kept(self) -> set[str]:
-        """The convs of which somebody has an output still."""
-        # What is in a cycle is nobody's.
+        """The convs with an output that still exists."""
+        # Frees the outputs that only reference cycles keep.
         gc.collect()
         return {output.conv for output in self.outputs if output.tensor() is not None}
 
     def judge(self, kept: set[str]) -> ConvNormPairs:
-        """What was seen; ``kept`` are the convs of which an output is kept."""
+        """The pairs found; ``kept`` are the convs with an output that still exists."""
         pairs, unpaired = {}, {}
         for conv in self.convs:
             readers = [output.readers for output in self.outputs if output.conv == conv]
@@ -243,7 +246,7 @@ class _Watch(ExitStack):
         if not readers:
             return 'it is not called'
         if conv in kept:
-            return 'its output is kept, as one of the model is'
+            return 'its output is kept after the pass, as outputs of the model are'
         if not norm:
             return 'nothing reads its output'
         if any(len(each) != 1 for each in readers):
@@ -251,9 +254,9 @@ class _Watch(ExitStack):
         if len(names) > 1:
             return f'its outputs are read by {" and ".join(names)}'
         if norm not in self.norms:
-            return f'no norm reads its output, but {norm}'
+            return f'no norm with running statistics reads its output, only {norm}'
         if self.sources[norm] != {conv}:
-            return f'{norm} reads more than its output'
+            return f'{norm} reads other tensors as well'
         return self.barred.get(norm)
 
 
@@ -262,7 +265,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 class _Dropouts(TorchFunctionMode):
-    """Sees functions that return their input in eval mode alone."""
+    """Records dropout functions, which return their input in eval mode only."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
@@ -279,7 +282,7 @@ class _Dropouts(TorchFunctionMode):
 
 
 class _Operators(TorchDispatchMode):
-    """Sees every operator, in scripted code, too."""
+    """Records every operator, also in scripted code."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()

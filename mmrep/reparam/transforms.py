@@ -1,13 +1,13 @@
-"""The transforms of Diverse Branch Block and what came after it, as functions of tensors.
+"""The transforms of Diverse Branch Block and later papers, as functions of tensors.
 
-Every function takes and returns the ``weight`` ``(out, in / groups, kh, kw)`` and the
-``bias`` ``(out,)`` of a convolution, of which ``None`` stands for zeros, allocates in its
-input's dtype and on its device, changes none of its arguments and is differentiable. The
-tensors of a batch norm are ``(channels,)``; ``gamma=None`` stands for ones and
+The functions take and return the ``weight`` ``(out, in / groups, kh, kw)`` and the ``bias``
+``(out,)`` of a convolution; a bias of ``None`` stands for zeros. They allocate in the dtype
+and on the device of their inputs, change none of their arguments and are differentiable.
+The tensors of a batch norm are ``(channels,)``; ``gamma=None`` stands for ones and
 ``beta=None`` for zeros.
 
 Numerals refer to section 3.2 of `Diverse Branch Block: Building a Convolution as an
-Inception-like Unit <https://arxiv.org/abs/2103.13425>`_, whose IV no block here needs.
+Inception-like Unit <https://arxiv.org/abs/2103.13425>`_; transform IV is not needed here.
 """
 
 import math
@@ -27,7 +27,7 @@ def bn_affine(
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What a batch norm with running statistics is: ``bn(x) == scale x + shift``.
+    """Scale and shift of a batch norm in eval mode: ``bn(x) == scale x + shift``.
 
     ``scale = gamma / sqrt(var + eps)`` and ``shift = beta - scale mean``.
     """
@@ -79,8 +79,8 @@ def merge_convs(
 
     ``conv(x, W', b') == conv(conv(x, W1, b1), W2, b2)`` with
     ``W'[o, c] = sum_i W2[o, i] W1[i, c]`` and ``b'[o] = b2[o] + sum W2[o, i] b1[i]``.
-    Exact where the second conv does not pad, or pads with ``b1``: what the first makes of
-    a zero.
+    Exact if the second conv does not pad, or pads with ``b1``, the response of the first to
+    zeros.
 
     Args:
         weight1, bias1: Of the first conv, ``(mid, in / groups1, kh, kw)`` and ``(mid,)``.
@@ -91,7 +91,7 @@ def merge_convs(
         ``weight`` and ``bias`` of a conv with ``gcd(groups1, groups2)`` groups.
 
     Raises:
-        ValueError: If neither kernel is 1x1, or the channels do not chain.
+        ValueError: If neither kernel is 1x1, or the numbers of channels do not match.
     """
     mid, width = weight1.shape[:2]
     out, one_by_one = weight2.size(0), (1, 1)
@@ -103,13 +103,13 @@ def merge_convs(
     ):
         raise ValueError(
             f'cannot merge a kernel {tuple(weight1.shape)} in {groups1} groups with '
-            f'{tuple(weight2.shape)} in {groups2}: one must be 1x1, and the first have as '
-            'many outputs as the second has inputs'
+            f'{tuple(weight2.shape)} in {groups2}: one must be 1x1, and the second must '
+            'have as many inputs as the first has outputs'
         )
     bias = weight2.new_zeros(out) if bias2 is None else bias2
     if bias1 is not None:
         bias = bias + constant_response(weight2, bias1, groups2)
-    # A depthwise conv has one factor for each pair of channels: nothing to sum.
+    # If one conv is depthwise, an entry of the result is one product, not a sum.
     if groups2 == mid == out:
         return weight1 * weight2, bias
     if groups1 == mid and width == 1:
@@ -120,14 +120,14 @@ def merge_convs(
     second = widen_groups(weight2, groups2, groups)
     if weight2.shape[2:] == one_by_one:
         taps, fine, part = weight1.shape[2:], groups1 // groups, mid // groups1
-        # Group by group of the first: no products with the zeros between them.
+        # Per group of the first conv, without products with the zeros between groups.
         mixer = second.reshape(groups, out // groups, fine, part).transpose(1, 2)
         weight = mixer @ weight1.reshape(groups, fine, part, -1)
         return weight.transpose(1, 2).reshape(out, fine * width, *taps), bias
     first = widen_groups(weight1, groups1, groups)
     width = first.size(1)
-    # Every output's kernel is an image that a 1x1 conv takes from mid to in channels:
-    # unlike a matrix product, that takes no copies in another order.
+    # The kernel of each output is an image that a 1x1 conv maps from mid to in channels:
+    # unlike a matrix product, this needs no transposed copies.
     images = second.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
     mixer = first.reshape(groups, -1, width).transpose(1, 2).flatten(0, 1)
     weight = F.conv2d(images, mixer[..., None, None], groups=groups)
@@ -135,7 +135,7 @@ def merge_convs(
 
 
 def constant_response(weight: Tensor, value: Tensor, groups: int = 1) -> Tensor:
-    """What a conv makes of an input that is constant in each channel, away from a pad.
+    """The response of a conv to an input that is constant per channel, without padding.
 
     ``y[o] = sum_{i, h, w} W[o, i, h, w] v[i]``: the bias term of transform III.
 
@@ -164,7 +164,7 @@ def average_kernel(
         channels: The number of channels.
         kernel_size: ``(kh, kw)``.
         groups: The groups of the conv that the kernel is for. Default: 1.
-        dtype, device: Of the kernel. Default: torch's.
+        dtype, device: Of the kernel. Default: torch's defaults.
 
     Returns:
         Kernel ``(channels, channels / groups, kh, kw)``.
@@ -186,15 +186,15 @@ def identity_kernel(
 
 
 def widen_groups(weight: Tensor, groups: int, fewer: int) -> Tensor:
-    """The kernel of a conv in ``groups`` groups as that of a conv in fewer, wider ones.
+    """Rewrite the kernel of a grouped conv for a conv with fewer, wider groups.
 
-    ``conv(x, W', groups=fewer) == conv(x, W, groups=groups)``: zeros stand between the
-    groups that become one.
+    ``conv(x, W', groups=fewer) == conv(x, W, groups=groups)``, with zeros between channels
+    of different groups.
 
     Args:
         weight: The kernel.
         groups: The number of its groups.
-        fewer: A divisor of it.
+        fewer: The new number of groups, a divisor of ``groups``.
     """
     if groups == fewer:
         return weight
@@ -212,29 +212,30 @@ def pad_kernel(
     offset: tuple[int, int] | None = None,
     step: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    """Zero-pad a kernel to a larger size (VI), its taps ``step`` apart.
+    """Zero-pad a kernel to a larger size (VI), with its taps ``step`` apart.
 
-    ``conv(x, W', padding=p + offset, dilation=d) == conv(x, W, padding=p,
-    dilation=step d)``, away from the far border. Spreading a dilated kernel over one of
-    smaller dilation is that of `UniRepLKNet <https://arxiv.org/abs/2311.15599>`_,
-    section 3.1.
+    ``conv(x, W', padding=p + d offset, dilation=d) == conv(x, W, padding=p,
+    dilation=step d)`` at all output pixels that both have. A ``step`` above 1 turns a
+    dilated kernel into one of smaller dilation, as `UniRepLKNet
+    <https://arxiv.org/abs/2311.15599>`_ does in section 3.1.
 
     Args:
         weight: The kernel.
         kernel_size: The larger size ``(KH, KW)``.
         offset: Zeros ``(top, left)`` before the kernel's first tap.
-            Default: the middle, which has to exist.
-        step: Taps of the result from one of the kernel's to the next. Default: 1.
+            Default: as many as after its last tap.
+        step: Distance of the kernel's taps in the result, in taps. Default: 1.
 
     Raises:
-        ValueError: If the kernel does not fit there.
+        ValueError: If the kernel does not fit there, or has no place in the middle and
+            ``offset`` is not given.
     """
     sizes = zip(kernel_size, weight.shape[2:], step, strict=True)
     spare = [size - (own - 1) * apart - 1 for size, own, apart in sizes]
     if offset is None:
         if any(room % 2 for room in spare):
             raise ValueError(
-                f'a {tuple(weight.shape[2:])} kernel has no place in the middle of '
+                f'a {tuple(weight.shape[2:])} kernel cannot be in the middle of '
                 f'{tuple(kernel_size)}: give the offset'
             )
         offset = (spare[0] // 2, spare[1] // 2)
@@ -255,9 +256,12 @@ def taps_of(
     offset: tuple[int, int],
     step: tuple[int, int],
 ) -> Tensor:
-    """The taps of a padded kernel ``(out, in / groups, KH, KW)`` as a view: the kernel.
+    """A view of the taps of a padded kernel at which :func:`pad_kernel` puts the kernel.
 
-    The arguments are :func:`pad_kernel`'s.
+    Args:
+        padded: The padded kernel ``(out, in / groups, KH, KW)``.
+        kernel_size: The kernel's size before padding.
+        offset, step: As for :func:`pad_kernel`.
     """
     rows, columns = (
         slice(first, first + (size - 1) * apart + 1, apart)

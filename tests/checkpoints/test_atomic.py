@@ -365,7 +365,7 @@ class TestOutPath:
 
     @pytest.mark.parametrize('name', ['', 'a\0.pth', '\0', '~\0/a.pth'])
     def test_no_names(self, name):
-        with pytest.raises(UserError, match='is no name of a file to write: give one'):
+        with pytest.raises(UserError, match='is not the name of a file: give the file to'):
             out_path(name, '.pth')
 
     @pytest.mark.parametrize('name', ['a.pth/', '/', './', '~/'])

@@ -78,7 +78,7 @@ def test_every_bit_of_the_bytes(tmp_path: Path, tally: Callable) -> None:
         data = bytearray(whole)
         data[start + bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-        with pytest.raises(CheckpointError, match='not those of its checksum'):
+        with pytest.raises(CheckpointError, match='do not match its checksum'):
             read_checkpoint(path)
     tally('bit flips', 8 * 12)
 
@@ -116,7 +116,7 @@ def test_what_is_not_used_is_verified_as_well(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.rindex(b'a/version') - 46 + 16] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r'a/version.* not those of its checksum'):
+    with pytest.raises(CheckpointError, match=r'a/version.* do not match its checksum'):
         read_checkpoint(path)
 
 
@@ -127,7 +127,7 @@ def test_one_missing_checksum_is_a_wrong_one(tmp_path: Path) -> None:
     at = data.rindex(b'a/data/0') - 46 + 16
     data[at : at + 4] = bytes(4)
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match='not those of its checksum'):
+    with pytest.raises(CheckpointError, match='do not match its checksum'):
         read_checkpoint(path)
 
 

@@ -73,7 +73,7 @@ class TestWriteCheckpoint:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert str(info.value) == (
             f'{path} cannot be written (File too large): nothing has changed; give another '
-            'place, or see to room and rights there'
+            'path, or check the free space and permissions there'
         )
         assert path.read_bytes() == before
         assert os.listdir(tmp_path) == [path.name]

@@ -259,7 +259,7 @@ class TestDeployFiles:
             return norms
 
         monkeypatch.setattr('mmrep.deployment.running.collapse', wrong)
-        with pytest.raises(VerificationError, match=r'^backbone\.layer2\.0\.conv1 is 0\.0'):
+        with pytest.raises(VerificationError, match=r'^backbone\.layer2\.0\.conv1 differs'):
             project.deploy(shape=(3, 32, 32))
         assert not project.written()
 
@@ -456,7 +456,7 @@ class TestRefusals:
     def test_wrong_fuse_of_another_package(self, tmp_path):
         """mmpretrain's RepVGG forgets its SE layers."""
         project = Project(tmp_path, backbone=dict(HOST_REPVGG, arch=SE))
-        says = r'^backbone\.\w+ is .* from its branches'
+        says = r'^backbone\.\w+ differs by .* from its branches'
         self.refused(project, VerificationError, says)
 
     def test_block_that_cannot_be_fused(self, tmp_path):
@@ -605,7 +605,7 @@ class TestBlocksOfOthers:
 
     def test_a_wrong_one(self, project, monkeypatch):
         monkeypatch.setattr(OwnFuse, 'scale', 1.01)
-        says = r'backbone\.body\.2 is 0\.01.* from its branches'
+        says = r'backbone\.body\.2 differs by 0\.01.* from its branches'
         with pytest.raises(VerificationError, match=says):
             project.deploy()
         assert project.written() == []

@@ -146,8 +146,8 @@ class TestWrongInput:
     @pytest.mark.parametrize(
         'options, error, message',
         [
-            (dict(block='Foo'), UserError, "cannot be expanded: 'Foo' is no re-param"),
-            (dict(block='BN'), UserError, "cannot be expanded: 'BN' is no re-param"),
+            (dict(block='Foo'), UserError, "cannot be expanded: 'Foo' is not a re-param"),
+            (dict(block='BN'), UserError, "cannot be expanded: 'BN' is not a re-param"),
             (dict(include=['neck*']), UserError, r"expanded: 'neck\*' matches no conv"),
             (dict(exclude=['a']), UserError, "expanded: 'a' matches no conv"),
             (dict(kernel_sizes=[9]), UserError, 'expanded: no conv can be replaced'),

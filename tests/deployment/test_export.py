@@ -546,7 +546,7 @@ class TestRefusals:
                 model.stage_1[0].branch_reparam.weight *= 1 + 5e-5
 
         monkeypatch.setattr(export, 'fuse', spoil)
-        says = 'stage_1.0 is 5e-05 (relative L2) from its branches'
+        says = 'stage_1.0 differs by 5e-05 (relative L2) from its branches'
         Project(tmp_path, REPVGG).refuse(says, error=VerificationError)
 
     def test_no_output(self, tmp_path):

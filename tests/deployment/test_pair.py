@@ -179,8 +179,8 @@ class TestCheckPair:
 
     def refused(self, config: Path, checkpoint: Path) -> None:
         sentence = (
-            f'{config} was not written together with {checkpoint}: fuse again, or take '
-            'them all the same with --cfg-options fused_checkpoint=None'
+            f'{config} was not written together with {checkpoint}: fuse again, or use '
+            'them anyway with --cfg-options fused_checkpoint=None'
         )
         with pytest.raises(CheckpointError) as info:
             check(config, checkpoint)

@@ -63,7 +63,7 @@ def large_bias(model: nn.Module) -> None:
 class TestTheHeadHidesTheBackbone:
     @pytest.mark.parametrize('change', [None, small_head, large_bias])
     def test_refused(self, change):
-        says = r'^backbone\.stage_2\.0 is 0\.01 .* from its branches'
+        says = r'^backbone\.stage_2\.0 differs by 0\.01 .* from its branches'
         with pytest.raises(VerificationError, match=says):
             compare(classifier(change), scale_a_conv)
 
@@ -125,14 +125,14 @@ class TestRefused:
         model.head.register_forward_pre_hook(
             lambda _, args: (nn.functional.dropout(args[0][0], 0.5),)
         )
-        says = 'apart in two runs of the deploy form on one input'
+        says = 'between two runs of the deploy form on one input'
         self.refused(says, model)
 
     def test_what_stands_between_blocks(self):
         def shift(model: nn.Module) -> None:
             model.head.fc.bias += 0.1
 
-        says = '^output is .* from the train form.*every block is right'
+        says = '^output differs by .* from the train form.*every block is right'
         self.refused(says, classifier(), shift)
 
     @pytest.mark.parametrize('problem', ['zero everywhere', 'not finite'])
@@ -155,7 +155,7 @@ class TestRefused:
                 lambda _, args: (args[0] / 1.001,)
             )
 
-        self.refused(r'^backbone\[0\] is .* from the train form', model, shift)
+        self.refused(r'^backbone\[0\] differs by .* from the train form', model, shift)
 
 
 class Chaotic(nn.Module):
@@ -209,7 +209,7 @@ class TestIllConditioned:
         def shift(model: nn.Module) -> None:
             model.shift = 1e-3
 
-        says = '^output is .* from the train form.*every block is right'
+        says = '^output differs by .* from the train form.*every block is right'
         with pytest.raises(VerificationError, match=says):
             compare(Chaotic(times=4).eval(), shift)
 
@@ -221,7 +221,7 @@ class TestIllConditioned:
         def scale(model: nn.Module) -> None:
             model.block.branch_reparam.weight *= 1.01
 
-        with pytest.raises(VerificationError, match=r'^block is .* from its branches'):
+        with pytest.raises(VerificationError, match=r'^block differs by .* from its'):
             compare(Chaotic(times=20).eval(), scale)
 
 

@@ -185,7 +185,7 @@ class TestErrors:
             def forward(self, inputs, labels, mode):
                 return super().forward(inputs, labels, mode)['loss']
 
-        with pytest.raises(ConfigError, match='Bare returns Tensor in the place of a dict'):
+        with pytest.raises(ConfigError, match='Bare returns Tensor instead of a dict'):
             hooked(Bare())(**batch(), mode='loss')
 
     def test_a_training_step_that_asks_for_no_loss(self, tmp_path):

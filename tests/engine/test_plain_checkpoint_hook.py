@@ -91,7 +91,7 @@ def test_custom_hooks_get_their_values_back(tmp_path, monkeypatch, values):
 def test_what_opens_is_not_warned_of(tmp_path):
     trained(tmp_path, OPEN)
     torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
-    assert "mmrep's reader only" not in log_of(tmp_path)
+    assert "only mmrep's reader opens" not in log_of(tmp_path)
 
 
 def test_what_does_not_is_named_once(tmp_path):
@@ -99,7 +99,7 @@ def test_what_does_not_is_named_once(tmp_path):
     assert (tmp_path / 'epoch_2.pth').exists()
     log = log_of(tmp_path)
     for name in ('kept', *(f'message_hub.runtime_info.{name}' for name in CLOSED)):
-        assert log.count(f'{name} of the checkpoints is of types that torch.load') == 1
+        assert log.count(f'{name} of the checkpoints has types that torch.load') == 1
 
 
 class Kind(Enum):

@@ -174,7 +174,7 @@ def test_workers_that_persist_over_epochs(tmp_path, no_sleep):
     run(tmp_path, **options)
     resume(tmp_path / 'epoch_2.pth', tmp_path / 'resumed', **options)
     log = log_of(tmp_path / 'resumed')
-    assert 'draws other random numbers than one that was not stopped' in log
+    assert 'draws other random numbers than an uninterrupted one' in log
     assert 'persistent_workers start anew' in log
 
 
@@ -207,7 +207,7 @@ def test_any_moment(tmp_path):
 
 @pytest.mark.parametrize(
     ('states', 'says'),
-    [(None, 'it holds no random_state'), ([{}, {}], 'it was written by 2 processes')],
+    [(None, 'holds no random_state'), ([{}, {}], 'was written by 2 processes')],
 )
 def test_what_cannot_be_restored_is_said(tmp_path, states, says):
     run(tmp_path)
@@ -215,7 +215,7 @@ def test_what_cannot_be_restored_is_said(tmp_path, states, says):
     content['random_state'] = states
     torch.save(content, tmp_path / 'a.pth')
     assert resume(tmp_path / 'a.pth', tmp_path / 'resumed').keys() == {4, 5}
-    assert f'was not stopped: {says}' in log_of(tmp_path / 'resumed')
+    assert f'uninterrupted one: the checkpoint {says}' in log_of(tmp_path / 'resumed')
 
 
 def test_fine_tuning_starts_anew(tmp_path):

@@ -265,7 +265,7 @@ class TestRefuses:
             self.build(Net(RepOptVGG(**SMALL | dict(arch=arch))), scales=scales)
 
     def test_a_fused_network(self, scales):
-        with pytest.raises(ConfigError, match='as ConvNormBlocks that are not fused'):
+        with pytest.raises(ConfigError, match='with ConvNormBlocks that are not fused'):
             self.build(Net(RepOptVGG(**SMALL, deploy=True)), scales=scales)
 
     def test_another_width(self, scales):
@@ -312,5 +312,5 @@ class TestRefuses:
         assert not said
         self.build(scales=scales, clip_grad=dict(max_norm=1))
         ((message, level),) = said
-        assert 'RepOptimizer with clip_grad is not what' in message
+        assert 'RepOptimizer with clip_grad is not equivalent' in message
         assert level == logging.WARNING

@@ -225,7 +225,7 @@ class TestWrongInput:
             (dict(of='ResNet'), TypeError, "expand has no 'block': give the type"),
             (dict(of='ResNet', block=DBB, kernels=3), TypeError, "no key 'kernels'"),
             (dict(of='ResNet', block=DBB, dry_run=True), TypeError, "no key 'dry_run'"),
-            (dict(of='ResNet', block=dict(type='BN')), TypeError, "'BN' is no re-para"),
+            (dict(of='ResNet', block=dict(type='BN')), TypeError, "'BN' is not a re-para"),
             (dict(of='Resnet', block=DBB), KeyError, 'Resnet is not in the'),
             (
                 dict(of='ResNet', block=DBB, include='stage*'),

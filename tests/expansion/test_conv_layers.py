@@ -188,7 +188,7 @@ class TestConvLayer:
 
 @pytest.mark.parametrize('name', ['DiverseBranchBlock', 'RepVGGBlock', 'ConvNormBlock'])
 def test_a_block_is_no_conv_layer(name):
-    message = rf"{name} .* conv_cfg a conv layer .* dict\(type='mmrep.DBBConv2d'\)"
+    message = rf"{name} .* conv_cfg, give a conv layer .* dict\(type='mmrep.DBBConv2d'\)"
     with pytest.raises(TypeError, match=message):
         build_conv_layer(dict(type=f'mmrep.{name}'), 4, 4, 3, stride=1, bias=False)
 

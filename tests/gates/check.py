@@ -1,4 +1,4 @@
-"""All gates, one after the other, and their figures in one table at the end.
+"""Run the gates one after the other, and print a table of their figures at the end.
 
     python tests/gates/check.py [GATE ...] [--seconds N] [--sample N] [--seed N]
 
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-#: The parts of mmrep that the tests have to cover, as far as they exist.
+#: The parts of mmrep that the tests have to cover.
 COVERED = ('reparam', 'models', 'expansion', 'checkpoints')
 #: The largest fraction of a part's lines and branches that no test may reach.
 UNCOVERED = 0.03
@@ -42,7 +42,7 @@ def run(*command: str, **environment: str) -> tuple[bool, list[str]]:
 
 
 def suite(args: argparse.Namespace) -> tuple[bool, list[str]]:
-    """The whole suite, the long tests too, and how much of the code it reaches."""
+    """Run all tests, including the long ones, and measure their coverage."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, 'coverage.json')
         passed, lines = run(
@@ -71,14 +71,14 @@ def uncovered(report: Path) -> Mapping[str, float]:
 
 
 def mutation(args: argparse.Namespace) -> tuple[bool, list[str]]:
-    """Every small edit of mmrep/reparam makes a test fail."""
+    """Check that every small edit of mmrep/reparam makes a test fail."""
     sample = ['--sample', str(args.sample)] if args.sample else []
     passed, lines = run('tests/gates/mutation.py', *sample, '--seed', str(args.seed))
     return passed, lines[-1:]
 
 
 def fuzz(args: argparse.Namespace) -> tuple[bool, list[str]]:
-    """No file crashes the readers, hangs them or takes all memory."""
+    """Check that no file crashes the readers, hangs them or takes all memory."""
     script = (
         'import sys; sys.path[:0] = ["tests/checkpoints", "tests"]; import fuzzing;'
         f'report = fuzzing.fuzz({args.seconds}, {args.seed});'
@@ -100,10 +100,10 @@ def main() -> int:
     parser.add_argument(
         'gates', nargs='*', metavar='GATE', help=f'default: {" ".join(GATES)}'
     )
-    parser.add_argument('--pytest', default='', help="for the suite, as in --pytest='-x'")
-    parser.add_argument('--seconds', type=float, default=300, help='of the fuzz')
-    parser.add_argument('--sample', type=int, help='of the mutants; default: all')
-    parser.add_argument('--seed', type=int, default=0, help='of the fuzz and the sample')
+    parser.add_argument('--pytest', default='', help="options for pytest: --pytest='-x'")
+    parser.add_argument('--seconds', type=float, default=300, help='length of the fuzz')
+    parser.add_argument('--sample', type=int, help='number of mutants (default: all)')
+    parser.add_argument('--seed', type=int, default=0, help='for the fuzz and the sample')
     args = parser.parse_args()
     if unknown := set(args.gates) - set(GATES):
         parser.error(f'no such gate: {", ".join(unknown)}; choose from {", ".join(GATES)}')

@@ -1,4 +1,4 @@
-"""Small edits of a module's code, one at a time: what the tests should notice."""
+"""Mutants: small edits of a module's code, one at a time, for the tests to detect."""
 
 import ast
 import copy
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType
 
-#: Operators, and what is put in their place.
+#: Operators, and those that replace them.
 OPERATORS = {
     ast.Add: [ast.Sub],
     ast.Sub: [ast.Add],
@@ -52,7 +52,7 @@ TWINS = (
 )
 TWIN = {name: twin for pair in TWINS for name, twin in (pair, pair[::-1])}
 
-#: Functions whose arguments have no other order or number.
+#: Functions whose arguments are neither swapped nor dropped.
 FIXED_CALLS = ('isinstance', 'hasattr', 'getattr', 'min', 'max', 'range')
 FIXED_CALLS += ('gcd', 'promote_types', 'transpose')
 
@@ -80,7 +80,7 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """What stays while the lines move."""
+        """A name that does not change when lines move."""
         again = f' ({self.number})' if self.number > 1 else ''
         return f'{self.module}.{self.scope}: {self.before} -> {self.after}{again}'
 
@@ -88,8 +88,8 @@ class Mutant:
 def mutants(source: str, module: str, path: str = '<mutant>') -> Iterator[Mutant]:
     """All mutants of a module, in the order of its syntax tree.
 
-    Left as they are: annotations, docstrings, imports, ``__all__``, aliases of types,
-    zip's ``strict``, and the errors that are raised, whose words are for people.
+    Not edited are annotations, docstrings, imports, ``__all__``, aliases of types, zip's
+    ``strict``, and the messages of errors that are raised.
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -112,7 +112,7 @@ def mutants(source: str, module: str, path: str = '<mutant>') -> Iterator[Mutant
 
 
 def _difference(before: ast.AST, after: ast.AST) -> tuple[str, str]:
-    """The lines of two nodes that differ, each in one."""
+    """The lines in which two nodes differ, joined into one line for each node."""
     old, new = ast.unparse(before).splitlines(), ast.unparse(after).splitlines()
     for end in (0, -1):
         while old and new and old[end] == new[end]:
@@ -121,7 +121,7 @@ def _difference(before: ast.AST, after: ast.AST) -> tuple[str, str]:
 
 
 def _places(node: ast.AST, scope: tuple[str, ...]) -> Iterator[tuple]:
-    """Each node that may be edited: its scope, and where it is held, under which key."""
+    """Each node that may be edited, with its scope, and its container and key there."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         scope = *scope, node.name
     for field, value in ast.iter_fields(node):
@@ -172,7 +172,7 @@ def _swapped(values: list) -> Iterator[list]:
 
 
 def _names_something(node: ast.AST) -> bool:
-    """Whether it is a string or a type; of these a sequence is mostly a set."""
+    """Whether a node is a string or a type: in sequences of them order rarely matters."""
     if isinstance(node, ast.Constant):
         return isinstance(node.value, str)
     name = getattr(node, 'attr', getattr(node, 'id', ''))
@@ -180,7 +180,7 @@ def _names_something(node: ast.AST) -> bool:
 
 
 def _edits(node: ast.AST, holder: dict | list, key: str | int) -> Iterator[ast.AST]:
-    """What may stand in the place of a node."""
+    """The nodes that may replace a node."""
     if key == 'test':
         yield ast.Constant(True)
         yield ast.Constant(False)

@@ -2,12 +2,12 @@
 
     python tests/gates/mutation.py [NAME ...] [--equivalent] [--sample N] [--seed N]
 
-Every mutant (:mod:`mutants`) runs in a process of its own, forked from one that has
-imported torch and the hosts but not mmrep: there the mutant's code is imported in the
-place of the module's file, and the tests run, the quick and the likely killers first, up
-to the first that fails. Those that no test can kill are named in
-``equivalent_mutants.txt``, each with the reason; they run with ``--equivalent``, and one
-that is killed or gone must leave the list.
+Every mutant (:mod:`mutants`) is tried in a process of its own, forked from one that has
+imported torch and the hosts but not mmrep. There the mutant's code is imported in the place
+of the module's file, and the tests run until one fails; quick tests, and those that have
+killed other mutants, come first. Mutants that no test can kill are listed in
+``equivalent_mutants.txt``, each with the reason. They are tried with ``--equivalent`` only;
+one that is killed, or no longer exists, must be removed from the list.
 """
 
 import argparse
@@ -38,29 +38,29 @@ from mutants import Mutant, mutants
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / 'tests' / 'reparam'
 EQUIVALENT = Path(__file__).with_name('equivalent_mutants.txt')
-#: Seconds of computing, and seconds in all, after which a mutant counts as killed. Other
-#: work on the machine takes from the second, which only has to end one that waits.
+#: Seconds of CPU time, and of wall time, after which a mutant counts as killed. The wall
+#: time depends on the load of the machine; it only has to end a mutant that waits.
 COMPUTING_LIMIT, TIME_LIMIT = 150, 900
 #: Bytes that a mutant may allocate.
 MEMORY_LIMIT = 8 << 30
-#: Seconds that the first tests of a mutant take at most.
+#: The first tests of a mutant are those that take at most so many seconds.
 _QUICK = 0.3
-#: Plugins that a mutant's tests do without: they take half of the time of quick ones.
+#: Plugins that are switched off, because they take half of the time of quick tests.
 _WITHOUT = [f'-pno:{name}' for name in ('cacheprovider', 'logging', 'pytest_cov', 'xdist')]
 
 
 class FirstFailure:
-    """Plugin for pytest: the most kills for the time come first, and nothing is shrunk.
+    """Plugin for pytest: run cheap tests first, and let hypothesis shrink no failure.
 
     Args:
-        costs: Seconds that each test takes, by its name, for a mutant that it kills.
+        costs: The seconds per killed mutant of each test, by its name.
         pipe: Where to write the name of the test that fails.
     """
 
     def __init__(self, costs: Mapping[str, float], pipe: int) -> None:
         self.costs = costs
         self.pipe = pipe
-        #: What a test may cost to run at all.
+        #: Tests that cost more are left out.
         self.most = math.inf
         self.seconds: dict[str, float] = {}
 
@@ -85,7 +85,7 @@ class FirstFailure:
 
 
 def run_tests(module: str, code: CodeType | None, plugin: FirstFailure) -> bool:
-    """Whether all tests pass with ``code`` in the place of a module's own, if any."""
+    """Whether all tests pass, with ``code``, if any, in the place of a module's own."""
     own_code = SourceFileLoader.get_code
 
     def get_code(loader: SourceFileLoader, name: str) -> CodeType:
@@ -95,7 +95,7 @@ def run_tests(module: str, code: CodeType | None, plugin: FirstFailure) -> bool:
     SourceFileLoader.get_code = get_code
     own = TESTS / f'test_{module}.py'
     options = ['-x', '-q', '--tb=no', '--assert=plain', '--rootdir', str(ROOT), *_WITHOUT]
-    # What is quick in the module's own tests kills most.
+    # The quick ones of the module's own tests kill most mutants.
     for paths, plugin.most in (
         ([own], _QUICK),
         (sorted(TESTS.glob('test_*.py')), math.inf),
@@ -112,7 +112,7 @@ class Trial:
     """Tests that run in a child process.
 
     Args:
-        child: Its number.
+        child: The id of the process.
         pipe: Where it writes the name of the test that fails, if one does.
     """
 
@@ -175,9 +175,10 @@ def survivors(
 
 
 def warm_up() -> Mapping[str, float] | None:
-    """Run the tests without a mutant, and import what they do beside this project.
+    """Run the tests without a mutant, and import the libraries that they import.
 
-    Every mutant's process has it then, and there the tests have to pass, too.
+    The processes of mutants are forked from this one, and so have these imports. The tests
+    have to pass with them, too.
 
     Returns:
         What each test takes, in seconds, by its name; ``None`` if one fails.
@@ -190,7 +191,7 @@ def warm_up() -> Mapping[str, float] | None:
             plugin = FirstFailure({}, writing)
             passed = run_tests('', None, plugin)
             files = {name: getattr(m, '__file__', None) for name, m in sys.modules.items()}
-            # Not the whole root, in which the libraries may be, too.
+            # Not the whole root, which may also contain the environment with the libraries.
             own = tuple(str(ROOT / folder) for folder in ('mmrep', 'tests', 'tools'))
             names = [n for n, file in files.items() if file and not file.startswith(own)]
             with open(writing, 'w') as file:
@@ -209,7 +210,7 @@ def warm_up() -> Mapping[str, float] | None:
             import_module(name)
     # A collection in a child would touch, and so copy, all of the memory.
     gc.freeze()
-    # Where the imports break a test, it would seem to kill every mutant.
+    # A test that fails because of the imports would seem to kill every mutant.
     _, status = os.waitpid(Trial.start('', None, seconds).child, 0)
     return None if status else seconds
 
@@ -229,14 +230,14 @@ def main() -> int:
     parser.add_argument(
         '--equivalent',
         action='store_true',
-        help='try also those that are listed as equivalent, which takes all tests each',
+        help='try also those that are listed as equivalent; each of them runs all tests',
     )
     parser.add_argument('--sample', type=int, help='how many to draw (default: all)')
     parser.add_argument('--seed', type=int, default=0, help='for the sample (default: 0)')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='default: CPUs')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        # Where the environment says otherwise, each mutant's process would compile it all.
+        # Without bytecode, each mutant's process would compile all modules again.
         sys.dont_write_bytecode, sys.pycache_prefix = False, folder
         return try_mutants(args)
 

@@ -1,4 +1,4 @@
-"""What is edited, and what is left."""
+"""Which code is edited, and which is not."""
 
 import pytest
 from mutants import mutants
@@ -65,7 +65,7 @@ def test_edits(source):
     assert len({mutant.name for mutant in found}) == len(found)
 
 
-#: A function of which every line and every term counts for one of the inputs.
+#: A function in which every line and every term matters for one of the inputs.
 SOURCE = """
 def f(a, b, *, scale=1):
     total = (a - b) * scale
@@ -77,7 +77,7 @@ INPUTS = [(5, 1), (2, 1), (3, 1), (5, 3), (4, 6), (5, 7)]
 
 
 def outcome(code) -> str:
-    """What the function of a module makes of the inputs, errors among it."""
+    """The results of a module's function for the inputs, or its error."""
     try:
         exec(code, names := {})
         return str([names['f'](*pair) for pair in INPUTS] + [names['f'](5, 1, scale=2)])

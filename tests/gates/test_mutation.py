@@ -1,4 +1,4 @@
-"""A run tells passing tests from failing ones."""
+"""A run distinguishes passing from failing tests, and ends mutants that hang."""
 
 import itertools
 import os
@@ -13,7 +13,7 @@ import pytest
 def test_tests_that_fail_without_a_mutant_are_noticed(
     before, after, monkeypatch, tmp_path
 ) -> None:
-    """Before the imports that all mutants share, or after them."""
+    """Whether they fail before or after the imports that all mutants share."""
     ran = tmp_path / 'ran'
 
     def run_tests(module, code, plugin) -> bool:

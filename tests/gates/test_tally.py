@@ -1,4 +1,4 @@
-"""The counts in the summary of a run are those of the tests that passed."""
+"""The summary of a run has the counts of the tests that passed."""
 
 from pathlib import Path
 

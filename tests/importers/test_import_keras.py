@@ -148,9 +148,9 @@ def records(file):
     file.create_dataset('a', data=np.zeros(2, [('x', 'f4'), ('y', 'i4')]))
 
 
-MORE = 'is said to hold much more than its size'
+MORE = 'declares much more data than its size'
 OTHER = 'in another file'
-NO_NUMBERS = 'which is no array of numbers'
+NO_NUMBERS = 'which is not an array of numbers'
 
 
 @pytest.mark.parametrize(

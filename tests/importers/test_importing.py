@@ -179,7 +179,7 @@ def test_two_names_of_one_weight(tmp_path):
     weights = ResNet((2, 2, 2, 2), False, 8).state_dict()
     key = 'stage1.0.conv1.dbb_avg.bn.bn.bias'
     weights[key.replace('bn.bn', 'bn')] = weights[key]
-    assert f'{key} and {key.replace("bn.bn", "bn")}, which are one' in refusal(
+    assert f'{key} and {key.replace("bn.bn", "bn")}, which are the same' in refusal(
         weights, tmp_path
     )
 
@@ -194,7 +194,7 @@ def test_an_se_layer_of_any_width(weights, tmp_path):
 def test_no_such_network(weights, tmp_path):
     # 9 channels in 2 groups.
     weights['stage1.0.rbr_dense.conv.weight'] = torch.zeros(9, 4, 3, 3)
-    assert 'is no network: ' in refusal(weights, tmp_path)
+    assert 'cannot be built: ' in refusal(weights, tmp_path)
 
 
 def test_unknown_and_ambiguous_layouts(weights, tmp_path):

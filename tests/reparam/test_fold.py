@@ -416,12 +416,12 @@ REFUSED = {
     'instance norm': (lambda: nn.InstanceNorm2d(4), 'InstanceNorm2d without running'),
     'batch norm of the batch': (
         lambda: nn.BatchNorm2d(4, track_running_stats=False),
-        'BatchNorm2d without running statistics normalises by its input',
+        'BatchNorm2d without running statistics normalises by the statistics of its input',
     ),
     'activation': (nn.ReLU, 'ReLU'),
     'pooling': (lambda: nn.MaxPool2d(3, 1, 1), 'MaxPool2d'),
-    'transposed conv': (lambda: nn.ConvTranspose2d(4, 4, 1), 'ConvTranspose2d is no'),
-    'linear': (lambda: nn.Linear(8, 8), 'Linear is no linear layer with a known kernel'),
+    'transposed conv': (lambda: nn.ConvTranspose2d(4, 4, 1), 'ConvTranspose2d is not'),
+    'linear': (lambda: nn.Linear(8, 8), 'Linear is not known as a linear layer'),
     'standardised conv': (
         lambda: ConvWS2d(4, 4, 3, padding=1),
         'ConvWS2d has a forward of its own, and may not compute what Conv2d does',
@@ -457,11 +457,11 @@ REFUSED = {
     ),
     'mean of what is not padded': (
         lambda: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
-        'leaves out of the mean what is padded',
+        'does not average over the padding',
     ),
     'mean of what is not padded, to one side': (
         lambda: nn.AvgPool2d(3, 1, (0, 1), count_include_pad=False),
-        'leaves out of the mean what is padded',
+        'does not average over the padding',
     ),
     'mean over an edge': (
         lambda: nn.AvgPool2d(2, (1, 2), ceil_mode=True),
@@ -471,7 +471,7 @@ REFUSED = {
     'ConvModule with an act': (lambda: ConvModule(4, 4, 1), 'has an activation'),
     'ConvModule that pads by a layer': (
         lambda: ConvModule(4, 4, 1, padding=1, padding_mode='reflect', act_cfg=None),
-        'ReflectionPad2d is no linear layer',
+        'ReflectionPad2d is not known as a linear layer',
     ),
     'more outputs': (lambda: nn.Conv2d(4, 8, 1), '8 outputs.* does not fit into'),
     'dilation between taps': (
@@ -520,31 +520,34 @@ def test_refuses_a_forward_of_its_own_of_every_type(kind):
         ([conv(1, stride=2), conv(3, padding=0)], 'one must be 1x1, with stride 1 if'),
         ([conv(3), conv(3)], 'only a 1x1 conv of stride 1 can stand before a padding'),
         ([conv(3), conv(1, padding=1)], 'only a 1x1 conv of stride 1 can stand before'),
-        ([nn.ZeroPad2d(1), conv(3, padding_mode='reflect')], 'to a map that is not the'),
+        (
+            [nn.ZeroPad2d(1), conv(3, padding_mode='reflect')],
+            'a map that was padded or cropped before',
+        ),
         (
             [conv(1, padding=1, padding_mode='reflect'), conv(3, padding_mode='reflect')],
-            'to a map that is not the input',
+            'a map that was padded or cropped before',
         ),
         (
             [nn.ZeroPad2d((0, 1, 0, 1)), Conv2dAdaptivePadding(4, 4, 3, stride=2)],
-            'pads by the size of a map that was padded before',
+            'depends on the size of a map that was padded or cropped before',
         ),
         (
             [nn.ZeroPad2d(-1), Conv2dAdaptivePadding(4, 4, 3, stride=2)],
-            'pads by the size of a map that was padded before',
+            'depends on the size of a map that was padded or cropped before',
         ),
-        ([nn.ZeroPad2d(-1), conv(3, padding=2)], 'padded to a map that is not the input'),
-        ([nn.ZeroPad2d((0, 0, 1, -1)), conv(3)], 'padded to a map that is not the input'),
-        ([nn.ZeroPad2d((0, -1, 0, 0)), conv(3)], 'padded to a map that is not the input'),
-        ([nn.ZeroPad2d((0, 0, 0, -1)), conv(3)], 'padded to a map that is not the input'),
+        ([nn.ZeroPad2d(-1), conv(3, padding=2)], 'a map that was padded or cropped before'),
+        ([nn.ZeroPad2d((0, 0, 1, -1)), conv(3)], 'a map that was padded or cropped before'),
+        ([nn.ZeroPad2d((0, -1, 0, 0)), conv(3)], 'a map that was padded or cropped before'),
+        ([nn.ZeroPad2d((0, 0, 0, -1)), conv(3)], 'a map that was padded or cropped before'),
         ([conv(1, stride=2), conv(1, padding=1)], 'of stride 1 can stand before a padding'),
         ([nn.BatchNorm2d(4), nn.ZeroPad2d(1), conv(3, padding=0)], 'pads with zeros'),
-        ([conv(1, bias=True), conv(3)], 'pads with zeros what a layer with a bias'),
+        ([conv(1, bias=True), conv(3)], 'pads with zeros the output of a layer with a'),
         (
             [conv(1, bias=True), nn.ZeroPad2d((0, 0, 1, -1)), conv(3, padding=0)],
             'pads with zeros',
         ),
-        ([nn.BatchNorm2d(4), conv(3)], 'pads with zeros what a layer with a bias'),
+        ([nn.BatchNorm2d(4), conv(3)], 'pads with zeros the output of a layer with a'),
         ([conv(1), nn.BatchNorm2d(4), conv(3)], 'pads with zeros'),
         ([conv(1, bias=True), conv(3, padding='same')], 'pads with zeros'),
         (
@@ -571,7 +574,7 @@ def test_bias_before_no_padding():
 
 
 def test_more_groups_than_the_branch_has():
-    with pytest.raises(NotFoldableError, match='a conv of 1 groups is none of 2 groups'):
+    with pytest.raises(NotFoldableError, match='a conv of 1 groups cannot become one of 2'):
         fold_branches({'branch': conv(3)}, target(groups=2))
 
 

@@ -357,7 +357,7 @@ class TestWhatIsShown:
         switch_to_deploy(model)
         (difference,) = compare_blocks(references, model).values()
         assert difference.note == (
-            'its maps are smaller than its kernel, of which some is not seen'
+            'it accepts no larger input, so some taps of kernels may not be compared'
         )
 
     @pytest.mark.parametrize('options', [dict(padding=1), dict(padding=0)])
@@ -374,7 +374,9 @@ class TestWhatIsShown:
         (difference,) = compare_blocks(references, model).values()
         assert difference.is_within(RTOL) is (scale is None)
         assert difference.note == (
-            '' if scale else 'its output does not depend on its input, and shows nothing'
+            ''
+            if scale
+            else 'its output does not depend on its input, so its kernels are not compared'
         )
 
 

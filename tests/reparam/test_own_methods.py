@@ -255,7 +255,7 @@ def test_inside_a_container_that_has_the_method():
 
 
 def test_a_model_that_is_one_block():
-    with pytest.raises(NotFoldableError, match='ConvNorm: its own fuse gives another'):
+    with pytest.raises(NotFoldableError, match='ConvNorm: its own fuse returns another'):
         switch_to_deploy(network(ConvNorm())[0])
 
 

@@ -110,15 +110,15 @@ def in_a_cycle(y: Tensor) -> Tensor:
 
 
 WATCHED = 'has hooks or a parametrization'
-KEPT = 'its output is kept, as one of the model is'
+KEPT = 'its output is kept after the pass, as outputs of the model are'
 
 #: What is none, and why.
 OTHERS: dict[str, tuple[Callable[[], Net], str]] = {
-    'no norm': (lambda: Net(lambda m, x: m.conv(x).relu()), 'no norm .*, but relu'),
-    'no norm, scripted': (lambda: Net(lambda m, x: scripted(m.conv(x))), ', but relu'),
+    'no norm': (lambda: Net(lambda m, x: m.conv(x).relu()), 'no norm .*, only relu'),
+    'no norm, scripted': (lambda: Net(lambda m, x: scripted(m.conv(x))), ', only relu'),
     'no norm, a function of its own': (
         lambda: Net(lambda m, x: Doubled.apply(m.conv(x))),
-        ', but mul',
+        ', only mul',
     ),
     'its last layer': (lambda: Net(lambda m, x: m.conv(x)), KEPT),
     'an output as well': (
@@ -147,7 +147,7 @@ OTHERS: dict[str, tuple[Callable[[], Net], str]] = {
     ),
     'norm as a function': (
         lambda: Net(lambda m, x: F.relu(F.batch_norm(m.conv(x), *statistics(m.norm)))),
-        ', but .*batch_norm',
+        ', only .*batch_norm',
     ),
     'nobody reads it': (
         lambda: Net(lambda m, x: (m.conv(x), m.norm(x.new_ones(2, 4, 5, 5)))[1]),
@@ -161,8 +161,8 @@ OTHERS: dict[str, tuple[Callable[[], Net], str]] = {
         lambda: Net(lambda m, x: (lambda y: m.norm(y) + y.add_(1))(m.conv(x))),
         'more than once, by .*add_ and norm',
     ),
-    'a view': (lambda: Net(lambda m, x: m.norm(m.conv(x).view(2, 4, 4, 9))), ', but view'),
-    'detached': (lambda: Net(lambda m, x: m.norm(m.conv(x).detach())), ', but detach'),
+    'a view': (lambda: Net(lambda m, x: m.norm(m.conv(x).view(2, 4, 4, 9))), ', only view'),
+    'detached': (lambda: Net(lambda m, x: m.norm(m.conv(x).detach())), ', only detach'),
     'a shortcut': (
         lambda: Net(lambda m, x: (lambda y: y + m.norm(y))(m.conv(x))),
         'more than once, by add and norm',
@@ -197,19 +197,19 @@ OTHERS: dict[str, tuple[Callable[[], Net], str]] = {
     ),
     'a norm of two convs': (
         lambda: Net(lambda m, x: m.norm(m.conv(x)) + m.norm(m.conv2(x)), **another_conv()),
-        'norm reads more than its output',
+        'norm reads other tensors as well',
     ),
     'a norm of another tensor': (
         lambda: Net(lambda m, x: m.norm(m.conv(x)) + m.norm(x.new_ones(2, 4, 6, 6))),
-        'norm reads more than its output',
+        'norm reads other tensors as well',
     ),
     'a norm before': (
         lambda: Net(lambda m, x: m.conv(m.norm(x.new_ones(2, 4, 8, 8))[:, :3]).relu()),
-        ', but relu',
+        ', only relu',
     ),
     'a norm of no running statistics': (
         lambda: Net(lambda m, x: m.norm2(m.conv(x)), norm2=nn.GroupNorm(2, 4)),
-        ', but .*group_norm',
+        ', only .*group_norm',
     ),
     'dropout': (
         lambda: Net(lambda m, x: m.norm(F.dropout(m.conv(x), 0.5, m.training))),
@@ -293,7 +293,7 @@ class TestOneConv:
 
     def test_of_several_outputs(self):
         found = observed(nn.Sequential(Pair(3, 4, 1), First(), nn.BatchNorm2d(4)))
-        assert found.unpaired == {'0': 'it returns list, which is no tensor'}
+        assert found.unpaired == {'0': 'it returns list, which is not a tensor'}
 
     def test_compiled(self):
         model = PAIRS['one after the other']()

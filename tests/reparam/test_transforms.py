@@ -241,8 +241,8 @@ def test_the_middle_of_a_larger_size():
 @pytest.mark.parametrize(
     ('size', 'offset', 'message'),
     [
-        ((4, 3), None, r'no place in the middle of \(4, 3\): give the offset'),
-        ((3, 2), None, r'no place in the middle of \(3, 2\)'),
+        ((4, 3), None, r'cannot be in the middle of \(4, 3\): give the offset'),
+        ((3, 2), None, r'cannot be in the middle of \(3, 2\)'),
         ((1, 1), None, r'does not fit into \(1, 1\) at tap \(-1, -1\)'),
         ((5, 5), (3, 0), r'\(3, 3\) kernel, .*fit into \(5, 5\) at tap \(3, 0\)'),
         ((5, 5), (0, -1), r'does not fit into \(5, 5\) at tap \(0, -1\)'),

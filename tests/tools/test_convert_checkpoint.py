@@ -93,7 +93,7 @@ def test_hostile_sources(kind, source, tmp_path, refused):
         weights = torch.load(source, weights_only=True)
         weights['stem.conv_kxk.conv.weight'] = weights['stem.conv_kxk.conv.weight'] + 0j
         torch.save(weights, path)
-        says = '1 of other numbers: stem.conv_kxk.conv.weight (torch.complex64 in the file'
+        says = '1 of incompatible dtype: stem.conv_kxk.conv.weight (torch.complex64 in the'
     refused('convert_checkpoint', path, out, says=says)
     assert not out.exists()
 

@@ -115,7 +115,7 @@ def test_a_dry_run_writes_nothing(flow, tmp_path, call, capsys):
 @pytest.mark.parametrize(
     'options, says',
     [
-        (['--dry-run', '--block', 'Foo'], "'Foo' is no re-parameterizable block"),
+        (['--dry-run', '--block', 'Foo'], "'Foo' is not a re-parameterizable block"),
         (['--dry-run', '--include', 'no*'], "'no*' matches no conv"),
         (['--dry-run', '--shape', '1,8,8'], 'give a fitting --shape'),
         (['--out', 'a.txt'], 'must end in .py'),
@@ -133,7 +133,7 @@ def test_wrong_input(flow, tmp_path, monkeypatch, refused, options, says):
         ([], 'give either --out, the config to write, or --dry-run'),
         (['--out', 'a.py', '--dry-run'], 'give either --out'),
         (['--out', 'a.py', '--cfg-options', 'a=1'], 'would not be in OUT'),
-        (['--dry-run', '--kernel-sizes', '0'], 'is no whole number from 1'),
+        (['--dry-run', '--kernel-sizes', '0'], 'is not a whole number from 1'),
     ],
 )
 def test_wrong_command_line(flow, call, capsys, options, says):

@@ -95,7 +95,7 @@ def test_what_is_not_its_own_stays(write, tmp_path):
 def test_broken(write, tmp_path, fault, says):
     path = tmp_path / 'source/t10k-images-idx3-ubyte.gz'
     path.write_bytes(fault(path.read_bytes()))
-    with pytest.raises(UserError, match=f'{path} .*({says}).*fetch it anew'):
+    with pytest.raises(UserError, match=f'{path} .*({says}).*download it again'):
         write()
     assert not (tmp_path / 'out').exists()
 

@@ -243,7 +243,7 @@ class TestWrongInput:
         options = [classifier.config, classifier.checkpoint, tmp_path / 'out.pth']
         with pytest.raises(SystemExit, match='2'):
             call('reparam', *options, f'--shape={text}')
-        assert 'is no shape: give C,H,W' in capsys.readouterr().err
+        assert 'is not a shape: give C,H,W' in capsys.readouterr().err
 
     def test_code_is_not_run(self, tmp_path, refuse):
         class Payload:

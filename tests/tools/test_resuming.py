@@ -212,7 +212,7 @@ def with_another_generator(checkpoint: dict) -> None:
     ('change', 'says'),
     [
         (without_optimizer, 'cannot be resumed, it holds no optimizer: start from its'),
-        (of_other_parameters, 'its optimizer is broken or not that of the config (Value'),
+        (of_other_parameters, 'its optimizer is broken or does not fit the config (Value'),
         (with_another_generator, 'its random_state is broken'),
     ],
 )

@@ -143,33 +143,33 @@ ARGUMENTS = [
         )
     ),
     *(
-        Case(f'{command} --shape{shape}', 'no shape: give C,H,W')
+        Case(f'{command} --shape{shape}', 'is not a shape: give C,H,W')
         for command in (REPARAM, EXPORT, BENCHMARK)
         for shape in (f' {"9" * 20}', ' MANY', ' 0', ' -1', ' 1.5', ' 1,2,3,4', '=')
     ),
     *(
-        Case(f'{REPARAM} --seed {seed}', 'no whole number from 0 to')
+        Case(f'{REPARAM} --seed {seed}', 'not a whole number from 0 to')
         for seed in ('9' * 20, 'MANY', '-1', '1.5', 'abc', "''")
     ),
     *(
-        Case(f'{command} --rtol={rtol}', 'no relative error: give a number between 0 and 1')
+        Case(f'{command} --rtol={rtol}', 'not a relative error: give a number between')
         for command in (REPARAM, EXPORT)
         for rtol in ('nan', 'inf', '-1', '0', '1', '1e9', 'MANY', 'abc')
     ),
     *(
-        Case(f'{command} --cfg-options {options}', f'{name!r} is no option')
+        Case(f'{command} --cfg-options {options}', f'{name!r} is not an option')
         for command in (REPARAM, EXPORT, TRAIN, TEST, BENCHMARK)
         for options, name in (('nonsense', 'nonsense'),)
     ),
-    Case(f'{REPARAM} --cfg-options =1', "'=1' is no option"),
-    Case(f"{REPARAM} --cfg-options 'a b=1'", "'a b=1' is no option"),
-    Case(f'{REPARAM} --cfg-options for=1', "'for=1' is no option"),
+    Case(f'{REPARAM} --cfg-options =1', "'=1' is not an option"),
+    Case(f"{REPARAM} --cfg-options 'a b=1'", "'a b=1' is not an option"),
+    Case(f'{REPARAM} --cfg-options for=1', "'for=1' is not an option"),
     Case(f'{REPARAM} --cfg-options a=(,[)', 'Imbalanced brackets'),
     Case(f'{REPARAM} --cfg-options a={"(" * 2000}{")" * 2000}', 'RecursionError'),
     Case(f'{REPARAM} --cfg-options', 'expected at least one argument'),
     Case(f'{REPARAM} --bogus', 'unrecognized arguments: --bogus'),
     *(
-        Case(f'{EXPORT} --opset {opset}', 'no whole number from 1')
+        Case(f'{EXPORT} --opset {opset}', 'not a whole number from 1')
         for opset in ('0', '-1', 'abc', 'MANY')
     ),
     Case(f'{EXPORT} --form MANY', 'argument --form: invalid choice'),
@@ -182,11 +182,11 @@ ARGUMENTS = [
     Case(f"{TRAIN} --work-dir ''", 'argument --work-dir: it is empty'),
     Case(f"{TRAIN} --resume ''", 'argument --resume: it is empty'),
     Case(f'{TRAIN} --launcher ssh', 'argument --launcher: invalid choice'),
-    Case(f'{TRAIN} --local_rank -1', 'no whole number from 0'),
-    Case(f'{TEST} --interval 0', 'no whole number from 1'),
-    Case(f'{TEST} --interval -1', 'no whole number from 1'),
-    Case(f'{TEST} --wait-time nan', 'no number of seconds'),
-    Case(f'{TEST} --wait-time=-1', 'no number of seconds'),
+    Case(f'{TRAIN} --local_rank -1', 'not a whole number from 0'),
+    Case(f'{TEST} --interval 0', 'not a whole number from 1'),
+    Case(f'{TEST} --interval -1', 'not a whole number from 1'),
+    Case(f'{TEST} --wait-time nan', 'not a number of seconds'),
+    Case(f'{TEST} --wait-time=-1', 'not a number of seconds'),
     Case(f'{TEST} --out-item all', 'argument --out-item: invalid choice'),
     *(
         Case(f'{BENCHMARK} {option} {number}', f'{option}: ')
@@ -194,11 +194,11 @@ ARGUMENTS = [
         for number in ('0', '-1', 'abc', '9' * 20, 'MANY')
     ),
     Case(f'{BENCHMARK} --tasks sleep', 'argument --tasks: invalid choice'),
-    Case(f'{DIGITS} --seed -1', 'no whole number from 0'),
-    Case(f'{DIGITS} --seed MANY', 'no whole number from 0'),
-    Case(f'{DIGITS} --scenes 0 1', 'no whole number from 1'),
+    Case(f'{DIGITS} --seed -1', 'not a whole number from 0'),
+    Case(f'{DIGITS} --seed MANY', 'not a whole number from 0'),
+    Case(f'{DIGITS} --scenes 0 1', 'not a whole number from 1'),
     Case(f'{DIGITS} --scenes 1', 'expected 2 arguments'),
-    Case(f'{DIGITS} --per-class 1', 'no whole number from 2'),
+    Case(f'{DIGITS} --per-class 1', 'not a whole number from 2'),
     Case('demo --only nothing', 'argument --only: invalid choice'),
     Case('demo MANY', 'unrecognized arguments: 999'),
 ]
@@ -265,10 +265,10 @@ CONFIGS = [
         Case(f'{command} --cfg-options {option}', says)
         for command in (REPARAM, TRAIN)
         for option, says in (
-            ('default_scope=5', 'default_scope=5 is no name of a package'),
-            ('default_scope=[1]', 'default_scope=[1] is no name of a package'),
-            ('default_scope=..', "default_scope='..' is no name of a package"),
-            ('default_scope=a.b', "default_scope='a.b' is no name of a package"),
+            ('default_scope=5', 'default_scope=5 is not the name of a package'),
+            ('default_scope=[1]', 'default_scope=[1] is not the name of a package'),
+            ('default_scope=..', "default_scope='..' is not the name of a package"),
+            ('default_scope=a.b', "default_scope='a.b' is not the name of a package"),
             ('default_scope=none', 'needs none, which is not installed'),
             ('model=3', 'no model=dict(...)'),
             ('model.backbone.type.x=1', '--cfg-options do not fit config net.py'),
@@ -329,15 +329,15 @@ RUNS = [
             ('param_scheduler=3', 'a run of this config .*param_scheduler'),
             ('visualizer.type=None_', "visualizer .*type='None_' is unknown"),
             ('default_hooks.logger.type=None_', "type='None_' is unknown"),
-            ('default_hooks=3', 'default_hooks=3 is no dict of hooks'),
+            ('default_hooks=3', 'default_hooks=3 is not a dict of hooks'),
             ('custom_hooks=3', 'a run of this config .*TypeError'),
             ('log_level=LOUD', "logger .*'LOUD'"),
             ('randomness.seed=abc', 'a run of this config .*TypeError'),
             ('env_cfg=3', 'a run of this config .*AttributeError'),
             ('compile=3', 'a run of this config .*compile'),
             ('model.init_cfg.type=None_', "type='None_' is unknown"),
-            ('work_dir=5', 'work_dir of net.py is no path'),
-            ('load_from=5', 'load_from of net.py is no path'),
+            ('work_dir=5', 'work_dir of net.py is not a path'),
+            ('load_from=5', 'load_from of net.py is not a path'),
             ('load_from=no.pth', 'no.pth does not exist'),
             ('auto_scale_lr=3 --auto-scale-lr', '--auto-scale-lr needs auto_scale_lr=dict'),
             ('auto_scale_lr.base_batch_size=0 --auto-scale-lr', '--auto-scale-lr needs'),
@@ -363,8 +363,8 @@ RUNS = [
         )
     ),
     Case(f'{TRAIN} --work-dir net.py', 'File exists'),
-    Case(f'{TRAIN} --launcher pytorch', '--launcher pytorch needs RANK'),
-    Case(f'{TRAIN} --launcher slurm', '--launcher slurm needs SLURM_PROCID'),
+    Case(f'{TRAIN} --launcher pytorch', '--launcher pytorch needs the variable RANK'),
+    Case(f'{TRAIN} --launcher slurm', '--launcher slurm needs the variable SLURM_PROCID'),
     Case(f'{TRAIN} --resume net.py', 'net.py cannot be read'),
     Case(f'{TRAIN} --resume deploy.pth', 'holds no training to resume'),
     Case(f'{TRAIN} --resume .', 'is a folder'),
@@ -398,13 +398,11 @@ RUNS = [
     Case(f'{BENCHMARK} --plane a.xyz', '--plane a.xyz must end in .png'),
     Case(f'{BENCHMARK} --plane a.png', 'no metafile.yml has an accuracy'),
     *(
-        Case(
-            f'{BENCHMARK} --plane a.png', 'metafile.yml is no list', {'metafile.yml': text}
-        )
+        Case(f'{BENCHMARK} --plane a.png', 'metafile.yml is not a', {'metafile.yml': text})
         for text in ('a: [', '[1]', 'Models: 5', 'Models: [{Config: 5}]')
     ),
     Case('dataset_converters/digits net.py', 'net.py exists: give another folder'),
-    Case('dataset_converters/digits . --overwrite', 'not one of this tool to overwrite'),
+    Case('dataset_converters/digits . --overwrite', 'this tool did not write it'),
 ]
 
 #: Files that are no checkpoints, and those of other models.
@@ -539,20 +537,20 @@ CONVERSIONS = [
                 changed(lambda s: s | {'a\nb': torch.ones(1)}),
                 r"a weight of the name 'a\nb'",
             ),
-            (each(lambda v: v[:0]), 'without a number in them'),
-            (changed(lambda s: s | {_STEM + _CONV: s[_STEM + _CONV][:, :0]}), 'without a'),
+            (each(lambda v: v[:0]), 'weights without elements'),
+            (changed(lambda s: s | {_STEM + _CONV: s[_STEM + _CONV][:, :0]}), 'elements'),
             (
                 changed(lambda s: s | {'head.fc.weight': s['head.fc.weight'][:0]}),
-                'without a',
+                'elements',
             ),
-            (changed(lambda s: s | {'head.fc.weight': torch.ones(())}), 'is no matrix'),
+            (changed(lambda s: s | {'head.fc.weight': torch.ones(())}), 'is not a matrix'),
             (each(torch.flatten), 'stem is missing'),
             (each(torch.sum), 'stem is missing'),
             (
                 changed(
                     lambda s: s | {f'{_STEM}.se_layer.conv1.conv.weight': torch.ones(())}
                 ),
-                'se_layer is that of no conv',
+                'se_layer is not that of a conv',
             ),
             (
                 changed(lambda s: {k: v for k, v in s.items() if 'stage_2' not in k}),

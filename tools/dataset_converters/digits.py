@@ -41,7 +41,7 @@ def split_digits(
 
 
 def apart(a: Box, b: Box) -> bool:
-    """Whether there is a pixel or more between two boxes (top, left, side)."""
+    """Whether two boxes (top, left, side) are at least one pixel apart."""
     return any(
         max(a[axis], b[axis]) > min(a[axis] + a[2], b[axis] + b[2]) for axis in (0, 1)
     )
@@ -57,7 +57,7 @@ def place_boxes(num_boxes: int, rng: np.random.Generator) -> list[Box]:
         if all(apart(box, other) for other in boxes):
             boxes.append(box)
         else:
-            # A large one in the middle may leave no room for others.
+            # A large box in the middle may leave no room: drop the oldest one.
             boxes = boxes[1:]
     return boxes
 
@@ -118,19 +118,22 @@ def write_digits(out: Path, args: argparse.Namespace) -> dict:
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(description=__doc__.split('\n')[0])
     parser.add_argument('out', type=path_argument, help='folder to write')
-    parser.add_argument('--seed', type=whole_number(0), default=0)
+    parser.add_argument(
+        '--seed', type=whole_number(0), default=0, help='random seed (default: 0)'
+    )
     parser.add_argument(
         '--scenes',
         type=whole_number(1),
         nargs=2,
         metavar=('TRAIN', 'VAL'),
         default=(2000, 400),
+        help='number of scenes to train and to validate (default: 2000 400)',
     )
     parser.add_argument(
         '--per-class',
         # One to train, one to validate.
         type=whole_number(2),
-        help='use so many digits of each class only',
+        help='use only this many digits of each class (default: all)',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT')
     return parser.parse_args()
@@ -141,8 +144,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f'{args.out} exists: give another folder, or --overwrite')
     if args.out.exists() and not (args.out / RECORD).is_file():
         raise UserError(
-            f'{args.out} has no {RECORD}, so it is not one of this tool to overwrite: '
-            'give another folder'
+            f'{args.out} has no {RECORD}, so this tool did not write it: give another '
+            'folder'
         )
 
 
@@ -151,7 +154,7 @@ def main() -> None:
     check(args)
     out = args.out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    # OUT appears by one rename: a run that is cut leaves none.
+    # OUT appears by one rename: an interrupted run leaves no part of it.
     with tempfile.TemporaryDirectory(prefix='.digits-', dir=out.parent) as folder:
         record = write_digits(Path(folder, 'new'), args)
         if out.exists():

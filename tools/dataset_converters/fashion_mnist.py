@@ -15,7 +15,7 @@ from mmrep.cli import ToolParser, path_argument, run_tool
 from mmrep.errors import UserError
 
 DEBIAN = '/usr/share/datasets/fashion-mnist'
-#: Their headers, which tell numbers and sizes, and how many bytes follow.
+#: The header of each file (magic number, count, sizes), and how many bytes follow it.
 FILES = {
     f'{split}-{kind}-ubyte': (header + number.to_bytes(4, 'big') + shape, size * number)
     for split, number in (('train', 60000), ('t10k', 10000))
@@ -27,7 +27,7 @@ FILES = {
 
 
 def read(folder: Path, name: str) -> bytes:
-    """A file, compressed or not, which must be the published one's size."""
+    """Read a file, compressed or not, and check its header and size."""
     packed, plain = folder / f'{name}.gz', folder / name
     if not (packed.exists() or plain.exists()):
         raise UserError(
@@ -38,13 +38,13 @@ def read(folder: Path, name: str) -> bytes:
     expected = len(header) + size
     path = packed if packed.exists() else plain
     try:
-        # No more is read than the file should have.
+        # Read no more than one byte beyond the expected size.
         with (gzip.open if path is packed else open)(path, 'rb') as file:
             content = file.read(expected + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f'{path} is broken ({error}): fetch it anew') from None
+        raise UserError(f'{path} is broken ({error}): download it again') from None
     if not content.startswith(header) or len(content) != expected:
-        raise UserError(f'{path} is not the published file: fetch it anew')
+        raise UserError(f'{path} is not the published file: download it again')
     return content
 
 
@@ -68,12 +68,12 @@ def main() -> None:
         raise UserError(f'{args.out} exists: give another folder, or --overwrite')
     if out.exists() and {path.name for path in out.iterdir()} - set(FILES):
         raise UserError(
-            f'{args.out} holds other files than those of this tool, which it could '
-            'overwrite: give another folder'
+            f'{args.out} holds other files than those of this tool and is not '
+            'overwritten: give another folder'
         )
     contents = {name: read(args.source, name) for name in FILES}
     out.parent.mkdir(parents=True, exist_ok=True)
-    # OUT appears by one rename: a run that is cut leaves none.
+    # OUT appears by one rename: an interrupted run leaves no part of it.
     with tempfile.TemporaryDirectory(prefix='.fashion-', dir=out.parent) as folder:
         new = Path(folder, 'new')
         new.mkdir()

@@ -17,7 +17,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 1024), keep_ratio=True),
-    # After Resize: the ground truth keeps its size.
+    # Loaded after Resize, so that the ground truth keeps its size.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]

@@ -1,4 +1,4 @@
-# Random resized crops and flips. Those with more of it inherit this.
+# Random resized crops and flips. Configs with more augmentation inherit this.
 data_preprocessor = dict(
     num_classes=1000,
     mean=[123.675, 116.28, 103.53],

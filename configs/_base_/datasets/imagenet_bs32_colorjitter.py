@@ -7,7 +7,7 @@ train_pipeline = [
     # The hue of mmpretrain's ColorJitter raises OverflowError on numpy 2.
     dict(type='NumpyToPIL', to_rgb=True),
     dict(type='torchvision/ColorJitter', brightness=0.4, saturation=0.4, hue=0.4),
-    # Not bytes: there, what Lighting makes of black and of white would wrap around.
+    # In uint8, values that Lighting moves below 0 or above 255 would wrap around.
     dict(type='PILToNumpy', to_bgr=True, dtype='float32'),
     dict(
         type='Lighting',

@@ -1,8 +1,8 @@
-# Larger images and stronger RandAugment as the training goes on; SwitchRecipeHook takes
-# the pipelines after the first.
+# Images get larger and RandAugment stronger in the course of training; SwitchRecipeHook
+# switches to the second and the third pipeline.
 _base_ = 'imagenet_bs32.py'
 
-# First epoch, pixels, magnitude.
+# First epoch, image size and magnitude of each pipeline.
 curriculum = [(1, 160, 2.1), (37, 192, 4.9), (112, 224, 7)]
 pipelines = [
     [

@@ -1,8 +1,8 @@
 # Trained with 256x256 pixels and RandAugment of magnitude 15, tested with 320x320.
 _base_ = 'imagenet_bs32.py'
 
-# Every policy is applied when it is drawn. Level 10 is the end of its range, and levels
-# up to 15 go beyond.
+# With prob=1.0 a policy is applied whenever it is drawn. Level 10 is the end of its
+# magnitude_range; levels up to 15 go beyond.
 policies = [
     dict(type='AutoContrast', prob=1.0),
     dict(type='Equalize', prob=1.0),

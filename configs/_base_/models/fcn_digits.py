@@ -1,5 +1,5 @@
-# An FCN head over all four stages, upsampled to the first one's size. A config
-# that inherits this gives the backbone and the head's in_channels.
+# An FCN head on all four stages, upsampled to the size of the first. Configs that inherit
+# this set the backbone and the head's in_channels.
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -25,7 +25,7 @@ model = dict(
         align_corners=False,
         loss_decode=dict(
             type='CrossEntropyLoss',
-            # Six pixels of seven are background.
+            # Six of seven pixels are background.
             class_weight=[0.6] + [3.0] * 10,
         ),
     ),

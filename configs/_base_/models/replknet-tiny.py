@@ -2,7 +2,7 @@ model = dict(
     type='ImageClassifier',
     backbone=dict(
         type='mmrep.RepLKNet',
-        # With the stem's stride of 4, 32x32 pixels end as 4x4.
+        # With the stem's stride of 4, the last stage reduces 32x32 pixels to 4x4.
         arch=dict(
             large_kernel_sizes=(13, 7),
             layers=(2, 2),

@@ -1,4 +1,4 @@
-# A plain network, which starts with the scales of a search.
+# A plain network, initialized with the scales that a search found.
 model = dict(
     type='ImageClassifier',
     backbone=dict(

@@ -8,7 +8,7 @@ model = dict(
             group_layer_map=None,
             se_cfg=None,
         ),
-        # With the stem's stride of 2, 32x32 pixels end as 2x2.
+        # With the stem's stride of 2, the last stage reduces 32x32 pixels to 2x2.
         strides=(1, 2, 2, 2),
     ),
     neck=dict(type='GlobalAveragePooling'),

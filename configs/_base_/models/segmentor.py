@@ -1,5 +1,5 @@
-# What all segmentors share. The backbone, the decode head's type and the heads'
-# in_channels are given by those that inherit this.
+# Settings of all segmentors. Configs that inherit this set the backbone, the decode head's
+# type and the heads' in_channels.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 
 model = dict(

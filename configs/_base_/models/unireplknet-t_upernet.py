@@ -11,7 +11,7 @@ model = dict(
         norm_cfg=dict(type='SyncBN', requires_grad=True),
         init_cfg=dict(
             type='Pretrained',
-            # tools/convert_checkpoint.py makes it of the official weights.
+            # tools/convert_checkpoint.py makes this file from the official weights.
             checkpoint='checkpoints/unireplknet-t_in1k.pth',
             prefix='backbone.',
         ),

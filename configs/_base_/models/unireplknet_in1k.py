@@ -1,6 +1,6 @@
 model = dict(
     type='ImageClassifier',
-    # Its outputs are means, which a linear head takes.
+    # It averages its outputs over the pixels, so that the head needs no neck.
     backbone=dict(type='mmrep.UniRepLKNet', arch='A'),
     head=dict(
         type='LinearClsHead',

@@ -1,8 +1,8 @@
-# With fewer GPUs, optim_wrapper.accumulative_counts makes up for them.
+# With fewer GPUs, optim_wrapper.accumulative_counts can keep the batch size of 4096.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.999), weight_decay=0.05),
-    # Biases, norms and scales.
+    # No weight decay for biases, norms and scales.
     paramwise_cfg=dict(flat_decay_mult=0.0),
 )
 param_scheduler = [

@@ -4,7 +4,8 @@ optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, end=5, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=295, begin=5, convert_to_iter_based=True),
-    # To a tenth. A least value for all would bring the norms' decay up to it, from 0.
+    # The weight decay falls to a tenth. eta_min, the same for all parameters, would raise
+    # that of the norms from 0.
     dict(
         type='CosineAnnealingParamScheduler',
         param_name='weight_decay',

@@ -1,7 +1,7 @@
 _base_ = 'imagenet_bs256_120e.py'
 
-# Of what is one-dimensional only the identity branches' norms are decayed, their
-# weights.
+# Of the one-dimensional parameters, only the weights of the identity branches' norms are
+# decayed.
 optim_wrapper = dict(
     optimizer=dict(weight_decay=4e-5, nesterov=True),
     paramwise_cfg=dict(

@@ -1,4 +1,4 @@
-"""What every backbone of mmrep does: freezing, norm_eval and the switch."""
+"""What all backbones of mmrep share: freezing, norm_eval and the switch."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -13,7 +13,7 @@ from mmrep.reparam import has_running_statistics, reparam_blocks, switch_to_depl
 class ArchitectureError(ValueError, AssertionError):
     """Arguments that do not describe a network.
 
-    An ``AssertionError`` as well, which is what mmpretrain and mmseg raise there.
+    Also an ``AssertionError``, which mmpretrain and mmseg raise in this case.
     """
 
 
@@ -24,18 +24,18 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_stages(out_indices: Sequence[int], num_stages: int) -> None:
-    """Raise :class:`ArchitectureError` unless every index is that of another stage."""
+    """Raise :class:`ArchitectureError` unless the indices are of different stages."""
     require(
         len(out_indices) > 0
         and all(0 <= index < num_stages for index in out_indices)
         and len(set(out_indices)) == len(out_indices),
         f'out_indices={tuple(out_indices)} of {num_stages} stages: name one or more of 0 '
-        f'to {num_stages - 1}',
+        f'to {num_stages - 1}, each once',
     )
 
 
 def stage_indices(out_indices: Sequence[int] | int, num_stages: int) -> tuple[int, ...]:
-    """Stages by their numbers from 0, given one or more of which may count from the end.
+    """``out_indices`` as indices from 0; negative ones count from the end.
 
     Raises:
         ArchitectureError: If there is no such stage, or one is named twice.
@@ -52,24 +52,24 @@ def find_arch(
     required: Sequence[str],
     optional: Sequence[str] = (),
 ) -> dict:
-    """An architecture by its name, or as it is given.
+    """Look up an architecture by its name, or check one that is given as a dict.
 
     Args:
         arch: A name, or a dict.
-        settings: The architectures that have names.
-        required, optional: The keys of a dict.
+        settings: The architectures by name.
+        required, optional: The keys that a dict must and may have.
 
     Raises:
-        TypeError: If it is neither a name nor a dict.
-        ArchitectureError: If no architecture has the name, or a dict lacks a key or has
-            another one.
+        TypeError: If ``arch`` is neither a name nor a dict.
+        ArchitectureError: If the name is unknown, or the dict lacks a required key or has
+            an unknown one.
     """
     if isinstance(arch, dict):
         missing, unknown = set(required) - set(arch), set(arch) - {*required, *optional}
         require(not missing, f'arch lacks {", ".join(sorted(missing))}')
         require(
             not unknown,
-            f'arch has {", ".join(sorted(map(str, unknown)))}, which is none of '
+            f'arch has unknown keys: {", ".join(sorted(map(str, unknown)))}; known are '
             f'{", ".join([*required, *optional])}',
         )
         return arch
@@ -97,22 +97,23 @@ def block_dilations(
     """The dilation of every block of every stage.
 
     Args:
-        dilations: That of each stage, or of each of its blocks.
+        dilations: For each stage one dilation, or one for each of its blocks.
         num_blocks: Number of blocks of each stage.
 
     Raises:
-        ArchitectureError: If a stage has another number of them than of blocks.
+        ArchitectureError: If the dilations of a stage are not as many as its blocks.
     """
     every = []
     for count, dilation in zip(num_blocks, dilations, strict=True):
         every.append([dilation] * count if isinstance(dilation, int) else dilation)
         require(
-            len(every[-1]) == count, f'dilations {dilation!r} of a stage of {count} blocks'
+            len(every[-1]) == count,
+            f'dilations {dilation!r} of a stage of {count} blocks: give one for each block',
         )
     return every
 
 
-#: How bodies start: Kaiming for convs, 1 for the weights of norms.
+#: Default initialization of backbones: Kaiming for convs, 1 for the weights of norms.
 INIT_CFG = (
     dict(type='Kaiming', layer='Conv2d'),
     dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
@@ -122,20 +123,21 @@ INIT_CFG = (
 class ReparamBackbone(BaseModule):
     """The base of the backbones.
 
-    A subclass names its stages in ``stages`` and sets ``out_indices``, says in
-    :meth:`stem_modules` what is frozen before them, and calls ``self.train()`` at the end
-    of its construction, so that freezing holds from then on. One whose ``stages`` are the
-    modules themselves says in :meth:`stage_modules` what is frozen with them.
+    A subclass lists the names of its stages in ``stages`` and sets ``out_indices``. Its
+    :meth:`stem_modules` returns the modules before the first stage, to be frozen before it.
+    It calls ``self.train()`` at the end of ``__init__``, so that freezing takes effect. If
+    ``stages`` holds the modules themselves, it overrides :meth:`stage_modules`.
 
     Args:
-        frozen_stages (int): Stages whose parameters and statistics stay as they are, the
-            stem counted as stage 0. Default: -1, none.
+        frozen_stages (int): Number of stages to freeze, with the stem: parameters and
+            running statistics stay as they are. 0 freezes the stem alone. Default: -1,
+            none.
         norm_eval (bool): Keep every batch norm in eval mode while training.
             Default: False.
         init_cfg (dict | list[dict], optional): Initialization. Default: None.
     """
 
-    #: Says to ``mmrep.reparam.switch_to_deploy`` that the blocks inside are switched.
+    #: Tells ``mmrep.reparam.switch_to_deploy`` to switch the blocks inside one by one.
     walks_over_blocks = True
 
     def __init__(
@@ -144,27 +146,27 @@ class ReparamBackbone(BaseModule):
         norm_eval: bool = False,
         init_cfg: dict | Sequence[dict] | None = None,
     ) -> None:
-        # mmengine takes several entries as a list only.
+        # mmengine takes several entries only as a list.
         super().__init__(list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
 
     @property
     def deploy(self) -> bool:
-        """Whether every block is one conv; there is at least one."""
+        """Whether there are blocks, and all of them are one conv."""
         blocks = reparam_blocks(self).values()
         return bool(blocks) and all(getattr(b, 'deploy', False) for b in blocks)
 
     def stem_modules(self) -> list[nn.Module]:
-        """What stands before the first stage. Default: nothing."""
+        """The modules before the first stage. Default: none."""
         return []
 
     def stage_modules(self, index: int) -> list[nn.Module]:
-        """What stage ``index``, from 0, consists of."""
+        """The modules of stage ``index``, from 0."""
         return [getattr(self, self.stages[index])]
 
     def run_stages(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of the stages in ``out_indices``, given the stem's."""
+        """The outputs of the stages in ``out_indices``; ``x`` is the stem's output."""
         outs = []
         for i, name in enumerate(self.stages):
             x = getattr(self, name)(x)
@@ -173,7 +175,7 @@ class ReparamBackbone(BaseModule):
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'ReparamBackbone':
-        """Set the mode, but keep frozen stages and, with ``norm_eval``, norms in eval."""
+        """Set the mode; frozen stages and, with ``norm_eval``, norms stay in eval mode."""
         super().train(mode)
         if self.frozen_stages >= 0:
             stages = range(min(self.frozen_stages, len(self.stages)))

@@ -1,4 +1,4 @@
-"""Backbones that are blocks in a row: VGG, AlexNet and MobileNetV1."""
+"""Backbones that are a sequence of blocks: VGG, AlexNet and MobileNetV1."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ _DBB = dict(type='mmrep.DiverseBranchBlock')
 
 
 class ChainBackbone(ReparamBackbone):
-    """Stages in a row, whose blocks a config says.
+    """A sequence of stages, whose blocks are chosen by a config.
 
-    A subclass builds every stage in :meth:`build_stage`.
+    A subclass builds its stages in :meth:`build_stage`.
 
     Args:
         num_stages (int): Number of stages.
         in_channels (int): Number of channels of the image. Default: 3.
         out_indices (Sequence[int], optional): Stages, from 0, whose outputs are returned.
             Default: None, which means the last one.
-        frozen_stages (int): Stages to freeze, from the first; there is no stem apart, so
-            0 freezes nothing. Default: -1, none.
+        frozen_stages (int): Number of stages to freeze, from the first. There is no
+            separate stem, so that 0 freezes nothing. Default: -1, none.
         conv_cfg (dict, optional): Config of the convs. Default: None, ``nn.Conv2d``.
         norm_cfg (dict): Config of the norms. Default: ``dict(type='BN')``.
         act_cfg (dict): Config of the activations. Default: ``dict(type='ReLU')``.
@@ -36,7 +36,7 @@ class ChainBackbone(ReparamBackbone):
         norm_eval (bool): Keep batch norms in eval mode while training. Default: False.
         block_cfg (dict, optional): Config of the blocks; None for plain convs with
             norms. Default: ``dict(type='mmrep.DiverseBranchBlock')``.
-        reparam_kernels (Sequence[int]): Kernel sizes of the units that are this block;
+        reparam_kernels (Sequence[int]): Kernel sizes of the units that become this block;
             the others are plain. Default: ``(3, 5)``.
         init_cfg (dict | list[dict], optional): Initialization. Default: Kaiming for
             convs, 1 for the weights of norms.
@@ -85,11 +85,11 @@ class ChainBackbone(ReparamBackbone):
 
 @MODELS.register_module()
 class DBBVGG(ChainBackbone):
-    """VGG without its linear layers: 3x3 blocks, and a max pooling ends every stage.
+    """VGG without its linear layers: stages of 3x3 blocks that end with a max pooling.
 
     Source: `Very Deep Convolutional Networks <https://arxiv.org/abs/1409.1556>`_,
-    table 1; DBB, section 4.1, for CIFAR: global average pooling, a linear layer of 512 and
-    the classifier follow.
+    table 1; for CIFAR, DBB, section 4.1: global average pooling, a linear layer with 512
+    outputs and the classifier follow.
 
     Args:
         depth (int): 11, 13, 16 or 19. Default: 16.
@@ -127,14 +127,13 @@ class DBBVGG(ChainBackbone):
 class DBBAlexNet(ChainBackbone):
     """AlexNet without its linear layers: an 11x11, a 5x5 and three 3x3 blocks.
 
-    A stage is what stands before a max pooling and the pooling. The 11x11 conv stays
-    plain.
+    Every stage ends with a max pooling. The 11x11 conv stays plain.
 
     Source: `One weird trick <https://arxiv.org/abs/1404.5997>`_; DBB, section 4.1.
 
     Args:
-        flatten (bool): Return the last stage as ``(N, C H W)``, which linear heads take.
-            Default: False.
+        flatten (bool): Return the output of the last stage as ``(N, C H W)``, the input of
+            a linear head. Default: False.
         **kwargs: See :class:`ChainBackbone`.
     """
 
@@ -170,13 +169,13 @@ class DBBAlexNet(ChainBackbone):
 class DBBMobileNetV1(ChainBackbone):
     """MobileNetV1: a 3x3 block, then depthwise 3x3 blocks with 1x1 convs after them.
 
-    The first stage holds the stem; every other one starts with stride 2.
+    The stem is part of the first stage; every other stage starts with stride 2.
 
     Source: `MobileNets <https://arxiv.org/abs/1704.04861>`_, table 1; DBB, section 4.1:
     a depthwise block has twice as many internal channels.
 
     Args:
-        width_factor (float): Factor of all channels. Default: 1.
+        width_factor (float): Factor of all numbers of channels. Default: 1.
         **kwargs: See :class:`ChainBackbone`.
     """
 

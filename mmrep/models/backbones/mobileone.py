@@ -45,18 +45,19 @@ class MobileOne(ReparamBackbone):
     Args:
         arch (str | dict): A name in ``arch_settings``, or a dict with the keys
 
-            - **num_blocks** (Sequence[int]): Number of pairs, of a depthwise block and a
-              1x1 one, of each stage.
+            - **num_blocks** (Sequence[int]): Number of pairs of a depthwise and a 1x1 block
+              in each stage.
             - **width_factor** (Sequence[float]): Stage ``i`` has
               ``base_channels * 2**i * width_factor[i]`` channels.
             - **num_conv_branches** (Sequence[int]): ``num_convs`` of the blocks of each
               stage; the stem has one.
-            - **num_se_blocks** (Sequence[int]): How many of the last pairs of each stage
-              have SE layers.
+            - **num_se_blocks** (Sequence[int]): Number of pairs with SE layers in each
+              stage; they are its last ones.
         in_channels (int): Number of channels of the image. Default: 3.
         out_indices (Sequence[int] | int): Stages, from 0, whose outputs are returned;
             negative ones count from the end. Default: ``(3, )``.
-        frozen_stages (int): Stages to freeze; 0 is the stem alone. Default: -1, none.
+        frozen_stages (int): Number of stages to freeze, with the stem. 0 freezes the stem
+            alone. Default: -1, none.
         conv_cfg (dict, optional): Config of the convs. Default: None, ``nn.Conv2d``.
         norm_cfg (dict): Config of the norms. Default: ``dict(type='BN')``.
         act_cfg (dict): Config of the activations. Default: ``dict(type='ReLU')``.
@@ -65,17 +66,17 @@ class MobileOne(ReparamBackbone):
         norm_eval (bool): Keep batch norms in eval mode while training. Default: False.
         init_cfg (dict | list[dict], optional): Initialization. Default: Kaiming for
             convs, 1 for the weights of norms.
-        base_channels (int): See ``arch``; the stem has at most so many. Default: 64.
+        base_channels (int): See ``arch``; upper limit of the stem's channels. Default: 64.
         strides (Sequence[int], optional): Stride of the first pair of each stage.
             Default: None, which means 2 for each.
         dilations (Sequence[int | Sequence[int]], optional): Dilation of the depthwise
             blocks of each stage, or of each of its pairs. Default: None, which means 1.
         with_cp (bool): Recompute blocks in the backward pass to save memory.
             Default: False.
-        block_cfg (dict, optional): Config of the blocks: a type, and arguments that all
-            of them get; ``num_convs`` comes from ``arch`` where they take it. None
+        block_cfg (dict, optional): Config of the blocks: a type, and arguments for all of
+            them; ``num_convs`` comes from ``arch`` if the type has this argument. None
             for plain convs with norms. Default: ``dict(type='mmrep.MobileOneBlock')``.
-        reparam_kernels (Sequence[int]): Kernel sizes of the units that are this block;
+        reparam_kernels (Sequence[int]): Kernel sizes of the units that become this block;
             the others are plain. Default: ``(1, 3)``.
 
     Raises:
@@ -122,7 +123,10 @@ class MobileOne(ReparamBackbone):
         require_one_per_stage(**arch, strides=strides, dilations=dilations)
         indices = stage_indices(out_indices, num_stages)
         for pairs, with_se in zip(arch['num_blocks'], arch['num_se_blocks'], strict=True):
-            require(with_se <= pairs, f'{with_se} SE blocks in a stage of {pairs}')
+            require(
+                with_se <= pairs,
+                f'num_se_blocks asks for {with_se} SE blocks in a stage of {pairs} blocks',
+            )
         every_dilation = block_dilations(dilations, arch['num_blocks'])
         self.in_channels = in_channels
         self.out_indices = indices

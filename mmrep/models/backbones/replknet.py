@@ -33,7 +33,7 @@ def _conv_norm(
     act: bool = True,
     **geometry: Any,
 ) -> Sequential:
-    """A conv, its norm and, unless told otherwise, an activation, by mmpretrain's names."""
+    """A conv, its norm and, with ``act``, an activation, by mmpretrain's names."""
     layers = OrderedDict(
         conv=build_conv_layer(
             units.conv_cfg,
@@ -64,15 +64,15 @@ class _Residual(BaseModule):
         return x + self.drop_path(run_block(self, self.residual, x, self.with_cp))
 
     def residual(self, x: Tensor) -> Tensor:
-        """What is added to the input."""
+        """The branch that is added to the input."""
         raise NotImplementedError
 
 
 class RepLKBlock(_Residual):
-    """``y = x + pw2(large_kernel(pw1(prelkb_bn(x))))``, with activations after two of them.
+    """``y = x + pw2(large_kernel(pw1(prelkb_bn(x))))``.
 
-    ``large_kernel`` is a depthwise block with its activation, ``pw1`` and ``pw2`` are 1x1
-    convs with norms.
+    ``pw1`` and ``pw2`` are 1x1 convs with norms, ``large_kernel`` is a depthwise block. An
+    activation follows ``pw1`` and ``large_kernel``.
 
     Source: `Scaling Up Your Kernels to 31x31 <https://arxiv.org/abs/2203.06717>`_, section
     4.1 and figure 4.
@@ -80,11 +80,13 @@ class RepLKBlock(_Residual):
     Args:
         channels (int): Number of input and output channels.
         dw_channels (int): Number of channels of the depthwise block.
-        kernel_size (int): Rows and columns of its kernel.
+        kernel_size (int): Rows and columns of the depthwise kernel.
         units (UnitConfig): How units are built.
-        small_kernel (int, optional): That beside it; None for none.
-        dilation (int): Dilation of both. Default: 1.
-        drop_path (float): Probability that an image has only ``x``. Default: 0.
+        small_kernel (int, optional): Rows and columns of the small kernel beside it; None
+            for none.
+        dilation (int): Dilation of both kernels. Default: 1.
+        drop_path (float): Probability that an image skips the block in training.
+            Default: 0.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class RepLKBlock(_Residual):
 
 
 class ConvFFN(_Residual):
-    """``y = x + pw2(act(pw1(preffn_bn(x))))``: 1x1 convs with norms, wider between them.
+    """``y = x + pw2(act(pw1(preffn_bn(x))))``: two 1x1 convs with norms.
 
     Source: `Scaling Up Your Kernels to 31x31 <https://arxiv.org/abs/2203.06717>`_, section
     4.1 and figure 4.
@@ -123,8 +125,9 @@ class ConvFFN(_Residual):
     Args:
         channels (int): Number of input and output channels.
         hidden_channels (int): Number of channels between the convs.
-        units (UnitConfig): How units are built; ``act_cfg`` is the activation's.
-        drop_path (float): Probability that an image has only ``x``. Default: 0.
+        units (UnitConfig): How units are built; its ``act_cfg`` is that of ``act``.
+        drop_path (float): Probability that an image skips the block in training.
+            Default: 0.
     """
 
     def __init__(
@@ -144,11 +147,11 @@ class ConvFFN(_Residual):
 
 
 class RepLKStage(BaseModule):
-    """Blocks in a row; ``norm``, which the backbone calls, is for the output.
+    """A sequence of blocks, and a norm that the backbone applies to its output.
 
     Args:
         blocks (list[nn.Module]): The blocks.
-        norm (nn.Module): The norm.
+        norm (nn.Module): The norm; ``forward`` does not apply it.
     """
 
     def __init__(self, blocks: list[nn.Module], norm: nn.Module) -> None:
@@ -157,7 +160,7 @@ class RepLKStage(BaseModule):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, channels, H, W)`` to the same shape, not normed."""
+        """``(N, channels, H, W)`` to the same shape, without the norm."""
         for block in self.blocks:
             x = block(x)
         return x
@@ -168,8 +171,8 @@ class RepLKNet(ReparamBackbone):
     """RepLKNet: stages of depthwise convs of up to 31x31 between 1x1 convs.
 
     State-dict keys and defaults are those of mmpretrain 1.2's ``RepLKNet``, so that its
-    checkpoints load strictly. Where that takes ``strides``, ``dilations``, ``conv_cfg``,
-    ``norm_cfg`` and ``act_cfg`` and does not read them, they mean something here.
+    checkpoints load strictly. The arguments ``strides``, ``dilations``, ``conv_cfg``,
+    ``norm_cfg`` and ``act_cfg``, which mmpretrain's ignores, take effect here.
 
     Source: `Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs
     <https://arxiv.org/abs/2203.06717>`_, section 4.1 and table 5.
@@ -181,32 +184,35 @@ class RepLKNet(ReparamBackbone):
             - **layers** (Sequence[int]): Number of pairs of a ``RepLKBlock`` and a
               ``ConvFFN`` of each stage.
             - **channels** (Sequence[int]): Number of channels of each stage.
-            - **small_kernel** (int, optional): That beside every large kernel; None for
-              none.
-            - **dw_ratio** (float): Channels of the depthwise convs over the stage's.
+            - **small_kernel** (int, optional): Size of the small kernel beside every large
+              one; None for none.
+            - **dw_ratio** (float): Ratio of the depthwise convs' channels to the stage's.
         in_channels (int): Number of channels of the image. Default: 3.
-        ffn_ratio (float): Channels inside a ``ConvFFN`` over the stage's. Default: 4.
+        ffn_ratio (float): Ratio of the channels inside a ``ConvFFN`` to the stage's.
+            Default: 4.
         out_indices (Sequence[int] | int): Stages, from 0, whose outputs are returned, each
             after a norm of its own; negative ones count from the end. Default: ``(3, )``.
-        strides (Sequence[int]): Stride of the last conv before each stage; another 2 comes
-            first of all. Default: ``(2, 2, 2, 2)``.
+        strides (Sequence[int]): Stride of the last conv before each stage. The first conv
+            of the stem adds another stride of 2. Default: ``(2, 2, 2, 2)``.
         dilations (Sequence[int]): Dilation of the large kernels of each stage.
             Default: ``(1, 1, 1, 1)``.
-        frozen_stages (int): Stages to freeze; 0 is the stem alone. Default: -1, none.
+        frozen_stages (int): Number of stages to freeze, with the stem. 0 freezes the stem
+            alone. Default: -1, none.
         conv_cfg (dict, optional): Config of the convs. Default: None, ``nn.Conv2d``.
         norm_cfg (dict): Config of the norms. Default: ``dict(type='BN')``.
-        act_cfg (dict): Config of the activations but those of the ``ConvFFN``.
+        act_cfg (dict): Config of the activations outside the ``ConvFFN``.
             Default: ``dict(type='ReLU')``.
-        ffn_act_cfg (dict): Config of these. Default: ``dict(type='GELU')``.
+        ffn_act_cfg (dict): Config of the activations in the ``ConvFFN``.
+            Default: ``dict(type='GELU')``.
         with_cp (bool): Recompute blocks in the backward pass to save memory.
             Default: False.
-        drop_path_rate (float): Probability that an image skips the last pair; it rises from
-            0, linearly. Default: 0.3.
+        drop_path_rate (float): Probability that an image skips the blocks of the last pair
+            in training; from the first pair on it rises linearly from 0. Default: 0.3.
         deploy (bool): Build every large kernel as one conv. Default: False.
         norm_eval (bool): Keep batch norms in eval mode while training. Default: False.
         block_cfg (dict, optional): Config of the depthwise blocks: a type, and arguments
-            that all of them get; ``small_kernel`` comes from ``arch`` where they take it.
-            None for plain convs with norms.
+            for all of them; ``small_kernel`` comes from ``arch`` if the type has this
+            argument. None for plain convs with norms.
             Default: ``dict(type='mmrep.LargeKernelBlock')``.
         init_cfg (dict | list[dict], optional): Initialization. Default: Kaiming for
             convs, 1 for the weights of norms.
@@ -269,12 +275,12 @@ class RepLKNet(ReparamBackbone):
         channels, sizes = arch['channels'], arch['large_kernel_sizes']
         require(
             all(isinstance(size, int) and size % 2 for size in sizes),
-            f'large_kernel_sizes={sizes} must be odd ones',
+            f'large_kernel_sizes={sizes} must be odd integers',
         )
         small = arch['small_kernel']
         require(
             small is None or (small % 2 and small <= min(sizes)),
-            f'small_kernel={small} is no odd one within {sizes}',
+            f'small_kernel={small} must be odd and at most the smallest of {sizes}',
         )
         self.in_channels = in_channels
         self.out_indices = stage_indices(out_indices, len(channels))

@@ -14,10 +14,10 @@ _LARGE = dict(RepVGG.arch_settings['B1'], num_blocks=(8, 14, 24, 1))
 class RepOptVGG(RepVGG):
     """RepVGG as a plain network from the start: convs, norms and activations.
 
-    Trained with :class:`~mmrep.engine.RepOptimizerConstructor` its kernels learn as the sum
-    of RepVGG's scaled branches would. The scales come from a run of the same network with
-    ``block_cfg=dict(type='mmrep.ScaleSumBlock')``, whose convs' scales start with 1 in the
-    first block of a stage and with ``sqrt(2 / i)`` in the i-th after it.
+    Trained with :class:`~mmrep.engine.RepOptimizerConstructor`, the kernels learn as the
+    sum of RepVGG's scaled branches would. The scales come from a run of the same network
+    with ``block_cfg=dict(type='mmrep.ScaleSumBlock')``, in which the scales of the convs
+    start as 1 in the first block of a stage and as ``sqrt(2 / i)`` in the i-th after it.
 
     Source: `Re-parameterizing Your Optimizers rather than Architectures
     <https://arxiv.org/abs/2205.15242>`_, section 4.1 and table 1.

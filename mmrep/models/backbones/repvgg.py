@@ -56,8 +56,8 @@ class RepVGG(ReparamBackbone):
             - **num_blocks** (Sequence[int]): Number of blocks of each stage.
             - **width_factor** (Sequence[float]): Stage ``i`` has
               ``base_channels * 2**i * width_factor[i]`` channels.
-            - **group_layer_map** (dict[int, int], optional): Groups of the blocks that
-              have more than one, by their index; the first block after the stem is 1.
+            - **group_layer_map** (dict[int, int], optional): Number of groups of each block
+              with more than one, by its index; the first block after the stem is 1.
             - **se_cfg** (dict, optional): Config of the blocks' SE layer.
             - **se_position** (str, optional): ``'before_act'`` or ``'after_act'``.
               Default: ``'before_act'``.
@@ -69,10 +69,11 @@ class RepVGG(ReparamBackbone):
         out_indices (Sequence[int]): Stages, from 0, whose outputs are returned.
             Default: ``(3, )``.
         strides (Sequence[int], optional): Stride of the first block of each stage.
-            Default: None, which means the architecture's, or 2 for each.
+            Default: None, those of ``arch``, or 2 for each.
         dilations (Sequence[int | Sequence[int]], optional): Dilation of each stage, or of
             each of its blocks. Default: None, which means 1 for each.
-        frozen_stages (int): Stages to freeze; 0 is the stem alone. Default: -1, none.
+        frozen_stages (int): Number of stages to freeze, with the stem. 0 freezes the stem
+            alone. Default: -1, none.
         conv_cfg (dict, optional): Config of the convs. Default: None, ``nn.Conv2d``.
         norm_cfg (dict): Config of the norms. Default: ``dict(type='BN')``.
         act_cfg (dict): Config of the activations. Default: ``dict(type='ReLU')``.
@@ -80,9 +81,10 @@ class RepVGG(ReparamBackbone):
             Default: False.
         deploy (bool): Build every block as one conv. Default: False.
         norm_eval (bool): Keep batch norms in eval mode while training. Default: False.
-        add_ppf (bool): End with the pyramid pooling of YOLOX-PAI. Default: False.
-        block_cfg (dict, optional): Config of the blocks: a type, and arguments that all
-            of them get; None for plain convs with norms.
+        add_ppf (bool): Apply the pyramid pooling of YOLOX-PAI to the last stage's output.
+            Default: False.
+        block_cfg (dict, optional): Config of the blocks: a type, and arguments for all of
+            them; None for plain convs with norms.
             Default: ``dict(type='mmrep.RepVGGBlock')``.
         init_cfg (dict | list[dict], optional): Initialization. Default: Kaiming for
             convs, 1 for the weights of norms.
@@ -106,7 +108,7 @@ class RepVGG(ReparamBackbone):
         'B3g2': _arch(_B, _B3, _G2),
         'B3g4': _arch(_B, _B3, _G4),
         'D2se': _arch((8, 14, 24, 1), _B2, se_cfg=dict(ratio=16, divisor=1)),
-        # The third stage of 24 blocks is two, so that an auxiliary head can stand between.
+        # The third stage, 24 blocks, is split so that its first half has an auxiliary head.
         'plus-L2pse': _arch(
             (8, 14, 12, 12, 1),
             (2.5, 2.5, 2.5, 1.25, 2.5),
@@ -157,7 +159,7 @@ class RepVGG(ReparamBackbone):
         require_stages(out_indices, num_stages)
         last = max(arch.get('group_layer_map') or {}, default=0)
         count = sum(arch['num_blocks'])
-        require(last <= count, f'group_layer_map names block {last} of {count}')
+        require(last <= count, f'group_layer_map names block {last} of only {count}')
         every_dilation = block_dilations(dilations, arch['num_blocks'])
         self.in_channels = in_channels
         self.base_channels = base_channels

@@ -1,4 +1,4 @@
-"""ResNet as a body that builds its convs from a config, and DBB-ResNet."""
+"""ResNet with blocks in the place of its convs, and DBB-ResNet."""
 
 import warnings
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from .units import REPARAM_KERNELS, UnitConfig
 
 @MODELS.register_module()
 class ReparamResNet(ReparamBackbone, UnitOwner):
-    """ResNet whose kxk units are what ``block_cfg`` says.
+    """ResNet whose kxk units are blocks of ``block_cfg``.
 
     The arguments, their defaults and meaning are those of mmseg's ``ResNet``; with
-    ``block_cfg=None`` so are the state-dict keys. In deploy form the plain convs have
-    absorbed their norms, too.
+    ``block_cfg=None`` so are the state-dict keys. In deploy form the norms of the plain
+    convs are fused, too.
 
     Source: `Deep Residual Learning for Image Recognition
     <https://arxiv.org/abs/1512.03385>`_, table 1.
@@ -47,10 +47,11 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
             Default: ``(0, 1, 2, 3)``.
         style (str): Where a bottleneck's stride is: ``'pytorch'``, on the 3x3 unit, or
             ``'caffe'``, on the first 1x1. Default: ``'pytorch'``.
-        deep_stem (bool): Three 3x3 units in the place of the 7x7. Default: False.
+        deep_stem (bool): Three 3x3 units in the place of the 7x7 unit. Default: False.
         avg_down (bool): Average pooling in the place of the shortcut's stride.
             Default: False.
-        frozen_stages (int): Stages to freeze; 0 is the stem alone. Default: -1, none.
+        frozen_stages (int): Number of stages to freeze, with the stem. 0 freezes the stem
+            alone. Default: -1, none.
         conv_cfg (dict, optional): Config of the convs. Default: None, ``nn.Conv2d``.
         norm_cfg (dict): Config of the norms.
             Default: ``dict(type='BN', requires_grad=True)``.
@@ -58,7 +59,8 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
         norm_eval (bool): Keep batch norms in eval mode while training. Default: False.
         dcn (dict, optional): Config of a deformable conv for the bottlenecks.
             Default: None.
-        stage_with_dcn (Sequence[bool]): Which stages have it. Default: none.
+        stage_with_dcn (Sequence[bool]): Which stages have the deformable conv.
+            Default: none.
         plugins (list[dict], optional): Plugins of the bottlenecks, with ``cfg``,
             ``position`` and, optionally, ``stages``, a flag for each stage.
             Default: None.
@@ -67,14 +69,15 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
         contract_dilation (bool): Halve the first dilation of each stage. Default: False.
         with_cp (bool): Recompute blocks in the backward pass to save memory.
             Default: False.
-        zero_init_residual (bool): Start every residual block as its shortcut, by zero
-            scales in the norms that end it. Default: True.
+        zero_init_residual (bool): Start every residual block as its shortcut, with a last
+            norm whose scale is zero; not with ``init_cfg`` or ``pretrained``.
+            Default: True.
         pretrained (str, optional): A checkpoint; deprecated, use ``init_cfg``.
             Default: None.
         deploy (bool): Build every unit as one conv. Default: False.
         block_cfg (dict, optional): Config of the block in the place of units. Default:
             None, a conv and a norm.
-        reparam_kernels (Sequence[int]): Kernel sizes of the units that are this block.
+        reparam_kernels (Sequence[int]): Kernel sizes of the units that become this block.
             Default: ``(3, 5)``: the 7x7 stem stays plain, as in DBB, section 4.
         init_cfg (dict | list[dict], optional): Initialization. Default: None, which
             means Kaiming for convs and 1 for the weights of norms.
@@ -130,7 +133,7 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
                 f'depth {depth} is unknown; choose from {tuple(self.arch_settings)}'
             )
         self.block, stage_blocks = self.arch_settings[depth]
-        require(1 <= num_stages <= 4, f'num_stages is 1 to 4, not {num_stages}')
+        require(1 <= num_stages <= 4, f'num_stages must be 1 to 4, not {num_stages}')
         require(
             len(strides) == len(dilations) == num_stages,
             f'strides {tuple(strides)} and dilations {tuple(dilations)} must have an '
@@ -139,7 +142,8 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
         require_stages(out_indices, num_stages)
         require(
             dcn is None or len(stage_with_dcn) == num_stages,
-            f'stage_with_dcn={tuple(stage_with_dcn)} of {num_stages} stages',
+            f'stage_with_dcn={tuple(stage_with_dcn)} of {num_stages} stages: give a flag '
+            'for each stage',
         )
         self.depth = depth
         self.in_channels = in_channels
@@ -213,7 +217,7 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
                 (half, channels, 1),
             ):
                 conv, _, norm = units.build_unit(ins, outs, 3, stride=stride, padding=1)
-                # A block's norms are inside it; the indices of the others stay mmseg's.
+                # A block has its norms inside; an identity keeps mmseg's indices.
                 layers += [conv, norm or nn.Identity(), build_activation(act_cfg)]
             self.stem = ConvNormSequential(*layers)
         else:
@@ -231,7 +235,8 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
             dilations = list(self.multi_grid)
             require(
                 len(dilations) == num_blocks,
-                f'multi_grid={tuple(dilations)} of a stage of {num_blocks} blocks',
+                f'multi_grid={tuple(dilations)} of a stage of {num_blocks} blocks: give a '
+                'dilation for each block',
             )
         else:
             contracted = dilation > 1 and self.contract_dilation
@@ -286,7 +291,8 @@ class ReparamResNet(ReparamBackbone, UnitOwner):
             stages = plugin.get('stages')
             require(
                 stages is None or len(stages) == self.num_stages,
-                f'plugin stages {stages} of {self.num_stages} stages',
+                f'plugin stages {stages} of {self.num_stages} stages: give a flag for each '
+                'stage',
             )
             if stages is None or stages[stage_idx]:
                 chosen.append({k: v for k, v in plugin.items() if k != 'stages'})

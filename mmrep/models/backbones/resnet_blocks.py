@@ -1,4 +1,4 @@
-"""The residual blocks of ResNet; what their convs are, a config says."""
+"""The residual blocks of ResNet, whose convs are chosen by a config."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .units import UnitConfig
 
 
 class UnitOwner(BaseModule):
-    """A module that holds units as ``conv{i}`` and, of a plain one, ``bn{i}``."""
+    """A module with units: ``conv{i}`` and, unless it is a block, its norm ``bn{i}``."""
 
     #: Whether a plain conv and its norm compute as one conv; see
     #: :func:`mmrep.reparam.one_conv_kernel`.
@@ -28,7 +28,7 @@ class UnitOwner(BaseModule):
         self.norm_names: dict[int, str] = {}
 
     def add_unit(self, index: int, config: UnitConfig, *args: Any, **kwargs: Any) -> None:
-        """Build a unit, see :meth:`UnitConfig.build_unit`, as number ``index``."""
+        """Build unit ``index``; see :meth:`UnitConfig.build_unit` for the arguments."""
         conv, norm_name, norm = config.build_unit(*args, postfix=index, **kwargs)
         self.add_module(f'conv{index}', conv)
         if norm is not None:
@@ -36,7 +36,7 @@ class UnitOwner(BaseModule):
             self.add_module(norm_name, norm)
 
     def norm(self, index: int) -> nn.Module | None:
-        """The norm of a plain unit; ``None`` where a block or a fused conv is."""
+        """The norm of a unit; ``None`` if the unit is a block or a fused conv."""
         name = self.norm_names.get(index)
         return None if name is None else getattr(self, name)
 
@@ -46,7 +46,7 @@ class UnitOwner(BaseModule):
         return conv(x) if norm is None else apply_conv_norm(conv, norm, x, self.one_conv)
 
     def plain_units(self) -> dict[str, list[nn.Module]]:
-        """The units that are no blocks: a conv and, unless they are fused, its norm."""
+        """The units that are not blocks: a conv and, unless they are fused, its norm."""
         units = {}
         for name, conv in self.named_children():
             if re.fullmatch(r'conv\d+', name) and isinstance(conv, nn.Conv2d):
@@ -70,10 +70,10 @@ class UnitOwner(BaseModule):
 
 
 class ConvNormSequential(nn.Sequential):
-    """Layers in a row, among them convs with a norm after them."""
+    """A sequence of layers, in which a norm follows every plain conv."""
 
     def plain_units(self) -> dict[str, list[nn.Module]]:
-        """Each conv and the layer after it, which is its norm or, once fused, nothing."""
+        """Each conv and the layer after it: its norm or, once fused, an identity."""
         return {
             str(index): [conv, after]
             for index, (conv, after) in enumerate(pairwise(self))
@@ -124,7 +124,7 @@ class ResidualBlock(UnitOwner):
         self.relu = build_activation(units.act_cfg)
 
     def body(self, x: Tensor) -> Tensor:
-        """The units between input and sum."""
+        """The units beside the shortcut."""
         raise NotImplementedError
 
     def last_norms(self) -> list[nn.Module]:
@@ -136,7 +136,7 @@ class ResidualBlock(UnitOwner):
         if norm is not None:
             return [norm]
         conv = getattr(self, f'conv{index}')
-        # A plain conv has absorbed its norm.
+        # A plain conv without a norm is fused.
         return conv.last_norms() if hasattr(conv, 'last_norms') else []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,8 +178,8 @@ class BasicBlock(ResidualBlock):
         **kwargs: Any,
     ) -> None:
         super().__init__(inplanes, planes, units, **kwargs)
-        require(dcn is None, 'dcn goes with bottlenecks only: depth 50, 101 or 152')
-        require(plugins is None, 'plugins go with bottlenecks only: depth 50, 101 or 152')
+        require(dcn is None, 'dcn needs bottlenecks: depth 50, 101 or 152')
+        require(plugins is None, 'plugins need bottlenecks: depth 50, 101 or 152')
         self.add_unit(
             1,
             units,
@@ -206,9 +206,11 @@ class Bottleneck(ResidualBlock):
         style (str): Where the stride is: ``'pytorch'``, on the 3x3 unit, or ``'caffe'``,
             on the first one. Default: ``'pytorch'``.
         dcn (dict, optional): Config of a deformable conv in the 3x3 unit; with
-            ``fallback_on_stride=True`` not where this unit has a stride. Default: None.
-        plugins (Sequence[dict], optional): Layers ``cfg`` at ``position`` 'after_conv1',
-            'after_conv2' or 'after_conv3', applied one after the other. Default: None.
+            ``fallback_on_stride=True``, a unit with a stride has a plain conv instead.
+            Default: None.
+        plugins (Sequence[dict], optional): Dicts with the config ``cfg`` of a layer and its
+            ``position``: 'after_conv1', 'after_conv2' or 'after_conv3'. Layers at the same
+            position are applied in this order. Default: None.
         **kwargs: See :class:`ResidualBlock`.
     """
 
@@ -227,7 +229,8 @@ class Bottleneck(ResidualBlock):
     ) -> None:
         super().__init__(inplanes, planes, units, **kwargs)
         require(
-            style in ('pytorch', 'caffe'), f"style is 'pytorch' or 'caffe', not {style!r}"
+            style in ('pytorch', 'caffe'),
+            f"style must be 'pytorch' or 'caffe', not {style!r}",
         )
         self.style = style
         self.with_dcn = dcn is not None
@@ -261,7 +264,7 @@ class Bottleneck(ResidualBlock):
             position, cfg = plugin['position'], dict(plugin['cfg'])
             require(
                 position in names,
-                f'plugin position {position!r} is none of {self.positions}',
+                f'plugin position {position!r} must be one of {self.positions}',
             )
             name, layer = build_plugin_layer(
                 cfg,
@@ -269,7 +272,8 @@ class Bottleneck(ResidualBlock):
                 postfix=cfg.pop('postfix', ''),
             )
             require(
-                not hasattr(self, name), f'plugin {name!r} is there twice: give a postfix'
+                not hasattr(self, name),
+                f'the name {name!r} of a plugin is taken: give the plugin a postfix',
             )
             self.add_module(name, layer)
             names[position].append(name)

@@ -22,8 +22,8 @@ from .base import (
 )
 from .units import UnitConfig
 
-#: Between the channels of a block's two 1x1 convs and its own; of its own and the SE
-#: layer's.
+#: Ratio of the channels between a block's 1x1 convs to its own, and of its own to those
+#: between the convs of its SE layer.
 _EXPANSION, _SE_RATIO = 4, 4
 
 
@@ -40,8 +40,8 @@ def _arch(
 class UniRepLKNetBlock(BaseModule):
     """``y = x + pointwise_out(grn(act(pointwise_in(se(spatial(x))))))``.
 
-    ``spatial`` is a block of a depthwise conv and, after it, a norm, the others are 1x1
-    convs. In deploy form these three convs are left.
+    ``spatial`` is a depthwise block with norms, ``pointwise_in`` and ``pointwise_out`` are
+    1x1 convs. The deploy form has these three convs and no norm.
 
     Source: `UniRepLKNet <https://arxiv.org/abs/2311.15599>`_, section 3.1 and figure 2.
 
@@ -49,7 +49,8 @@ class UniRepLKNetBlock(BaseModule):
         channels (int): Number of input and output channels.
         kernel_size (int): Rows and columns of the depthwise conv.
         units (UnitConfig): How units are built.
-        drop_path (float): Probability that an image has only ``x``. Default: 0.
+        drop_path (float): Probability that an image skips the block in training.
+            Default: 0.
     """
 
     def __init__(
@@ -107,12 +108,13 @@ class UniRepLKNet(ReparamBackbone):
         in_channels (int): Number of channels of the image. Default: 3.
         out_indices (Sequence[int] | int): Stages, from 0, whose outputs are returned, each
             after a norm of its own; negative ones count from the end. Default: ``(3, )``.
-        gap_before_final_norm (bool): Whether the outputs are the means of the maps,
-            ``(N, C)``, normed after that, which a linear head takes without a neck; as in
-            mmpretrain's ``ConvNeXt``. Default: True.
-        drop_path_rate (float): Probability that an image skips the last block; it rises
-            from 0, linearly. Default: 0.
-        frozen_stages (int): Stages to freeze; 0 is the stem alone. Default: -1, none.
+        gap_before_final_norm (bool): Whether each output is averaged over its pixels before
+            its norm, as in mmpretrain's ``ConvNeXt``. The outputs are then ``(N, C)``, so
+            that a linear head needs no neck. Default: True.
+        drop_path_rate (float): Probability that an image skips the last block in training;
+            from the first block on it rises linearly from 0. Default: 0.
+        frozen_stages (int): Number of stages to freeze, with the stem. 0 freezes the stem
+            alone. Default: -1, none.
         conv_cfg (dict, optional): Config of the convs. Default: None, ``nn.Conv2d``.
         norm_cfg (dict): Config of the norms in blocks. Default: ``dict(type='BN')``.
         act_cfg (dict): Config of the activations. Default: ``dict(type='GELU')``.
@@ -121,13 +123,12 @@ class UniRepLKNet(ReparamBackbone):
         deploy (bool): Build every block as one conv. Default: False.
         norm_eval (bool): Keep batch norms in eval mode while training. Default: False.
         block_cfg (dict, optional): Config of the depthwise blocks: a type, and arguments
-            that all of them get; None for plain convs with norms.
+            for all of them; None for plain convs with norms.
             Default: ``dict(type='mmrep.DilatedReparamBlock', post_norm=True)``.
-        reparam_kernels (Sequence[int]): Kernel sizes of the units that are this block;
-            the others are plain. Default: those from 7 on for which the paper has dilated
-            kernels.
-        init_cfg (dict | list[dict], optional): Initialization. Default: normal with a
-            deviation of 0.02, truncated, and biases of 0, for convs.
+        reparam_kernels (Sequence[int]): Kernel sizes of the units that become this block;
+            the others are plain. Default: ``(7, 9, 11, 13, 15, 17)``.
+        init_cfg (dict | list[dict], optional): Initialization. Default: for convs, a
+            truncated normal distribution of standard deviation 0.02, and biases of 0.
 
     Raises:
         ArchitectureError: If the arguments describe no network.
@@ -170,7 +171,8 @@ class UniRepLKNet(ReparamBackbone):
         require_one_per_stage(**arch)
         require(
             all(isinstance(sizes, Sequence) for sizes in arch['kernel_sizes']),
-            f'kernel_sizes of stages are those of their blocks, not {arch["kernel_sizes"]}',
+            'kernel_sizes must have a sequence for each stage, with a size for each block, '
+            f'not {arch["kernel_sizes"]}',
         )
         indices = stage_indices(out_indices, len(arch['channels']))
         self.in_channels = in_channels

@@ -1,4 +1,4 @@
-"""How a body builds what it is made of."""
+"""How a body builds its units: a conv, a norm and, maybe, an activation."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import nn
 
 from mmrep.registry import MODELS
 
-#: The kernels that DBB replaces: 1x1 and the large ones of a stem stay plain (section 4).
+#: Kernel sizes that DBB replaces: 1x1 and the large ones of a stem stay plain (section 4).
 REPARAM_KERNELS = (3, 5)
 
 
@@ -22,7 +22,7 @@ class UnitConfig:
         conv_cfg, norm_cfg, act_cfg (dict, optional): Configs of a unit's layers.
         block_cfg (dict, optional): Config of the block in the place of a unit.
         deploy (bool): Whether blocks are built as single convs.
-        reparam_kernels (Sequence[int]): Kernel sizes of the units that are this block.
+        reparam_kernels (Sequence[int]): Kernel sizes of the units that become this block.
         with_cp (bool): Whether blocks are recomputed in the backward pass.
     """
 
@@ -42,13 +42,14 @@ class UnitConfig:
         optional: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> nn.Module:
-        """A unit as one block: the configured one, or a plain ``ConvNormBlock``.
+        """Build a unit as one block: the configured one, or a plain ``ConvNormBlock``.
 
         Args:
             in_channels, out_channels, kernel_size (int): The conv's.
-            optional (Mapping, optional): Arguments of the configured block, where its type
-                has them. Default: None.
-            **options: Stride, padding, dilation, groups, and what differs from here.
+            optional (Mapping, optional): Arguments that the configured block is given only
+                if its type has them. Default: None.
+            **options: Stride, padding, dilation, groups and other arguments of both blocks,
+                as ``se_cfg``.
         """
         cfg = dict(
             in_channels=in_channels,
@@ -76,7 +77,7 @@ class UnitConfig:
             if argument in parameters:
                 return True
             if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-                # It hands none on to the next.
+                # Without **kwargs it passes no other argument on to its base.
                 return False
         return False
 
@@ -89,15 +90,15 @@ class UnitConfig:
         conv_cfg: dict | None = None,
         **geometry: Any,
     ) -> tuple[nn.Module, str, nn.Module | None]:
-        """A unit without activation: its conv, its norm's name and its norm.
+        """Build a unit without activation: its conv, its norm's name and its norm.
 
-        Where a block takes the place of both, it comes as the conv, with no norm.
+        A block that takes the place of both is returned as the conv, with ``None`` as norm.
 
         Args:
             in_channels, out_channels, kernel_size (int): The conv's.
             postfix (int | str): What the norm's name ends with. Default: ''.
-            conv_cfg (dict, optional): A conv type of the unit's own, which no block
-                replaces. Default: None.
+            conv_cfg (dict, optional): Config of a conv for this unit alone; no block
+                replaces it. Default: None.
             **geometry: Stride, padding, dilation.
         """
         replaced = self.block_cfg is not None and kernel_size in self.reparam_kernels

@@ -1,4 +1,4 @@
-"""Re-parameterizable blocks: each is its branches, fusing is generic."""
+"""Re-parameterizable blocks: each defines its branches, fusing is generic."""
 
 from .asymmetric_conv_block import AsymmetricConvBlock
 from .base import ReparamBlock

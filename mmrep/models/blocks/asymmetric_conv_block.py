@@ -13,9 +13,10 @@ from .base import ReparamBlock, Size
 class AsymmetricConvBlock(ReparamBlock):
     """``y = norm(conv_kxk(x)) + norm(conv_kx1(x)) + norm(conv_1xk(x))``.
 
-    A drop-in for a kxk conv and its norm. The strips lie on the middle column and the
-    middle row of the kernel; a kernel of one row or column has only the strip that is
-    another one. The other arguments are :class:`~mmrep.models.blocks.ReparamBlock`'s.
+    A drop-in for a kxk conv and its norm. The kx1 and the 1xk kernel lie on the middle
+    column and the middle row of the kxk kernel. If the kxk kernel has a single column or
+    row, the one of them that would have its shape is left out. The other arguments are
+    :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Source: `ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric
     Convolution Blocks <https://arxiv.org/abs/1908.03930>`_, section 3 and figure 1.

@@ -34,25 +34,25 @@ from ..layers import PadOrCrop, SELayer, build_activation, run_block
 
 Size = tuple[int, int]
 
-#: Layers that make zeros of zero weights and biases.
+#: Layers whose output is zero if their weight and bias are zero.
 _MAY_START_AT_ZERO = (nn.Conv2d, nn.GroupNorm, _BatchNorm, LayerScale)
 
 
 def pair(value: int | Size) -> Size:
-    """``value`` for rows and for columns."""
+    """``value`` as ``(rows, columns)``; an int counts for both."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
 class ReparamBlock(BaseModule):
     """The base of every block: ``y = act(se(post_norm(linear(x))))``.
 
-    ``linear`` is the sum of the branches, or one conv with the equivalent kernel. A
-    subclass returns its branches from :meth:`build_branches`, and is done: forward,
-    fusing and the switch are here. Most blocks have no ``post_norm``.
+    ``linear`` is the sum of the branches, or one conv with the equivalent kernel. Most
+    blocks have no ``post_norm``. A subclass has to define :meth:`build_branches` only:
+    the forward pass, fusing and the switch are implemented here.
 
     Where every norm uses running statistics (in eval mode, with ``norm_eval``, in frozen
-    stages) the train form can compute with its equivalent kernel, derived anew from the
-    current parameters in every forward, with exact gradients to them; see
+    stages) the train form can compute with its equivalent kernel. It derives the kernel
+    from the current parameters in every forward pass, with exact gradients to them; see
     :func:`~mmrep.reparam.one_conv_kernel`.
 
     Args:
@@ -60,38 +60,38 @@ class ReparamBlock(BaseModule):
         kernel_size (int | tuple[int, int]): Rows and columns of the kernel.
         stride (int | tuple[int, int]): Stride. Default: 1.
         padding (int | tuple[int, int], optional): Padding, in pixels. Default: None,
-            which means as much as keeps the size at stride 1.
+            the padding that keeps the size at stride 1.
         dilation (int | tuple[int, int]): Dilation. Default: 1.
         groups (int): Number of groups. Default: 1.
-        padding_mode (str): As ``nn.Conv2d``'s, for every branch. Default: ``'zeros'``.
+        padding_mode (str): As in ``nn.Conv2d``, for every branch. Default: ``'zeros'``.
         se_cfg (dict, optional): Config of :class:`~mmrep.models.layers.SELayer`.
             Default: None, no SE.
         se_position (str): ``'before_act'`` (RepVGG-D2se) or ``'after_act'`` (RepVGGplus).
             Default: ``'before_act'``.
         with_cp (bool): Recompute the block in the backward pass to save memory. The
-            running statistics are updated once, as without. Default: False.
+            running statistics are still updated once per step. Default: False.
         conv_cfg (dict, optional): Config of the convs. Default: None, ``nn.Conv2d``.
         norm_cfg (dict): Config of the norms. Default: ``dict(type='BN')``.
         act_cfg (dict, optional): Config of the activation; None for none.
             Default: ``dict(type='ReLU')``.
-        deploy (bool): Build the one conv in the place of the branches. Default: False.
+        deploy (bool): Build one conv instead of the branches. Default: False.
         one_conv (bool | int | str): Whether the train form computes with its equivalent
-            kernel where it can: always, never, for a batch of at least so many output
-            pixels, or, by ``'auto'``, on a CPU and for as many as were measured to
-            pay. Default: ``'auto'``.
+            kernel where it can: always (True), never (False), or from this number of
+            output pixels in a batch on. ``'auto'`` means on a CPU only, from the number
+            of pixels on for which this was measured to be faster. Default: ``'auto'``.
         init_cfg (dict | list[dict], optional): Initialization. Default: None.
     """
 
-    #: As of ``nn.Conv2d``, for what a block stands in the place of.
+    #: Attributes of ``nn.Conv2d``, for code that reads them from the conv it expects here.
     transposed, output_padding = False, (0, 0)
-    #: What the SE layer, the norm of a branch and the one conv are called in keys.
+    #: Names of the SE layer, the norm of a branch and the one conv in state-dict keys.
     se_name, norm_name, reparam_name = 'se_layer', 'norm', 'branch_reparam'
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'ReparamBlock':
         if 'bias' in kwargs and 'bias' not in inspect.signature(cls.__init__).parameters:
             raise TypeError(
-                f"{cls.__name__} has norms and is no conv, which alone has a 'bias': give "
-                'conv_cfg a conv layer that is made of a block, as '
+                f"{cls.__name__} takes no 'bias': it is a block with norms, not a conv "
+                'layer. As conv_cfg, give a conv layer made of a block, as '
                 "dict(type='mmrep.DBBConv2d')"
             )
         return super().__new__(cls)
@@ -121,11 +121,12 @@ class ReparamBlock(BaseModule):
             raise TypeError(f'se_cfg must be a dict or None, not {se_cfg!r}')
         if se_position not in ('before_act', 'after_act'):
             raise ValueError(
-                f"se_position is 'before_act' or 'after_act', not {se_position!r}"
+                f"se_position must be 'before_act' or 'after_act', not {se_position!r}"
             )
         if not isinstance(one_conv, int) and one_conv != 'auto':
             raise ValueError(
-                f"one_conv is True, False, 'auto' or a number of pixels, not {one_conv!r}"
+                "one_conv must be True, False, 'auto' or a number of pixels, "
+                f'not {one_conv!r}'
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -143,10 +144,10 @@ class ReparamBlock(BaseModule):
         self.act_cfg = act_cfg
         self.deploy = deploy
         self.one_conv = one_conv
-        #: Size of the last input; what the tap of a 1x1 depends on under 'SAME' padding.
+        #: Size of the last input, kept where the kernel depends on it ('SAME' padding).
         self.input_size: Size | None = None
 
-        #: Whether it stands for a conv, and starts as that alone; see :meth:`from_conv`.
+        #: Whether the block was made by :meth:`from_conv`, and starts as that conv.
         self.starts_as_conv = False
         #: Names of the branches; none in deploy form.
         self.branch_names: tuple[str, ...] = ()
@@ -165,23 +166,27 @@ class ReparamBlock(BaseModule):
     def from_conv(
         cls, conv: nn.Module, norm: nn.Module | None = None, **options: Any
     ) -> 'ReparamBlock':
-        """A block that computes ``norm(conv(x))``, and whose main branch is these two.
+        """Make a block that computes ``norm(conv(x))``, with these two in its main branch.
 
-        Not copies of them: their tensors, dtype, device and ``requires_grad`` stay. The
-        other branches start with a contribution of zero, from the scale of their last
-        norm or from the kernel of a last conv. In a block with a ``post_norm``, ``norm``
-        becomes that one.
+        The main branch holds the given modules, not copies: tensors, dtype, device and
+        ``requires_grad`` stay. In a block with a ``post_norm``, ``norm`` becomes the
+        ``post_norm``. Every other branch starts with a contribution of zero, since the
+        scale of its last norm or the kernel of its last conv is zero. A branch without
+        parameters (an identity, an average) cannot; in a block with one, the main branch
+        holds a copy of ``conv``, from whose kernel that of the branch is subtracted.
 
         Args:
             conv (nn.Module): A conv of a type whose kernel is known.
-            norm (nn.Module, optional): The norm after it. Default: None: the block has
-                none in its main branch, and no ``post_norm``.
-            **options: Other arguments of the block. Default: ``act_cfg=None``, convs of
-                this type, and batch norms of this type, eps and momentum.
+            norm (nn.Module, optional): The norm after it. Default: None, no norm in the
+                main branch, and no ``post_norm``.
+            **options: Other arguments of the block. Default: ``act_cfg=None``, the type of
+                ``conv`` for the convs, and, if ``norm`` is a batch norm, its type, eps and
+                momentum for the norms.
 
         Raises:
-            NotFoldableError: If the conv is of another type.
-            ValueError: If a branch has nothing that could start at zero.
+            NotFoldableError: If the kernel of the conv's type is not known.
+            ValueError: If a branch cannot start at zero, if the block has no place for
+                ``norm``, or if ``deploy`` is True.
         """
         geometry = conv_geometry(conv)
         arguments = dict(asdict(geometry), padding_mode=geometry.fill)
@@ -193,7 +198,7 @@ class ReparamBlock(BaseModule):
                 type=type(norm), eps=norm.eps, momentum=norm.momentum
             )
         if options.get('deploy'):
-            raise ValueError('from_conv makes a block in train form: leave deploy out')
+            raise ValueError('from_conv makes a block in train form: leave out deploy')
         block = cls(**{**arguments, **defaults, **options})
         like = next(conv.parameters())
         block.to(like.device, like.dtype).train(conv.training)
@@ -208,7 +213,7 @@ class ReparamBlock(BaseModule):
         nested = isinstance(main, ReparamBlock)
         known = layers in (['conv'], ['conv', self.norm_name], ['conv', 'scale'])
         if not (nested or (known and isinstance(main, nn.Sequential))):
-            raise ValueError(f'{first} of {kind} is no sequence of a conv and a norm')
+            raise ValueError(f'{first} of {kind} is not a Sequential of a conv and a norm')
         self.load_state_dict(self.start_of_others(), strict=False)
         self.starts_as_conv = True
         if self.post_norm is not None:
@@ -216,9 +221,10 @@ class ReparamBlock(BaseModule):
         if (fixed := self.fixed_kernel()) is not None:
             if norm is not None:
                 raise ValueError(
-                    f'{kind} adds what cannot start at 0 to a norm: give the conv alone'
+                    f'{kind} has a branch without parameters, which cannot start at 0 '
+                    'beside a norm: give the conv alone'
                 )
-            # What the conv is part of may stay as it is.
+            # The given conv may still be used elsewhere.
             conv = copy.deepcopy(conv)
             conv.weight.sub_(fixed)
         if nested:
@@ -229,13 +235,13 @@ class ReparamBlock(BaseModule):
             norm = nn.Identity().train(self.training) if norm is None else norm
             setattr(main, self.norm_name, norm)
         elif norm is not None:
-            raise ValueError(f'{kind} has no place for a norm: give the conv alone')
+            raise ValueError(f'the main branch of {kind} has no norm: give the conv alone')
 
     def start_of_others(self) -> dict[str, Tensor]:
-        """The state of all but the main conv and its norm, with a contribution of zero.
+        """The state dict of all but the main conv and its norm, for a contribution of zero.
 
         Raises:
-            ValueError: If a branch has nothing that could start at zero.
+            ValueError: If the last layer of a branch has no scale or kernel to set to zero.
         """
         zeros = self._start_at_zero()
         states = {
@@ -255,7 +261,7 @@ class ReparamBlock(BaseModule):
         return states
 
     def _start_at_zero(self) -> dict[str, nn.Parameter]:
-        """The last scale and shift, or kernel, of each branch but the main one."""
+        """The parameters of the last layers of every branch but the main one, by name."""
         zeros, fixed = {}, self._fixed_branches()
         for branch in self.branch_names[1:]:
             if branch in fixed:
@@ -264,14 +270,14 @@ class ReparamBlock(BaseModule):
                 last = self.get_submodule(name)
                 if not isinstance(last, _MAY_START_AT_ZERO) or last.weight is None:
                     raise ValueError(
-                        f'{branch} of {type(self).__name__} has no last scale or kernel '
-                        'that could start at 0'
+                        f'the last layer of {branch} of {type(self).__name__} has no scale '
+                        'or kernel that could start at 0'
                     )
                 zeros.update(last.named_parameters(name, recurse=False))
         return zeros
 
     def _last_layers(self, branch: str) -> list[str]:
-        """The names of what makes a branch's output; several in a block without a norm."""
+        """Names of a branch's last layers; several for a block without ``post_norm``."""
         block = self.get_submodule(branch)
         if not isinstance(block, ReparamBlock):
             *_, (name, _) = block.named_modules(prefix=branch)
@@ -282,7 +288,7 @@ class ReparamBlock(BaseModule):
         return [f'{branch}.{name}' for name in inside]
 
     def _fixed_branches(self) -> dict[str, nn.Module]:
-        """The branches that have no tensor: an identity, an average."""
+        """The branches after the main one that have no tensor: an identity, an average."""
         branches = list(self.branches().items())[1:]
         return {
             name: branch
@@ -292,9 +298,9 @@ class ReparamBlock(BaseModule):
 
     @torch.no_grad()
     def fixed_kernel(self) -> Tensor | None:
-        """What branches without a tensor add to the sum of the branches; None if nothing.
+        """The kernel of the sum of the branches without a tensor; None if there are none.
 
-        Where the block starts as a conv, it is taken out of the main branch's kernel.
+        A block that starts as a conv has subtracted it from its main branch's kernel.
         """
         if not (fixed := self._fixed_branches()):
             return None
@@ -306,9 +312,9 @@ class ReparamBlock(BaseModule):
     def apply(self, fn: Callable[[nn.Module], None]) -> 'ReparamBlock':
         """Apply a function to every module inside, as a network's initializers do.
 
-        Branches that start with a contribution of zero, beside a conv, keep it: the
-        initializers of a network mean its convs and norms. What is trained is no more zero,
-        and is not touched.
+        In a block made by :meth:`from_conv`, the branches that start with a contribution
+        of zero keep it: a network's initializers are meant for its own convs and norms.
+        Once training has changed one of these zeros, none of them is set to zero again.
         """
         zeros = self._start_at_zero() if self.starts_as_conv else {}
         at_start = not any(tensor.any() for tensor in zeros.values())
@@ -319,15 +325,15 @@ class ReparamBlock(BaseModule):
             for name in zeros if at_start else ():
                 self.get_parameter(name).zero_()
             if before is not None and not torch.equal(self.weight, before):
-                # What was written is meant for the kernel of all branches.
+                # The initializer wrote the kernel that all branches together shall have.
                 self.weight.sub_(fixed)
         return self
 
     def build_branches(self) -> Mapping[str, nn.Module]:
         """The branches by name, the main one first.
 
-        A name may be dotted, with numbers for places in a list: ``'branch_list.0'``. The
-        attributes, and so the keys of a state dict, follow it.
+        A dotted name nests the branch in a ``ModuleDict`` or, before a number, in a
+        ``ModuleList``: ``'branch_list.0'``. The keys of the state dict start with the name.
         """
         raise NotImplementedError
 
@@ -339,7 +345,9 @@ class ReparamBlock(BaseModule):
         self.branch_names = tuple(branches)
         for name in {name.partition('.')[0] for name in branches}:
             if hasattr(self, name) or name in ('act', self.se_name, self.reparam_name):
-                raise ValueError(f'{name!r} is no name for a branch: the block has one so')
+                raise ValueError(
+                    f'a branch cannot be named {name!r}: the block has this attribute'
+                )
         for name, branch in branches.items():
             owner: nn.Module = self
             for part, following in pairwise(name.split('.')):
@@ -352,7 +360,7 @@ class ReparamBlock(BaseModule):
     def build_conv(
         self, kernel_size: int | Size, bias: bool = False, **geometry: Any
     ) -> nn.Module:
-        """A conv of this block's ``conv_cfg``, with its geometry where none is given."""
+        """A conv of this block's ``conv_cfg``; its geometry is the default."""
         options = dict(
             in_channels=self.in_channels,
             out_channels=self.out_channels,
@@ -372,7 +380,7 @@ class ReparamBlock(BaseModule):
         return build_norm_layer(self.norm_cfg, channels)[1]
 
     def build_scale(self, value: float) -> nn.Module:
-        """A factor for each output channel, all of which start with a number."""
+        """A trainable factor for each output channel, which starts as ``value``."""
         return LayerScale(self.out_channels, data_format='channels_first', scale=value)
 
     def build_conv_norm(self, conv: nn.Module, **before: nn.Module) -> Sequential:
@@ -381,7 +389,7 @@ class ReparamBlock(BaseModule):
         return Sequential(OrderedDict(**before, conv=conv, **{self.norm_name: norm}))
 
     def nested(self, kind: type['ReparamBlock'], **options: Any) -> 'ReparamBlock':
-        """A block of this one's geometry, convs and norms, for a branch."""
+        """A block with this block's geometry, convs and norms, to be used as a branch."""
         own = ('kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
         names = (*own, 'conv_cfg', 'norm_cfg', 'one_conv')
         given = {name: getattr(self, name) for name in names}
@@ -397,23 +405,27 @@ class ReparamBlock(BaseModule):
     def aligned_conv(
         self, kernel_size: int | Size, dilation: int | Size | None = None
     ) -> dict[str, nn.Module]:
-        """Arguments of :meth:`build_conv_norm` for a conv under the block's middle taps.
+        """Arguments of :meth:`build_conv_norm` for a conv on the block's middle taps.
 
-        Its output has the size of the block's: where it takes another padding before than
-        after, its input is padded or cropped.
+        Its output has the size of the block's. If this takes a negative padding, or one
+        that differs between opposite sides, the input is padded or cropped by a layer
+        before the conv.
 
         Args:
             kernel_size (int | tuple[int, int]): Rows and columns of its kernel.
             dilation (int | tuple[int, int], optional): A multiple of the block's.
                 Default: None, the block's.
+
+        Raises:
+            ValueError: If the kernel does not fit into the block's.
         """
         kernel_size = pair(kernel_size)
         dilation = self.dilation if dilation is None else pair(dilation)
-        # One tap has no dilation.
+        # Dilation has no effect on a single tap.
         sizes = zip(dilation, kernel_size, strict=True)
         dilation = tuple(apart if taps > 1 else 1 for apart, taps in sizes)
         if self.geometry.padding_mode == 'same':
-            # That pads by its own kernel: a 1x1 one lies under the first pixel.
+            # 'SAME' padding follows from the conv's own kernel: a 1x1 conv gets none.
             return dict(conv=self.build_conv(kernel_size, dilation=dilation))
         sides = []
         for axis, padding in enumerate(self.padding):
@@ -422,8 +434,8 @@ class ReparamBlock(BaseModule):
             spare, rest = divmod(apart * (self.kernel_size[axis] - 1) - span, apart)
             if rest or spare < 0:
                 raise ValueError(
-                    f'a {kernel_size} kernel of dilation {dilation} has no place in the '
-                    f'{self.kernel_size} conv of dilation {self.dilation}'
+                    f'a {kernel_size} kernel of dilation {dilation} does not fit into the '
+                    f'middle of the {self.kernel_size} conv of dilation {self.dilation}'
                 )
             before = spare // 2
             # Pixels before the first tap, and after the last.
@@ -438,10 +450,10 @@ class ReparamBlock(BaseModule):
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether an output pixel has the input pixel in its place under one of its taps.
+        """Whether the identity can be a branch, with a tap on the output pixel's place.
 
-        Then the input can be added. Between two taps it is where a kernel is even and
-        dilated.
+        This takes as many output as input channels, stride 1 and a padding that keeps the
+        size. In an even dilated kernel, the output pixel's place lies between two taps.
         """
         spans = zip(self.dilation, self.kernel_size, self.padding, strict=True)
         return (
@@ -470,7 +482,7 @@ class ReparamBlock(BaseModule):
         return self.get_submodule(self.main_conv_name())
 
     def main_conv_name(self) -> str:
-        """The name of :attr:`main_conv`, which may be in a block that is the branch."""
+        """The name of :attr:`main_conv`, which may lie in a nested block."""
         if self.deploy:
             return self.reparam_name
         main = self.get_submodule(first := self.branch_names[0])
@@ -492,7 +504,7 @@ class ReparamBlock(BaseModule):
         return [*self.branches().values(), *after]
 
     def last_norms(self) -> list[nn.Module]:
-        """The layers whose weights multiply all of ``linear``'s output."""
+        """The layers with a weight that end ``linear``: they scale all of its output."""
         if self.post_norm is not None:
             return [self.post_norm]
         names = chain.from_iterable(map(self._last_layers, self.branch_names))
@@ -519,7 +531,7 @@ class ReparamBlock(BaseModule):
         return out
 
     def linear(self, x: Tensor) -> Tensor:
-        """The norm after the sum of the branches, or the one conv that they equal."""
+        """``post_norm`` of the sum of the branches, or the one conv that equals it."""
         if self.geometry.moves_with_size:
             self._see_size(tuple(x.shape[2:]))
         if self.deploy:
@@ -529,7 +541,7 @@ class ReparamBlock(BaseModule):
             return out
         branches = self.branches()
         if self.post_norm is not None:
-            # It may be the only one that uses the batch.
+            # post_norm may be the only norm that uses batch statistics.
             out = self._one_conv(branches.values(), self._kernel_of_sum, x)
         if out is None:
             first, *others = branches.values()
@@ -544,7 +556,7 @@ class ReparamBlock(BaseModule):
         derive: Callable[[Size], tuple[Tensor, Tensor]],
         x: Tensor,
     ) -> Tensor | None:
-        """What parts of the block make of ``x`` by one conv, where they are one now."""
+        """Apply parts as one conv; None where :func:`one_conv_kernel` says they may not."""
         kernel = one_conv_kernel(parts, derive, x, self.stride, self.one_conv)
         if kernel is None:
             return None
@@ -553,7 +565,7 @@ class ReparamBlock(BaseModule):
     def sum_kernel(self) -> Tensor:
         """The kernel of the sum of the branches, ``(out, in / groups, kh, kw)``.
 
-        That of the block, where no norm is after the sum.
+        It is the block's equivalent kernel if there is no ``post_norm``.
         """
         return self._kernel_of_sum(self.input_size)[0]
 
@@ -567,18 +579,18 @@ class ReparamBlock(BaseModule):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The conv that ``linear`` is in eval mode: ``linear(x) == conv(x, W, b)``.
+        """The kernel and bias of ``linear`` in eval mode: ``linear(x) == conv(x, W, b)``.
 
-        Differentiable with respect to the branches' parameters; changes nothing.
+        Differentiable with respect to the branches' parameters; the block is unchanged.
 
         Args:
-            input_size (tuple[int, int], optional): Size of the input in pixels, which the
-                kernel depends on under 'SAME' padding with a stride. Default: None, the
-                size of the last input.
-            dtype (torch.dtype, optional): Of the computation and the result.
+            input_size (tuple[int, int], optional): Size of the input in pixels. The kernel
+                depends on it under 'SAME' padding with a stride. Default: None, the size
+                of the last input.
+            dtype (torch.dtype, optional): Dtype of the computation and the result.
                 Default: None, the parameters', at least float32.
-            device (torch.device | str, optional): Of the computation and the result.
-                Default: None, the parameters'.
+            device (torch.device | str, optional): Device of the computation and the
+                result. Default: None, the parameters'.
 
         Returns:
             tuple[Tensor, Tensor]: ``weight`` ``(out, in / groups, kh, kw)`` and ``bias``
@@ -595,13 +607,13 @@ class ReparamBlock(BaseModule):
         return folded.weight, folded.bias
 
     def branch_kernels(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """What each branch adds to the equivalent kernel, by its name; in eval mode.
+        """What each branch adds to the equivalent kernel in eval mode, by branch name.
 
-        Their sum is the ``weight`` of :meth:`equivalent_kernel_bias`, and so their shape.
-        None in deploy form.
+        The kernels add up to the ``weight`` of :meth:`equivalent_kernel_bias`, and have its
+        shape. Deploy form has none.
 
         Args:
-            dtype (torch.dtype, optional): Of the computation and the result.
+            dtype (torch.dtype, optional): Dtype of the computation and the result.
                 Default: None, the parameters', at least float32.
 
         Raises:
@@ -622,12 +634,12 @@ class ReparamBlock(BaseModule):
         device: torch.device | str | None = None,
         then: nn.Module | None = None,
     ) -> LinearConv:
-        """The conv of some branches, and of a norm after them."""
+        """Fold the sum of some branches, and a norm after it, to one conv."""
         tensors = [*self.parameters(), *self.buffers()]
         tensor = tensors[0] if tensors else torch.empty(0)
         # There is no autocast on the meta device, and nothing to compute.
         kind = 'cpu' if tensor.is_meta else tensor.device.type
-        # A branch may have no tensor that tells, as an identity.
+        # A branch without tensors, as an identity, has no dtype of its own.
         dtype = dtype or torch.promote_types(tensor.dtype, torch.float32)
         device = tensor.device if device is None else device
         with torch.autocast(kind, enabled=False):
@@ -650,10 +662,10 @@ class ReparamBlock(BaseModule):
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
-        """Replace the branches by the one conv that they equal, fused in float64.
+        """Replace the branches by the one conv that equals them, fused in float64.
 
         Idempotent. Train or eval mode, device, dtype and ``requires_grad`` stay as they
-        are; the conv's geometry, padding mode included, is the block's.
+        are; the conv has the block's geometry and padding mode.
 
         Raises:
             NotFoldableError: If a branch is not linear; names it and the reason. The
@@ -667,7 +679,7 @@ class ReparamBlock(BaseModule):
         if not replaced:
             raise NotFoldableError('no branch has a parameter: there is nothing to fuse')
         with torch.device('meta'):
-            # Its own numbers would be drawn for nothing.
+            # Skip initialization: set_kernel replaces the tensors.
             conv = self.build_conv(self.kernel_size, bias=True)
         set_kernel(conv, weight, bias, replaced)
         for name in {name.partition('.')[0] for name in self.branch_names}:
@@ -681,23 +693,25 @@ class ReparamBlock(BaseModule):
 
     @torch.no_grad()
     def conv_norm_form(self) -> 'ReparamBlock':
-        """One conv and a norm with this block's function: a ``mmrep.ConvNormBlock``.
+        """A ``mmrep.ConvNormBlock``, one conv and a norm, with this block's function.
 
-        A ``post_norm`` stays, and the branches before it become the conv. In any other
-        block the norm changes nothing in eval mode, until it is given the statistics of
-        what it reads: :func:`~mmrep.reparam.measure_norms`. SE and activation are this
-        block's own, and so are dtype, device and ``requires_grad``.
+        The sum of the branches becomes the conv, and a ``post_norm`` its norm. Without a
+        ``post_norm``, the norm is a new one, which in eval mode only adds the bias, until
+        :func:`~mmrep.reparam.measure_norms` gives it the statistics of its input. SE layer
+        and activation are shared with this block; dtype, device and ``requires_grad``
+        stay.
 
         Raises:
             NotFoldableError: If the block is not foldable, its kernel depends on the size
-                of the input, its norms have no running statistics, or it has a forward or
-                hooks of its own, which another module would not have.
+                of the input, its norm has no running statistics or no scale, its class
+                overrides ``forward`` or ``linear``, or hooks are registered on it, which
+                the new block would lack.
         """
         if self.geometry.moves_with_size:
-            raise NotFoldableError("it pads by the size of its input ('SAME')")
+            raise NotFoldableError("its padding depends on the size of its input ('SAME')")
         own = (type(self).forward, type(self).linear)
         if own != (ReparamBlock.forward, ReparamBlock.linear):
-            raise NotFoldableError('its class computes in a way of its own')
+            raise NotFoldableError('its class overrides forward or linear')
         hooks = (
             *(self._forward_hooks, self._forward_pre_hooks),
             *(self._backward_hooks, self._backward_pre_hooks),
@@ -726,20 +740,20 @@ class ReparamBlock(BaseModule):
         set_kernel(main.conv, weight, bias, replaced)
         main.conv.bias = None
         if self.post_norm is None:
-            # Its input, as long as it keeps the statistics that it has now.
+            # With its present statistics, the norm returns its input.
             norm.to(main.conv.weight).requires_grad_(main.conv.weight.requires_grad)
             norm.weight.copy_((norm.running_var + norm.eps).sqrt())
             norm.bias.copy_(norm.running_mean)
-        # norm(z + bias), where the conv makes z.
+        # For the conv's output z this gives norm(z + bias).
         norm.running_mean -= bias.to(norm.running_mean)
         block.train(self.training)
-        # With norm_eval they use their statistics in training, too.
+        # With norm_eval the norms stay in eval mode in training, and so does this one.
         norms = [m for part in parts for m in part.modules() if has_running_statistics(m)]
         norm.train(any(m.training for m in norms) if norms else self.training)
         return block
 
     def _conv_norm_config(self) -> dict:
-        """The arguments of a block of one conv and one norm in this one's place."""
+        """The arguments of the ``ConvNormBlock`` that replaces this block."""
         names = (
             *('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding'),
             *('dilation', 'groups', 'padding_mode', 'se_position', 'with_cp'),
@@ -757,7 +771,7 @@ class ReparamBlock(BaseModule):
         return span[0] // 2, span[1] // 2
 
     def _build_geometry(self) -> ConvGeometry:
-        """What a conv of ``conv_cfg`` does; of an unknown type, what it is asked for."""
+        """The geometry of a conv of ``conv_cfg``; of an unknown type, the arguments'."""
         with torch.device('meta'):
             conv = self.build_conv(self.kernel_size)
         try:
@@ -771,12 +785,12 @@ class ReparamBlock(BaseModule):
     def _add_reparam(self, conv: nn.Module) -> None:
         self.add_module(self.reparam_name, conv)
         if self.geometry.moves_with_size:
-            # Where the first tap of the fused kernel lies; positive until it is fused.
+            # Row and column of the fused kernel's first tap; positive until it is fused.
             self.register_buffer('reparam_start', torch.ones(2, dtype=torch.int64))
             self._read_start()
 
     def _read_start(self) -> None:
-        # A forward that asked the buffer would wait for a GPU, and break a graph.
+        # Reading the buffer in a forward pass would wait for the GPU and break the graph.
         start = self.reparam_start
         self._fused_start = None if start.is_meta else tuple(start.tolist())
 
@@ -786,16 +800,16 @@ class ReparamBlock(BaseModule):
             self._read_start()
 
     def _see_size(self, input_size: Size) -> None:
-        """Keep the input's size; refuse one that the fused kernel is wrong for."""
+        """Keep the input's size; raise if the fused kernel is wrong for it."""
         self.input_size = input_size
         if not self.deploy:
             return
         fused, needed = self._fused_start, self.geometry.start(input_size)
         if fused is not None and max(fused) <= 0 and fused != needed:
             raise ValueError(
-                f"this block was fused for inputs that 'SAME' padding shifts by {fused} "
-                f'pixels; an input of {input_size} shifts by {needed}: fuse it for this '
-                'size, or resize the input to the parity it was fused for'
+                "this block was fused for inputs for which 'SAME' padding puts the first "
+                f'tap at pixel {fused}; for an input of {input_size} it is at {needed}: '
+                'fuse the block for this size, or resize the input'
             )
 
 
@@ -804,6 +818,6 @@ def _(block: ReparamBlock, partial: LinearConv) -> LinearConv:
     if block.act is not None or block._se is not None:
         raise NotFoldableError(f'{type(block).__name__} has an activation or SE')
     if block.deploy and block.geometry.moves_with_size:
-        raise NotFoldableError(f'{type(block).__name__} was fused for one size of inputs')
+        raise NotFoldableError(f'{type(block).__name__} was fused for one input size')
     kernel = block.equivalent_kernel_bias(partial.input_size, partial.dtype, partial.device)
     return partial.then_conv(*kernel, block.geometry)

@@ -1,4 +1,4 @@
-"""A block whose branches a config says."""
+"""A block whose branches are listed in a config."""
 
 import inspect
 import re
@@ -22,16 +22,17 @@ class BranchBlock(ReparamBlock):
 
     A branch is one of these, with a norm after it:
 
-    - ``'kxk'``, or rows and columns as ``'3x3'`` and ``'1x3'``: a conv under the middle
-      taps of the kernel. ``dict(kernel_size=3, dilation=2)`` is one with two of the
-      block's taps from each of its own to the next;
-    - ``'avg'``: the average over the kernel, where there are as many outputs as inputs;
-    - ``'identity'``: the input, where the output has its shape;
+    - ``'kxk'``, or rows and columns as ``'3x3'`` and ``'1x3'``: a conv on the middle taps
+      of the block's kernel. ``dict(kernel_size=3, dilation=2)`` is a conv on every second
+      of these taps;
+    - ``'avg'``: the average over the taps; left out unless there are as many output as
+      input channels;
+    - ``'identity'``: the input; left out unless the output has its shape;
     - ``dict(type='mmrep.DiverseBranchBlock')``: another block, which has its own norms.
 
     ``dict(kernel_size=1, norm=False)``, ``dict(type='avg', norm=False)`` and
-    ``dict(type='identity', norm=False)`` have no norm. The first branch is the main one, of
-    the block's own kernel. The other arguments are
+    ``dict(type='identity', norm=False)`` have no norm. The first branch is the main one; it
+    has the block's own kernel size. The other arguments are
     :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Args:
@@ -39,12 +40,12 @@ class BranchBlock(ReparamBlock):
         kernel_size (int | tuple[int, int]): Rows and columns of the kernel. Default: 3.
         branches (Sequence[str | dict]): The branches. Default: ``('kxk', '1x1',
             'identity')``, RepVGG's.
-        post_norm (bool): Whether a norm is after the sum. Default: False.
+        post_norm (bool): Whether a norm follows the sum. Default: False.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
 
     Raises:
-        ValueError: If a branch is none of these, does not fit into the kernel, or the first
-            is not of the block's own kernel.
+        ValueError: If a branch is none of these or does not fit into the kernel, or if the
+            first branch has not the block's own kernel size.
     """
 
     def __init__(
@@ -67,14 +68,15 @@ class BranchBlock(ReparamBlock):
             label, branch = self._builder(entry)()
             if not seen and not self._may_be_main(branch):
                 raise ValueError(
-                    f"the first branch has the block's own kernel, as 'kxk', not {entry!r}"
+                    "the first branch must have the block's own kernel size, as 'kxk', "
+                    f'not {entry!r}'
                 )
             seen[label] += 1
             if branch is not None:
                 number = f'_{seen[label]}' if seen[label] > 1 else ''
                 branches[f'branch_{label}{number}'] = branch
         if not branches:
-            raise ValueError("a block has a branch at least, as branches=('kxk',)")
+            raise ValueError("branches is empty: give at least one, as branches=('kxk',)")
         return branches
 
     def build_post_norm(self) -> nn.Module | None:
@@ -89,7 +91,7 @@ class BranchBlock(ReparamBlock):
     def _builder(
         self, entry: str | Mapping[str, Any]
     ) -> Callable[[], tuple[str, nn.Module | None]]:
-        """What makes the label of a branch, and the branch if there can be one."""
+        """A function that builds a branch: its label, and the branch or None."""
         options = dict(entry) if isinstance(entry, Mapping) else self._by_name(entry)
         kind = options.pop('type', 'conv')
         makers = dict(conv=self._conv, avg=self._avg, identity=self._identity)
@@ -97,7 +99,7 @@ class BranchBlock(ReparamBlock):
         try:
             inspect.signature(make).bind(**options)
         except TypeError as error:
-            raise ValueError(f'{entry!r} is no branch: {error}') from None
+            raise ValueError(f'{entry!r} is not a valid branch: {error}') from None
         return partial(make, **options)
 
     def _by_name(self, name: str) -> dict[str, Any]:
@@ -108,8 +110,8 @@ class BranchBlock(ReparamBlock):
         if isinstance(name, str) and (size := re.fullmatch(r'(\d+)x(\d+)', name)):
             return dict(kernel_size=tuple(map(int, size.groups())))
         raise ValueError(
-            f"{name!r} is no branch: choose 'kxk', rows and columns as '1x3', 'avg' or "
-            "'identity', or give a dict"
+            f"{name!r} is not a valid branch: choose 'kxk', rows and columns as '1x3', "
+            "'avg' or 'identity', or give a dict"
         )
 
     def _conv(
@@ -135,7 +137,7 @@ class BranchBlock(ReparamBlock):
     def _block(self, kind: Any, **options: Any) -> tuple[str, nn.Module]:
         found = MODELS.get(kind) if isinstance(kind, str) else kind
         if not (isinstance(found, type) and issubclass(found, ReparamBlock)):
-            raise ValueError(f'{kind!r} is no re-parameterizable block')
+            raise ValueError(f'{kind!r} is not a re-parameterizable block')
         return found.__name__, self.nested(found, **options)
 
     def _with_norm(self, norm: bool, **layers: nn.Module) -> nn.Module:

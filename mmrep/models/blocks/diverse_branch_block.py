@@ -31,12 +31,12 @@ class DiverseBranchBlock(ReparamBlock):
         kernel_size (int | tuple[int, int]): Rows and columns of the kernel. Default: 3.
         dilation (int | tuple[int, int]): Dilation of every kxk conv and of the pooling.
             Default: 1.
-        internal_channels (int, optional): Channels inside the 1x1-kxk branch. Default:
-            None, which means ``in_channels``, or twice as many in a depthwise block.
+        internal_channels (int, optional): Number of channels inside the 1x1-kxk branch.
+            Default: None, ``in_channels``, or twice as many in a depthwise block.
         branches (Sequence[str]): Which branches to build, in the paper's names. Default:
             ``('kxk', '1x1', '1x1_kxk', 'avg')``.
-        single_init (bool): Start as the kxk branch alone: its gamma 1, the other
-            branches' last gammas 0. Default: False.
+        single_init (bool): Start as the kxk branch alone: the scale of its norm is 1, that
+            of the last norm of every other branch 0. Default: False.
         act_cfg (dict, optional): Config of the activation. Default: None, none.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
     """
@@ -59,15 +59,16 @@ class DiverseBranchBlock(ReparamBlock):
         unknown = set(branches) - {'kxk', '1x1', '1x1_kxk', 'avg'}
         if unknown or 'kxk' not in branches:
             raise ValueError(
-                f"branches must hold 'kxk' and may hold '1x1', '1x1_kxk' and 'avg', not "
-                f'{tuple(branches)}'
+                "branches must include 'kxk' and may include '1x1', '1x1_kxk' and 'avg', "
+                f'not {tuple(branches)}'
             )
         self.depthwise = groups == in_channels == out_channels
         if internal_channels is None:
             internal_channels = in_channels * (2 if self.depthwise else 1)
         if internal_channels % groups:
             raise ValueError(
-                f'internal_channels={internal_channels} is no multiple of groups={groups}'
+                f'internal_channels={internal_channels} must be a multiple of '
+                f'groups={groups}'
             )
         self.internal_channels = internal_channels
         self.chosen = tuple(branches)

@@ -1,4 +1,4 @@
-"""Blocks of a large kernel: RepLKNet's, RepViT's and UniRepLKNet's."""
+"""Blocks with a large kernel: RepLKNet's, RepViT's and UniRepLKNet's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,8 @@ from mmrep.registry import MODELS
 
 from .base import ReparamBlock, Size
 
-#: Kernel sizes and dilations beside a large kernel: UniRepLKNet, section 3.1 and its code.
+#: Kernel sizes and dilations of the convs beside a large kernel, by its size: UniRepLKNet,
+#: section 3.1 and its code.
 DILATED_KERNELS = {
     17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
     15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
@@ -23,11 +24,11 @@ DILATED_KERNELS = {
 
 @MODELS.register_module()
 class LargeKernelBlock(ReparamBlock):
-    """``y = act(se(norm(conv_KxK(x)) + norm(conv_kxk(x))))``, a small kernel beside it.
+    """``y = act(se(norm(conv_KxK(x)) + norm(conv_kxk(x))))``: a large and a small kernel.
 
-    With K = 31 and k = 5 it is RepLKNet's, with 7 and 3 that of RepViT and Ultralytics. The
-    keys are those of mmpretrain's ``ReparamLargeKernelConv``. The other arguments are
-    :class:`~mmrep.models.blocks.ReparamBlock`'s.
+    With K = 31 and k = 5 it is RepLKNet's block, with K = 7 and k = 3 that of RepViT and
+    Ultralytics. The state-dict keys are those of mmpretrain's ``ReparamLargeKernelConv``.
+    The other arguments are :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Source: `Scaling Up Your Kernels to 31x31 <https://arxiv.org/abs/2203.06717>`_, section
     3, guideline 3.
@@ -68,9 +69,9 @@ class LargeKernelBlock(ReparamBlock):
 class DilatedReparamBlock(ReparamBlock):
     """``y = act(se(post_norm(norm(conv_KxK(x)) + sum norm(conv_kxk(x, dilation=r)))))``.
 
-    A large kernel and small dilated ones on its taps; depthwise in the paper, and of any
-    groups and stride here. A block that is dilated itself multiplies their dilations. The
-    other arguments are :class:`~mmrep.models.blocks.ReparamBlock`'s.
+    A large kernel and small dilated ones on its taps; depthwise in the paper, with any
+    groups and stride here. The block's own dilation multiplies those of the small kernels.
+    The other arguments are :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Source: `UniRepLKNet <https://arxiv.org/abs/2311.15599>`_, section 3.1 and figure 2.
 
@@ -79,13 +80,13 @@ class DilatedReparamBlock(ReparamBlock):
         kernel_size (int | tuple[int, int]): Rows and columns of the kernel; 5, 7, 9, 11,
             13, 15 or 17, or any with ``kernels``.
         kernels (Sequence[tuple[int, int]], optional): Kernel size and dilation of each
-            other conv. Default: None, the paper's.
-        post_norm (bool): Whether a norm is after the sum, as in UniRepLKNet.
+            small conv. Default: None, the paper's.
+        post_norm (bool): Whether a norm follows the sum, as in UniRepLKNet.
             Default: False.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
 
     Raises:
-        ValueError: If the paper has no kernels beside this one, or one does not fit.
+        ValueError: If the paper has no small kernels for this size, or one does not fit.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class DilatedReparamBlock(ReparamBlock):
             size = kernel_size if isinstance(kernel_size, int) else kernel_size[0]
             if size not in DILATED_KERNELS or kernel_size not in (size, (size, size)):
                 raise ValueError(
-                    f'kernel_size={kernel_size} has no dilated kernels of its own: give '
+                    f'no dilated kernels are known for kernel_size={kernel_size}: give '
                     f'kernels, or choose from {", ".join(map(str, DILATED_KERNELS))}'
                 )
             kernels = DILATED_KERNELS[size]

@@ -13,9 +13,9 @@ from .base import ReparamBlock, Size
 class MobileOneBlock(ReparamBlock):
     """``y = act(se(sum_n norm(conv_kxk_n(x)) + norm(conv1x1(x)) + norm(x)))``.
 
-    The 1x1 branch ("scale") stands beside larger kernels, the identity where input and
-    output have one shape. The arguments and the keys are mmpretrain's; the others are
-    :class:`~mmrep.models.blocks.ReparamBlock`'s.
+    A block with a 1x1 kernel has no extra 1x1 branch ("scale"). The identity is a branch
+    only where input and output have the same shape. The arguments and the state-dict keys
+    are mmpretrain's; the other arguments are :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Source: `MobileOne: An Improved One millisecond Mobile Backbone
     <https://arxiv.org/abs/2206.04040>`_, section 3.2 and figure 3.
@@ -24,8 +24,8 @@ class MobileOneBlock(ReparamBlock):
         in_channels, out_channels, stride, dilation, groups: See the base.
         kernel_size (int | tuple[int, int]): Rows and columns of the kernel. Default: 3.
         num_convs (int): Number N of kxk branches. Default: 1.
-        padding (int | tuple[int, int], optional): Padding, in pixels. Default: None, which
-            means as much as keeps the size at stride 1.
+        padding (int | tuple[int, int], optional): Padding, in pixels. Default: None, the
+            padding that keeps the size at stride 1.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
 
     Raises:

@@ -1,4 +1,4 @@
-"""OREPA's blocks, which train as one conv."""
+"""OREPA's blocks, which compute as one conv in training, too."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -12,7 +12,7 @@ from mmrep.registry import MODELS
 from ..layers import CosineFilters, DilatedAvgPool2d, IdentityConv1x1
 from .base import ReparamBlock, Size
 
-#: The branches, and what their scales start at: the paper's code.
+#: The branches and the initial values of their scales, from the paper's code.
 SCALES = {
     'kxk': 0.25,
     'avg': 0.25,
@@ -21,7 +21,7 @@ SCALES = {
     '1x1': 1.0,
     'separable': 0.5,
 }
-#: How many times the channels are expanded in the separable branch.
+#: Channels inside the separable branch over its input channels.
 _EXPANSION = 8
 
 
@@ -29,20 +29,20 @@ _EXPANSION = 8
 class OREPABlock(ReparamBlock):
     """``y = act(se(norm(sum_b v_b branch_b(x))))``, a norm after the sum and none inside.
 
-    So all branches are one conv in training, too: a step costs that of one conv, and of
-    making its kernel ``W = sum_b v_b W_b``. With a scale ``v`` for each output channel they
-    are
+    So the branches can compute as one conv in training, too: a step costs one conv and the
+    derivation of its kernel ``W = sum_b v_b W_b``. Every branch has a scale ``v`` for each
+    output channel. The branches are
 
     - ``kxk``: a kxk conv;
     - ``avg``: a 1x1 conv and an average pooling;
     - ``prior``: a 1x1 conv and fixed cosine filters,
       :class:`~mmrep.models.layers.CosineFilters`;
-    - ``1x1_kxk``: a 1x1 conv that starts as the identity, and a kxk conv; in more than 4
-      groups a 1x1 conv to twice as many channels;
+    - ``1x1_kxk``: a 1x1 conv that starts as the identity, and a kxk conv; with more than 4
+      groups the first is a plain 1x1 conv to twice as many channels;
     - ``1x1``: a 1x1 conv;
     - ``separable``: a depthwise conv to 8 times as many channels, and a 1x1 conv.
 
-    A 1x1 block has ``kxk`` and ``1x1_kxk`` only, as the others would be ``kxk`` again. The
+    A 1x1 block has only ``kxk`` and ``1x1_kxk``, as the others would be ``kxk`` again. The
     other arguments are :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Source: `Online Convolutional Re-parameterization <https://arxiv.org/abs/2204.00826>`_,
@@ -51,15 +51,15 @@ class OREPABlock(ReparamBlock):
     Args:
         in_channels, out_channels: See the base.
         kernel_size (int | tuple[int, int]): Rows and columns of the kernel. Default: 3.
-        scales (dict[str, float], optional): The branches, ``kxk`` among them, and what
-            their scales start at. Default: None, all of the paper's: 0.25, 0.25, 0, 0.5, 1
-            and 0.5.
+        scales (dict[str, float], optional): The names of the branches, ``kxk`` among them,
+            and the initial values of their scales. Default: None, all of the above, with
+            the paper's 0.25, 0.25, 0, 0.5, 1 and 0.5.
         act_cfg (dict, optional): Config of the activation. Default: None, none.
         one_conv (bool | int | str): See the base. Default: True.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
 
     Raises:
-        ValueError: If ``scales`` has no ``kxk``, or a branch of another name.
+        ValueError: If ``scales`` has no ``kxk``, or a name that is not listed above.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class OREPABlock(ReparamBlock):
         self.scales = SCALES if scales is None else scales
         if 'kxk' not in self.scales or set(self.scales) - set(SCALES):
             raise ValueError(
-                f"scales must have 'kxk' and may have {', '.join(SCALES)}, not "
+                f"scales must include 'kxk', and only names of {', '.join(SCALES)}, not "
                 f'{", ".join(self.scales) or "nothing"}'
             )
         super().__init__(
@@ -144,9 +144,10 @@ class OREPABlock(ReparamBlock):
 
 @MODELS.register_module()
 class OREPARepVGGBlock(ReparamBlock):
-    """``y = act(se(orepa(x) + norm(conv1x1(x)) + norm(x)))``: RepVGG's, of an OREPA block.
+    """``y = act(se(orepa(x) + norm(conv1x1(x)) + norm(x)))``.
 
-    The last branch, the identity, stands where input and output have one shape. The other
+    RepVGG's block, with an OREPA block in the place of the kxk conv and its norm. The
+    identity is a branch only where input and output have the same shape. The other
     arguments are :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Source: `Online Convolutional Re-parameterization <https://arxiv.org/abs/2204.00826>`_,
@@ -156,7 +157,7 @@ class OREPARepVGGBlock(ReparamBlock):
         in_channels, out_channels: See the base.
         kernel_size (int | tuple[int, int]): Rows and columns of the kernel. Default: 3.
         scales (dict[str, float], optional): See :class:`OREPABlock`. Default: None, the
-            paper's for this block: 0.25, 0.25, 0 and 0.5, and 0.5 for ``separable``.
+            paper's for this block, all of the default there but ``1x1``.
         one_conv (bool | int | str): See the base. Default: True.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
     """
@@ -172,7 +173,7 @@ class OREPARepVGGBlock(ReparamBlock):
         **kwargs: Any,
     ) -> None:
         if scales is None:
-            # The 1x1 conv has a norm, and so a branch of its own.
+            # The 1x1 conv is a branch of this block, with a norm.
             scales = {name: SCALES[name] for name in SCALES if name != '1x1'}
         self.scales = scales
         super().__init__(

@@ -14,20 +14,20 @@ from .base import ReparamBlock, Size, pair
 class PointwiseBlock(ReparamBlock):
     """``y = act(se(scale norm(conv1x1(x + bias))))``, one conv in deploy form.
 
-    The bias is that of the response normalisation before it.
+    The bias is that of the global response normalisation (GRN) before this block.
 
     Source: `UniRepLKNet <https://arxiv.org/abs/2311.15599>`_, section 3.1 and its code.
 
     Args:
         in_channels, out_channels (int): Numbers of channels.
-        kernel_size (int | tuple[int, int]): 1. Default: 1.
-        padding (int | tuple[int, int]): 0, as the bias is not that of padded pixels.
+        kernel_size (int | tuple[int, int]): Must be 1. Default: 1.
+        padding (int | tuple[int, int]): Must be 0: padded pixels would not get the bias.
             Default: 0.
-        layer_scale (float): What the scales of the channels start with. Default: 1e-6.
+        layer_scale (float): Initial value of the scale of each channel. Default: 1e-6.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
 
     Raises:
-        ValueError: If the kernel is larger, or there is a padding.
+        ValueError: If ``kernel_size`` is not 1 or ``padding`` is not 0.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class PointwiseBlock(ReparamBlock):
     ) -> None:
         if (pair(kernel_size), pair(padding)) != ((1, 1), (0, 0)):
             raise ValueError(
-                f'PointwiseBlock is 1x1 without padding, not kernel_size={kernel_size}, '
-                f'padding={padding}'
+                'PointwiseBlock takes only kernel_size=1 and padding=0, not '
+                f'kernel_size={kernel_size} and padding={padding}'
             )
         self.layer_scale = layer_scale
         super().__init__(in_channels, out_channels, 1, padding=0, **kwargs)

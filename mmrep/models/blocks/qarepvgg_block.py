@@ -17,10 +17,10 @@ class QARepVGGBlock(ReparamBlock):
     """``y = act(se(norm(norm(conv_kxk(x)) + conv1x1(x) + x)))``: a norm after the sum.
 
     The 1x1 conv and the identity have no norm of their own, so that the equivalent kernel
-    has a small variance, which int8 needs. The identity stands where input and output have
-    one shape. SE is after the last norm: between the sum and the norm, where the official
-    code has it, the block would be no conv followed by SE. The other arguments are
-    :class:`~mmrep.models.blocks.ReparamBlock`'s.
+    has a small variance, which int8 needs. The identity is a branch only where input and
+    output have the same shape. SE follows the last norm; in the official code it is between
+    the sum and the norm, where the block could not be fused to one conv followed by SE. The
+    other arguments are :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Source: `Make RepVGG Greater Again: A Quantization-aware Approach
     <https://arxiv.org/abs/2212.01593>`_, section 3.3 and figure 4.
@@ -28,8 +28,8 @@ class QARepVGGBlock(ReparamBlock):
     Args:
         in_channels, out_channels: See the base.
         kernel_size (int | tuple[int, int]): Rows and columns of the kernel. Default: 3.
-        average (bool): Whether an average pooling is added where the identity is, as in
-            YOLOv6. Default: False.
+        average (bool): Whether blocks with an identity have a branch of average pooling,
+            too, as in YOLOv6. Default: False.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
     """
 

@@ -13,8 +13,8 @@ from .base import ReparamBlock, Size, pair
 class RepVGGBlock(ReparamBlock):
     """``y = act(se(norm(conv3x3(x)) + norm(conv1x1(x)) + norm(x)))``.
 
-    The last branch, the identity, stands where input and output have one shape. The
-    arguments are mmpretrain's, with its defaults and meaning; the others are
+    The last branch, the identity, exists only where input and output have the same shape.
+    The arguments are mmpretrain's, with its defaults and meaning; the other arguments are
     :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Source: `RepVGG: Making VGG-style ConvNets Great Again
@@ -23,7 +23,7 @@ class RepVGGBlock(ReparamBlock):
     Args:
         in_channels, out_channels, stride, dilation, groups, padding_mode: See the base.
         padding (int | tuple[int, int]): Padding of the 3x3 conv, in pixels. Default: 1.
-        kernel_size (int): 3, and nothing else; for bodies that say it. Default: 3.
+        kernel_size (int): Must be 3; for bodies, which pass it to every block. Default: 3.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
     """
 
@@ -41,7 +41,7 @@ class RepVGGBlock(ReparamBlock):
         **kwargs: Any,
     ) -> None:
         if pair(kernel_size) != (3, 3):
-            raise ValueError(f'RepVGGBlock is 3x3, not kernel_size={kernel_size}')
+            raise ValueError(f'RepVGGBlock takes only kernel_size=3, not {kernel_size}')
         super().__init__(
             in_channels,
             out_channels,

@@ -1,4 +1,4 @@
-"""The block by which RepOptimizer finds its scales."""
+"""The block that is trained to find the scales for RepOptimizer."""
 
 from collections import OrderedDict
 from typing import Any
@@ -15,8 +15,8 @@ from .base import ReparamBlock, Size
 class ScaleSumBlock(ReparamBlock):
     """``y = act(se(norm(s_k conv_kxk(x) + s_1 conv1x1(x) + s_0 x)))``.
 
-    ``s`` are factors for each channel, which are trained; the input is added where the
-    output has its shape. The other arguments are
+    Each ``s`` is a trainable factor for each output channel. The last branch exists only
+    where input and output have the same shape. The other arguments are
     :class:`~mmrep.models.blocks.ReparamBlock`'s.
 
     Source: `Re-parameterizing Your Optimizers rather than Architectures
@@ -25,8 +25,8 @@ class ScaleSumBlock(ReparamBlock):
     Args:
         in_channels, out_channels: See the base.
         kernel_size (int | tuple[int, int]): Rows and columns of the kernel. Default: 3.
-        scale (float): What the factors of the convs start with; those of the input start
-            with 1. Default: 1.0.
+        scale (float): Initial value of the factors of the convs; those of the input start
+            as 1. Default: 1.0.
         **kwargs: The options of :class:`~mmrep.models.blocks.ReparamBlock`, by name.
     """
 
@@ -59,6 +59,6 @@ class ScaleSumBlock(ReparamBlock):
         return Sequential(OrderedDict(**layers, scale=self.build_scale(value)))
 
     def init_scales(self, scale: float) -> None:
-        """Let the factors of the convs start with a number; none are left once fused."""
+        """Set the factors of the convs to ``scale``; in deploy form there are none."""
         for name in self.branch_names[:2]:
             nn.init.constant_(self.get_submodule(name).scale.weight, scale)

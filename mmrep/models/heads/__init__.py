@@ -1,4 +1,4 @@
-"""Heads that hosts have none of."""
+"""Heads that the hosts do not have."""
 
 from .auxiliary_cls_head import AuxiliaryClsHead
 

@@ -18,19 +18,18 @@ class AuxiliaryClsHead(BaseModule):
     """A classification head on the last stage, and others on earlier ones in training.
 
     ``loss = loss_main + sum loss_aux``. An auxiliary classifier is a 3x3 conv of stride 2
-    with norm and ReLU, and a head of the host on its mean. All of them go in deploy form.
-    The classifier needs no neck: the means over the map are taken here.
+    with norm and ReLU, global average pooling and a head of the host. The deploy form has
+    no auxiliary classifiers. The model needs no neck: this head averages the feature maps.
 
     Source: RepVGGplus, in the `official code <https://github.com/DingXiaoH/RepVGG>`_,
-    where the auxiliary losses weigh 0.1.
+    where the auxiliary losses have the weight 0.1.
 
     Args:
         head (dict): Config of the host's head on the last feature map.
-        auxiliary_heads (Sequence[dict]): Configs of the host's heads on the feature maps
-            before it, in their order; each has its ``in_channels``, and its loss its
-            ``loss_weight``.
+        auxiliary_heads (Sequence[dict]): Configs of the host's heads on the earlier feature
+            maps, in their order; each has ``in_channels``, and its loss a ``loss_weight``.
         norm_cfg (dict): Config of the norms. Default: ``dict(type='BN')``.
-        deploy (bool): Leave the auxiliary classifiers out. Default: False.
+        deploy (bool): Leave out the auxiliary classifiers. Default: False.
         init_cfg (dict | list[dict], optional): Initialization. Default: None.
     """
 
@@ -67,7 +66,7 @@ class AuxiliaryClsHead(BaseModule):
         """The losses of all heads; see the host's heads for the arguments.
 
         Raises:
-            ValueError: If there is not one feature map for every head.
+            ValueError: If there are not as many feature maps as heads.
         """
         losses = self.head.loss(self._mean(feats[-1]), data_samples, **kwargs)
         if self.deploy:
@@ -88,7 +87,7 @@ class AuxiliaryClsHead(BaseModule):
         return self.head._get_predictions(self(feats), data_samples)
 
     def conv_norm_form(self) -> 'AuxiliaryClsHead':
-        """Itself: what is trained on keeps its auxiliary classifiers."""
+        """The head itself: further training needs its auxiliary classifiers."""
         return self
 
     def switch_to_deploy(self) -> None:

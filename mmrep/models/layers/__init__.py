@@ -1,4 +1,4 @@
-"""Small layers that blocks need, and how foreign conv layers are folded."""
+"""Small layers that the blocks use, and how layers of mmcv are folded."""
 
 from . import mmcv_layers
 from .activation import build_activation

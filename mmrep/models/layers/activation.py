@@ -1,4 +1,4 @@
-"""Build an activation that works in place where it can."""
+"""Build an activation that works in place if its type supports it."""
 
 import inspect
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def build_activation(act_cfg: dict) -> nn.Module:
-    """The activation of a config, in place if its type can and the config is silent."""
+    """Build an activation; ``inplace`` defaults to True if its type takes it."""
     act_type = act_cfg['type']
     act_class = MODELS.get(act_type) if isinstance(act_type, str) else act_type
     if act_class and 'inplace' in inspect.signature(act_class).parameters:

@@ -1,4 +1,4 @@
-"""A bias by itself."""
+"""A layer that adds a bias."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from mmrep.reparam import LinearConv, register_fold
 
 
 class ChannelBias(nn.Module):
-    """``y = x + bias``, a number for each channel that starts at 0.
+    """``y = x + bias``, with one bias per channel, initialized to 0.
 
     Args:
         channels (int): Number of channels.

@@ -9,17 +9,17 @@ from mmrep.reparam import ConvGeometry, LinearConv, register_fold
 
 
 class CosineFilters(nn.Module):
-    """A depthwise conv of fixed kernels: cosines over the rows, or over the columns.
+    """A depthwise conv with fixed kernels: cosines over the rows, or over the columns.
 
-    ``P[i, r, c] = cos(pi (r + 1/2) (i + 1) / kh)`` for the first half of the channels;
-    for the i-th of the others ``P[i, r, c] = cos(pi (c + 1/2) (i + 1) / kw)``.
+    ``P[i, r, c] = cos(pi (r + 1/2) (i + 1) / kh)`` for the i-th channel of the first half;
+    ``P[i, r, c] = cos(pi (c + 1/2) (i + 1) / kw)`` for the i-th channel of the other half.
 
     Source: `Online Convolutional Re-parameterization <https://arxiv.org/abs/2204.00826>`_,
     section 3.2 ("frequency prior"), and its code, where ``kh = kw = 3``.
 
     Args:
-        geometry (ConvGeometry): Channels, kernel size, stride, padding, dilation and
-            padding mode of a conv. Its groups matter only where the filters are folded.
+        geometry (ConvGeometry): Input channels, kernel size, stride, padding, dilation and
+            padding mode of the conv. Its groups and output channels are not used.
     """
 
     def __init__(self, geometry: ConvGeometry) -> None:
@@ -28,12 +28,12 @@ class CosineFilters(nn.Module):
         self.geometry = replace(geometry, out_channels=channels, groups=channels)
 
     def kernel(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """``(channels, 1, kh, kw)``."""
+        """The fixed kernels ``(channels, 1, kh, kw)``."""
         channels, taps = self.geometry.in_channels, self.geometry.kernel_size
         half = channels // 2
         filters = []
         for count, size in zip((half, channels - half), taps, strict=True):
-            # Half precision has no cosine on every device, and few digits.
+            # In float64: half precision has few digits, and no cosine on some devices.
             frequency = torch.arange(1, count + 1, dtype=torch.float64, device=device)
             place = torch.arange(size, dtype=torch.float64, device=device) + 0.5
             filters.append(torch.cos(torch.pi / size * frequency[:, None] * place))

@@ -11,7 +11,7 @@ class GRN(nn.Module):
     ``c``'s map. Starts as the identity.
 
     Source: `ConvNeXt V2 <https://arxiv.org/abs/2301.00808>`_, section 3.2 and algorithm 1.
-    What is added there is left to the layer that follows.
+    The paper's bias, ``beta``, is left to the layer that follows.
 
     Args:
         channels (int): Number of channels.

@@ -18,7 +18,7 @@ from mmrep.reparam import (
 class IdentityConv1x1(nn.Module):
     """A 1x1 conv that starts as the identity: ``y = conv(x, I + W)``, ``W = 0`` at first.
 
-    It is no ``nn.Conv2d``, so that an ``init_cfg`` for ``Conv2d`` leaves it the identity.
+    It is not an ``nn.Conv2d``, so that an ``init_cfg`` for ``Conv2d`` does not change it.
 
     Source: DBB, section 4.1 ("we initialize it as identity").
 
@@ -34,9 +34,9 @@ class IdentityConv1x1(nn.Module):
         self.weight = nn.Parameter(torch.zeros(channels, channels // groups, 1, 1))
 
     def kernel(self, weight: Tensor) -> Tensor:
-        """What is convolved with: ``I + W``, ``(channels, channels / groups, 1, 1)``."""
-        # Made anew, not kept as a buffer: it costs a fraction of the conv, and there is
-        # no state to be lost by .half(), a meta device or a copy.
+        """The conv's kernel ``I + W``, ``(channels, channels / groups, 1, 1)``."""
+        # Created at each call, not kept as a buffer: that costs a fraction of the conv, and
+        # there is no state that .half(), a meta device or a copy could lose.
         return weight + identity_kernel(
             self.channels, self.groups, weight.dtype, weight.device
         )

@@ -1,4 +1,4 @@
-"""LayerNorm of maps."""
+"""LayerNorm of feature maps."""
 
 from torch import Tensor, nn
 

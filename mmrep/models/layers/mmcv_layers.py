@@ -28,7 +28,9 @@ def _(layer: Scale, partial: LinearConv) -> LinearConv:
 @register_fold(LayerScale)
 def _(layer: LayerScale, partial: LinearConv) -> LinearConv:
     if layer.data_format != 'channels_first':
-        raise NotFoldableError(f'LayerScale has data_format={layer.data_format!r}')
+        raise NotFoldableError(
+            f"LayerScale has data_format={layer.data_format!r}, not 'channels_first'"
+        )
     return partial.then_scale(partial.cast(layer.weight))
 
 

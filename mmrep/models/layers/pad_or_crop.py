@@ -1,4 +1,4 @@
-"""Align a branch with a tap of the block's conv."""
+"""A layer that pads or crops, to align a branch with a tap of the block's conv."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,8 +26,7 @@ class PadOrCrop(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, C, H + sum(rows), W + sum(columns))``."""
         pad = (*self.columns, *self.rows)
-        # The crop comes last: what a mode other than zeros puts around the input is
-        # made from the input.
+        # Crop last: padding modes other than zeros read pixels that the crop removes.
         if any(pixels > 0 for pixels in pad):
             mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
             x = F.pad(x, [max(pixels, 0) for pixels in pad], mode=mode)

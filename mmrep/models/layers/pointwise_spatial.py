@@ -24,23 +24,23 @@ from .pooling import DilatedAvgPool2d
 class PointwiseSpatial(nn.Module):
     """A 1x1 conv and a norm, then a kxk conv or an average pooling and a norm.
 
-    ``y = norm2(spatial(pad(norm1(conv1(x)))))``. To be one conv, ``pad`` has to put
-    around the map what ``conv1`` and ``norm1`` make of a zero, per channel
+    ``y = norm2(spatial(pad(norm1(conv1(x)))))``. To equal one conv, ``pad`` has to pad with
+    the response of ``conv1`` and ``norm1`` to zeros, per channel
     ``p = beta - gamma mean / sqrt(var + eps)`` from the running statistics (DBB, section
-    3.3 and its code). Instead of a padded copy, ``p`` is subtracted before the zero
-    padding and its response added after: ``spatial(pad_p(u)) == spatial(pad_0(u - p)) +
-    spatial(p)``. While ``norm1`` uses batch statistics, ``p`` is a constant to autograd,
-    as in the official code.
+    3.3 and its code). Instead of making a padded copy, ``p`` is subtracted before the zero
+    padding and the response to it is added afterwards: ``spatial(pad_p(u)) ==
+    spatial(pad_0(u - p)) + spatial(p)``. While ``norm1`` uses batch statistics, no gradient
+    flows through ``p``, as in the official code.
 
     Padding modes other than zeros need no ``p``: they commute with ``conv1`` and
-    ``norm1``. After a norm that has no running statistics, zeros are padded; such a
-    branch trains and cannot be folded.
+    ``norm1``. After a norm without running statistics, zeros are padded; such a branch can
+    be trained, but not folded.
 
     Args:
         conv1, norm1 (nn.Module): The 1x1 conv and the norm after it.
         spatial (nn.Module): The kxk conv or the pooling, with padding.
         norm2 (nn.Module): The last norm.
-        geometry (ConvGeometry): What the spatial layer does: stride, padding and its mode.
+        geometry (ConvGeometry): The geometry of the spatial layer.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class PointwiseSpatial(nn.Module):
         pads_zeros = self.geometry.fill == 'zeros' and any(
             map(any, self.geometry.pad(tuple(x.shape[2:])))
         )
-        # After norm1: the statistics that p is made of are the updated ones.
+        # After norm1, so that p is computed from the updated running statistics.
         pad_value = self._response_to_zero() if pads_zeros else None
         if pad_value is None:
             return self.norm2(self.spatial(x))
         per_channel = pad_value.to(x.dtype).reshape(1, -1, 1, 1)
         x = x - per_channel
         if self.pools:
-            # A constant is its own average.
+            # The average of a constant is the constant.
             return self.norm2(self.pool(x) + per_channel)
         conv = self.conv2
         if type(conv) in LINEAR_CONVS and not is_watched(conv):
@@ -89,9 +89,9 @@ class PointwiseSpatial(nn.Module):
         return self.norm2(self._pad_and_crop(x, per_channel))
 
     def _response_to_zero(self) -> Tensor | None:
-        """``p``, what ``conv1`` and ``norm1`` make of a zero; None for nothing.
+        """``p``, the response of ``conv1`` and ``norm1`` to zeros; None to pad with zeros.
 
-        A bias is there, and no norm, where somebody has fused the two.
+        If the two were fused, ``norm1`` is the identity and ``p`` is the bias of ``conv1``.
         """
         bias = getattr(self.conv1, 'bias', None)
         if has_running_statistics(self.norm1):
@@ -101,10 +101,10 @@ class PointwiseSpatial(nn.Module):
         return bias if isinstance(self.norm1, nn.Identity) else None
 
     def _pad_and_crop(self, x: Tensor, pad_value: Tensor) -> Tensor:
-        """``conv2`` of whatever type, of what is padded with ``p``.
+        """Apply ``conv2``, of any type, with ``p`` as the padding value.
 
-        The map is padded by more than ``conv2`` pads, and what comes of that padding of
-        its own is cut off.
+        The map is padded with ``p`` by at least as much as ``conv2`` pads with zeros, and
+        the output pixels in which ``conv2`` read its own padding are cropped.
         """
         pads, stride = self.geometry.pad(tuple(x.shape[2:])), self.geometry.stride
         rows, columns = (-(-max(pad) // s) for pad, s in zip(pads, stride, strict=True))

@@ -1,4 +1,4 @@
-"""Average pooling with everything that a conv has."""
+"""Average pooling with the geometry of any conv."""
 
 from dataclasses import replace
 
@@ -12,12 +12,12 @@ from mmrep.reparam import ConvGeometry, LinearConv, register_fold
 class DilatedAvgPool2d(nn.Module):
     """Average over the taps of a conv: ``nn.AvgPool2d`` with dilation and padding modes.
 
-    ``y = conv(x, 1 / (kh kw))`` on every channel; what is padded counts.
+    ``y = conv(x, 1 / (kh kw))`` on every channel; the mean includes the padding.
 
     Args:
-        geometry (ConvGeometry): Channels, kernel size, stride, padding, dilation and
-            padding mode of the conv whose taps are averaged. Its groups matter only
-            where the pooling is folded.
+        geometry (ConvGeometry): Input channels, kernel size, stride, padding, dilation and
+            padding mode of the conv whose taps are averaged. Its groups and output channels
+            are not used.
     """
 
     def __init__(self, geometry: ConvGeometry) -> None:
@@ -29,9 +29,9 @@ class DilatedAvgPool2d(nn.Module):
         geometry, taps = self.geometry, self.geometry.kernel_size
         pools = geometry.dilation == (1, 1) and geometry.padding_mode == 'zeros'
         pools &= all(2 * p <= k for p, k in zip(geometry.padding, taps, strict=True))
-        # On a CPU a depthwise conv takes a half to a tenth of the time of torch's pooling,
-        # but in half precision 1 / (kh kw) is not exact enough. An exported graph should
-        # show an average pooling as one.
+        # On a CPU a depthwise conv takes a half to a tenth of the time of torch's pooling.
+        # In half precision, 1 / (kh kw) is not exact enough for that, and an exported graph
+        # should show a pooling.
         fast_conv = x.device.type == 'cpu' and x.dtype in (torch.float32, torch.float64)
         exported = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
         if pools and (exported or not fast_conv):

@@ -1,4 +1,4 @@
-"""Activation checkpointing that leaves the running statistics right."""
+"""Activation checkpointing that updates running statistics only once."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 def run_block(
     module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor, with_cp: bool
 ) -> Tensor:
-    """``function(x)``, with ``with_cp`` computed once more in the backward pass.
+    """Compute ``function(x)``; with ``with_cp``, recompute it in the backward pass.
 
-    The running statistics move once a step, as without checkpointing. Under
-    ``torch.compile`` the compiler decides what is kept.
+    The running statistics are updated once per step, as without checkpointing. Under
+    ``torch.compile``, ``with_cp`` is ignored, and the compiler decides what is kept.
 
     Args:
         module: The module whose layers ``function`` uses.
@@ -34,11 +34,11 @@ def run_block(
 
 
 class _LayersAsBefore:
-    """A context in which layers have the buffers and modes of when it was made.
+    """A context that restores buffers, and the modes of their layers, as at its creation.
 
-    By the time of a second computation norms may have seen other inputs and be in another
-    mode. Within, they move copies of their statistics. May be entered any number of
-    times, as a graph that is retained may be.
+    By the time of the recomputation, norms may have seen other inputs and be in another
+    mode. Within the context they update copies of their statistics. It can be entered any
+    number of times, as a retained graph can be recomputed any number of times.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -65,7 +65,7 @@ def _copies(buffers: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
 
 
 def is_compiling() -> bool:
-    """Whether ``torch.compile`` reads the code that asks."""
+    """Whether the calling code is being compiled by ``torch.compile``."""
     if hasattr(torch.compiler, 'is_compiling'):
         return torch.compiler.is_compiling()
     # Before torch 2.3.

@@ -14,7 +14,7 @@ def make_divisible(value: int, divisor: int) -> int:
 
 
 class SELayer(BaseModule):
-    """Scale every channel by what two 1x1 convs make of the channels' means.
+    """Scale every channel by a factor that two 1x1 convs compute from the channel means.
 
     ``y = x * act2(conv2(act1(conv1(mean(x)))))``. Arguments and state-dict keys are those
     of mmpretrain's layer of the same name.

@@ -200,7 +200,7 @@ class TestArguments:
         [
             (dict(arch='s5'), r"arch 's5' is unknown; choose from s0, s1, s2, s3, s4"),
             (dict(arch={}), 'arch lacks num_blocks, num_conv_branches, num_se_blocks, w'),
-            (dict(arch=TINY | dict(name='x')), 'arch has name, which is none of num_bl'),
+            (dict(arch=TINY | dict(name='x')), 'arch has unknown keys: name; known are'),
             (dict(out_indices=(1, 1)), r'out_indices=\(1, 1\) of 4 stages'),
             (dict(strides=(2, 2)), r'one entry for each stage, not \[4, 4, 4, 4, 2, 4\]'),
             (dict(dilations=(1,)), r'one entry for each stage, not \[4, 4, 4, 4, 4, 1\]'),
@@ -208,7 +208,7 @@ class TestArguments:
             (dict(out_indices=-5), r'out_indices=\(-1,\) of 4 stages'),
             (
                 dict(arch=TINY | dict(num_se_blocks=(0, 0, 2, 0))),
-                '2 SE blocks in a stage of 1',
+                'asks for 2 SE blocks in a stage of 1 ',
             ),
             (
                 dict(dilations=(1, (2, 2, 2), 1, 1)),

@@ -274,7 +274,7 @@ class TestArguments:
         [
             (dict(arch='A9'), r"arch 'A9' is unknown; choose from A0, A1, .*D2se"),
             (dict(arch=dict(num_blocks=(1, 2))), 'arch lacks width_factor'),
-            (dict(arch=TINY | dict(widths=3)), 'arch has widths, which is none of num_blo'),
+            (dict(arch=TINY | dict(widths=3)), 'arch has unknown keys: widths; known are '),
             (dict(strides=(2, 2, 2)), r'one entry for each stage, not \[2, 2, 3, 2\]'),
             (dict(dilations=(1,)), r'one entry for each stage, not \[2, 2, 2, 1\]'),
             (dict(arch=TINY | dict(width_factor=(1,))), r'not \[2, 1, 2, 2\]'),
@@ -284,7 +284,7 @@ class TestArguments:
                 dict(dilations=(1, (2, 2, 2))),
                 r'dilations \(2, 2, 2\) of a stage of 2 blocks',
             ),
-            (dict(arch=TINY | dict(group_layer_map={4: 2})), 'names block 4 of 3'),
+            (dict(arch=TINY | dict(group_layer_map={4: 2})), 'names block 4 of only 3'),
         ],
         ids=str,
     )

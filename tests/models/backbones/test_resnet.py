@@ -398,8 +398,8 @@ class TestArguments:
     @pytest.mark.parametrize(
         ('options', 'message'),
         [
-            (dict(num_stages=5), 'num_stages is 1 to 4, not 5'),
-            (dict(num_stages=0), 'num_stages is 1 to 4, not 0'),
+            (dict(num_stages=5), 'num_stages must be 1 to 4, not 5'),
+            (dict(num_stages=0), 'num_stages must be 1 to 4, not 0'),
             (dict(strides=(1, 2)), r'strides \(1, 2\) .* entry for each of the 4 stages'),
             (dict(dilations=(1, 2)), r'dilations \(1, 2\) must have an entry'),
             (dict(out_indices=(4,)), r'out_indices=\(4,\) of 4 stages'),
@@ -409,15 +409,15 @@ class TestArguments:
             ),
             (
                 dict(depth=18, dcn=dict(type='DCN'), stage_with_dcn=(True,) * 4),
-                'bottlenecks only',
+                'dcn needs bottlenecks',
             ),
             (
                 dict(depth=18, plugins=[plugin('ContextBlock')]),
-                'plugins go with bottlenecks',
+                'plugins need bottlenecks',
             ),
             (
                 dict(plugins=[plugin('ContextBlock', 'first')]),
-                "position 'first' is none of",
+                "position 'first' must be one of",
             ),
             (
                 dict(plugins=[plugin('ContextBlock', stages=(True,))]),
@@ -425,10 +425,10 @@ class TestArguments:
             ),
             (
                 dict(plugins=[plugin('ContextBlock', **CONTEXT)] * 2),
-                'is there twice: give a post',
+                'is taken: give the plugin a post',
             ),
             (dict(multi_grid=(1, 2)), r'multi_grid=\(1, 2\) of a stage of 3 blocks'),
-            (dict(style='tensorflow'), "style is 'pytorch' or 'caffe', not 'tensorflow'"),
+            (dict(style='tensorflow'), "style must be 'pytorch' or 'caffe', not 'tens"),
             (
                 dict(pretrained='a.pth', init_cfg=dict(type='Pretrained')),
                 'either init_cfg or',

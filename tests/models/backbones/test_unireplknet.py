@@ -145,7 +145,7 @@ class TestArguments:
             (dict(arch=dict(channels=(4, 8))), 'arch lacks kernel_sizes'),
             (
                 dict(arch=dict(channels=(4, 8), kernel_sizes=(3, 7))),
-                r'kernel_sizes of stages are those of their blocks, not \(3, 7\)',
+                r'kernel_sizes must have a sequence for each stage, .* not \(3, 7\)',
             ),
             (dict(out_indices=(1, 1)), r'out_indices=\(1, 1\) of 4 stages'),
             (dict(out_indices=(4,)), r'out_indices=\(4,\) of 4 stages'),

@@ -178,7 +178,7 @@ class TestQARepVGGBlock:
     def test_beside_a_norm_there_is_no_place_for_what_is_fixed(self):
         conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
         branches = ('kxk', dict(type='identity', norm=False))
-        with pytest.raises(ValueError, match='BranchBlock adds what cannot start at 0'):
+        with pytest.raises(ValueError, match='BranchBlock has a branch without para'):
             BranchBlock.from_conv(conv, nn.BatchNorm2d(4), branches=branches)
 
 
@@ -217,11 +217,11 @@ class TestDilatedReparamBlock:
 
     @pytest.mark.parametrize('kernel_size', [3, 19, (7, 5)])
     def test_refuses(self, kernel_size):
-        with pytest.raises(ValueError, match='has no dilated kernels of its own'):
+        with pytest.raises(ValueError, match='no dilated kernels are known for'):
             DilatedReparamBlock(4, 4, kernel_size)
 
     def test_refuses_what_does_not_fit(self):
-        with pytest.raises(ValueError, match='has no place in the'):
+        with pytest.raises(ValueError, match='does not fit into the middle'):
             DilatedReparamBlock(4, 4, 5, kernels=[(3, 3)])
 
 
@@ -312,7 +312,7 @@ class TestOREPABlock:
     @pytest.mark.parametrize('scales', [{}, dict(avg=1.0), dict(kxk=1.0, odd=1.0)])
     def test_refuses(self, scales):
         with pytest.raises(
-            ValueError, match="scales must have 'kxk' and may have kxk, avg"
+            ValueError, match="scales must include 'kxk', and only names of kxk, avg"
         ):
             OREPABlock(4, 4, scales=scales)
 
@@ -404,20 +404,20 @@ class TestBranchBlock:
     @pytest.mark.parametrize(
         ('branches', 'message'),
         [
-            ((), "a block has a branch at least, as branches=('kxk',)"),
-            (('1x1', 'kxk'), "the first branch has the block's own kernel, as 'kxk', not"),
-            (('identity',), "the first branch has the block's own kernel"),
-            (('kxk', 'dense'), "'dense' is no branch: choose 'kxk', rows and"),
-            (('kxk', 3), '3 is no branch: choose'),
+            ((), "branches is empty: give at least one, as branches=('kxk',)"),
+            (('1x1', 'kxk'), "must have the block's own kernel size, as 'kxk', not '1x1'"),
+            (('identity',), "the first branch must have the block's own kernel size"),
+            (('kxk', 'dense'), "'dense' is not a valid branch: choose 'kxk', rows"),
+            (('kxk', 3), '3 is not a valid branch: choose'),
             (
                 ('kxk', dict(kernel_size=1, kernel=3)),
-                'is no branch: got an unexpected keyword argument',
+                'is not a valid branch: got an unexpected keyword argument',
             ),
-            (('kxk', dict(norm=True)), "is no branch: missing a required argument: 'kern"),
-            (('kxk', dict(type='avg', dilation=2)), 'is no branch: got an unexpected'),
-            (('kxk', '5x5'), 'has no place in the'),
-            (('kxk', dict(type='BN')), "'BN' is no re-parameterizable block"),
-            (('kxk', dict(type='Odd')), "'Odd' is no re-parameterizable block"),
+            (('kxk', dict(norm=True)), "branch: missing a required argument: 'kern"),
+            (('kxk', dict(type='avg', dilation=2)), 'is not a valid branch: got an'),
+            (('kxk', '5x5'), 'does not fit into the middle'),
+            (('kxk', dict(type='BN')), "'BN' is not a re-parameterizable block"),
+            (('kxk', dict(type='Odd')), "'Odd' is not a re-parameterizable block"),
         ],
     )
     def test_refuses(self, branches, message):

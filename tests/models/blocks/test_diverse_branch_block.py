@@ -110,9 +110,9 @@ def test_is_a_conv_and_a_norm_to_others():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(branches=('1x1',)), r"must hold 'kxk' and may hold .*, not \('1x1',\)"),
-        (dict(branches=('kxk', 'max')), r"branches must hold .*not \('kxk', 'max'\)"),
-        (dict(internal_channels=3, groups=2), 'internal_channels=3 is no multiple of'),
+        (dict(branches=('1x1',)), r"must include 'kxk' and may .*, not \('1x1',\)"),
+        (dict(branches=('kxk', 'max')), r"branches must include .*not \('kxk', 'max'\)"),
+        (dict(internal_channels=3, groups=2), 'internal_channels=3 must be a multiple of'),
         (dict(kernel_size=2), r'no padding keeps the size with kernel_size=\(2, 2\)'),
     ],
     ids=['no kxk', 'unknown', 'internal channels', 'even kernel'],

@@ -78,7 +78,7 @@ def test_scales_start_as_they_are_told():
 @pytest.mark.parametrize('options', [dict(kernel_size=3), dict(padding=1)], ids=str)
 @pytest.mark.parametrize('deploy', [False, True])
 def test_refuses_other_geometry(options, deploy):
-    with pytest.raises(ValueError, match='PointwiseBlock is 1x1 without padding, not ker'):
+    with pytest.raises(ValueError, match='takes only kernel_size=1 and padding=0, not'):
         PointwiseBlock(6, 4, **options, deploy=deploy)
 
 

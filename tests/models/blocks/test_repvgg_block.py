@@ -104,5 +104,5 @@ def test_identity_where_the_shape_stays(options, has_identity):
 
 @pytest.mark.parametrize('kernel_size', [1, 5, (3, 5)])
 def test_is_3x3(kernel_size):
-    with pytest.raises(ValueError, match='RepVGGBlock is 3x3, not kernel_size='):
+    with pytest.raises(ValueError, match='RepVGGBlock takes only kernel_size=3, not'):
         RepVGGBlock(4, 4, kernel_size=kernel_size)

@@ -166,7 +166,7 @@ def test_nothing_after_it_pads_with_its_response():
     module = branch('branch_1x1_kxk', kernel_size=1)
     after = nn.Sequential(module, nn.Conv2d(4, 4, 3, padding=1))
     target = conv_geometry(after[1])
-    with pytest.raises(NotFoldableError, match='pads with zeros what a layer with a bias'):
+    with pytest.raises(NotFoldableError, match='pads with zeros the output of a layer'):
         fold_branches({'branch': after}, target)
 
 
