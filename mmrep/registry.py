@@ -1,8 +1,8 @@
 """The registries of mmrep, children of mmengine's.
 
 ``type='mmrep.RepVGG'`` in a config of any OpenMMLab package makes mmengine import this
-file and then the ``locations``. It hides an ``ImportError`` of this file, so nothing but
-mmengine is imported here.
+file and then the ``locations``. mmengine hides an ``ImportError`` of this file, so nothing
+but mmengine is imported here.
 """
 
 from mmengine.config.utils import MODULE2PACKAGE
@@ -11,6 +11,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import (
     OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
 )
+from mmengine.registry import VISBACKENDS as MMENGINE_VISBACKENDS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
@@ -36,6 +37,10 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope=SCOPE,
     locations=['mmrep.engine'],
 )
+#: Where a visualizer writes.
+VISBACKENDS = Registry(
+    'vis_backend', parent=MMENGINE_VISBACKENDS, scope=SCOPE, locations=['mmrep.engine']
+)
 #: What an ``init_cfg`` can name.
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer',
@@ -46,11 +51,11 @@ WEIGHT_INITIALIZERS = Registry(
 
 
 def share_names() -> None:
-    """Make the bare names resolve in every OpenMMLab scope.
+    """Make the names resolve without ``mmrep.`` in every OpenMMLab scope.
 
-    Registers what the registries above hold with mmengine's root registries too, where a
-    package looks after its own. A name that the root has already stays the root's, and a
-    name that a package has itself, as mmpretrain its ``RepVGG``, stays the package's.
+    Everything in the registries above is also registered with mmengine's root registries,
+    where a package looks for names that its own registry lacks. A name that the root
+    registry or a package has already, as mmpretrain's ``RepVGG``, keeps its meaning.
     """
     registries = (MODELS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, WEIGHT_INITIALIZERS)
     for registry in registries:

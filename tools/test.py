@@ -31,6 +31,10 @@ from mmrep.errors import ConfigError, UserError
 from mmrep.reparam import NotFoldableError
 
 
+#: Pixels of a picture in which the host's labels can be read.
+_LEGIBLE = 320
+
+
 def parse_args() -> argparse.Namespace:
     parser = ToolParser(
         example='repvgg-tiny_1xb64_digits work_dirs/repvgg-tiny_1xb64_digits/epoch_15.pth',
@@ -53,8 +57,10 @@ def parse_args() -> argparse.Namespace:
         default='metrics',
         help='what goes into --out (default: metrics; pred needs .pkl)',
     )
-    parser.add_argument('--show', action='store_true', help='show the predictions')
-    parser.add_argument(
+    # With --show, two of the hosts write no pictures.
+    pictures = parser.add_mutually_exclusive_group()
+    pictures.add_argument('--show', action='store_true', help='show the predictions')
+    pictures.add_argument(
         '--show-dir', type=name_argument, help='folder for pictures of the predictions'
     )
     parser.add_argument(
@@ -120,12 +126,15 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
             f'--show and --show-dir need default_hooks.visualization in {args.config}'
         )
     hook.update(interval=args.interval, show=args.show, wait_time=args.wait_time)
-    if cfg.default_scope == 'mmseg':
-        hook.draw = True
-        cfg.visualizer.save_dir = args.show_dir or cfg.work_dir
-    else:
+    if cfg.default_scope == 'mmpretrain':
         hook.enable = True
-        hook.out_dir = args.show_dir
+        # A label is as high as its font, however small the image is.
+        hook.rescale_factor = max(1, _LEGIBLE // min(input_shape(cfg)[1:]))
+    else:
+        hook.draw = True
+    if args.show_dir:
+        backend = dict(type='mmrep.PictureFolder', save_dir=args.show_dir)
+        cfg.setdefault('visualizer', ConfigDict()).vis_backends = [backend]
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""What training and testing need beyond mmengine."""
+"""Hooks, an optimizer constructor and an initializer for mmengine's runner."""
 
 from .equivalent_kernel_decay_hook import EquivalentKernelDecayHook, equivalent_kernel_l2
+from .picture_folder import PictureFolder
 from .plain_checkpoint_hook import PlainCheckpointHook
 from .random_state_hook import RandomStateHook
 from .rep_optimizer_constructor import RepOptimizerConstructor
@@ -10,6 +11,7 @@ from .switch_to_deploy_hook import SwitchToDeployHook
 
 __all__ = [
     'EquivalentKernelDecayHook',
+    'PictureFolder',
     'PlainCheckpointHook',
     'RandomStateHook',
     'RepOptimizerConstructor',

@@ -113,9 +113,14 @@ class TestOptions:
     def test_pictures(self, pair, tmp_path, call):
         train, _ = pair
         show = tmp_path / 'show'
-        call('test', *arguments(train, tmp_path, '--show-dir', show))
-        pictures = [Image.open(path) for path in show.rglob('*.png')]
-        assert len(pictures) >= 3
+        out = tmp_path / 'predictions.pkl'
+        options = ['--show-dir', show, '--out', out, '--out-item', 'pred']
+        call('test', *arguments(train, tmp_path, *options))
+        pictures = [Image.open(path) for path in show.glob('*.png')]
+        assert len(pictures) == len(mmengine.load(out))
+        # Labels are drawn into those of a classifier.
+        if Config.fromfile(train.config).default_scope == 'mmpretrain':
+            assert all(min(picture.size) >= 256 for picture in pictures)
 
     @pytest.mark.parametrize('suffix', ['json', 'yaml', 'pkl'])
     def test_out(self, classifier, tmp_path, call, suffix):
