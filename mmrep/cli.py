@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
+from rich.console import Console
+from rich.status import Status
 from torch import distributed
 
 from mmrep.deployment import building_fault, config_of, for_one_process
@@ -42,6 +44,11 @@ _INTERRUPTED = 130
 
 #: The most characters of an error that are shown; lists of keys can be long.
 _SHOWN = 2000
+
+
+def busy(with_what: str) -> Status:
+    """A spinner on standard error while a ``with`` statement runs; none in a file."""
+    return Console(stderr=True, markup=False).status(with_what)
 
 
 def run_tool(main: Callable[[], None]) -> None:

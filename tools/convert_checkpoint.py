@@ -5,7 +5,7 @@ import argparse
 from mmengine.config import Config
 
 from mmrep.checkpoints import out_path
-from mmrep.cli import ToolParser, name_argument, run_tool
+from mmrep.cli import ToolParser, busy, name_argument, run_tool
 from mmrep.errors import printable
 from mmrep.importers import LAYOUTS, Imported, import_checkpoint
 
@@ -58,11 +58,11 @@ def show(result: Imported) -> None:
 def main() -> None:
     args = parse_args()
     out = out_path(args.out, '.pth', '.safetensors')
-    show(
-        import_checkpoint(
+    with busy('importing'):
+        result = import_checkpoint(
             args.source, out, args.layout, args.arch, overwrite=args.overwrite
         )
-    )
+    show(result)
 
 
 if __name__ == '__main__':

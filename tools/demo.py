@@ -156,6 +156,10 @@ def show(rows: list[dict]) -> None:
                 end_section=form == 'int8',
             )
     CONSOLE.print(table)
+
+
+def explain() -> None:
+    """Print what the columns mean."""
     CONSOLE.print(
         'ms: one image, on one thread, in train form branch by branch\n'
         'rel. L2: between outputs and features of both forms\n'
@@ -208,10 +212,13 @@ def main() -> None:
         work_dir = work_dir.relative_to(ROOT)
     converter = 'dataset_converters/digits.py'
     run(work_dir / 'data.log', converter, 'data/digits', '--overwrite')
-    rows = [demonstrate(NETWORKS[name], work_dir / name) for name in args.only]
+    rows = []
+    for name in args.only:
+        rows.append(demonstrate(NETWORKS[name], work_dir / name))
+        show(rows)
     table = work_dir / 'table.json'
     table.write_text(json.dumps(rows, indent=2))
-    show(rows)
+    explain()
     CONSOLE.print(f'{time.perf_counter() - start:.0f} s in all; see also {table}')
     if broken := [fault for row in rows for fault in faults(row)]:
         raise UserError('; '.join(broken))

@@ -9,6 +9,7 @@ from rich.table import Table
 from mmrep.cli import (
     ToolParser,
     add_config_options,
+    busy,
     config_argument,
     name_argument,
     run_tool,
@@ -106,8 +107,8 @@ def main() -> None:
     config = read_config(args.config, args.cfg_options)
     names = ('include', 'exclude', 'kernel_sizes')
     choice = {name: getattr(args, name) for name in names if getattr(args, name)}
-    show(
-        expand_checkpoint(
+    with busy('expanding and comparing'):
+        result = expand_checkpoint(
             config,
             args.config,
             args.block,
@@ -117,7 +118,7 @@ def main() -> None:
             args.overwrite,
             **choice,
         )
-    )
+    show(result)
 
 
 if __name__ == '__main__':

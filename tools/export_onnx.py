@@ -10,6 +10,7 @@ from mmrep.cli import (
     ToolParser,
     add_config_options,
     add_export_arguments,
+    busy,
     config_argument,
     export_options,
     name_argument,
@@ -89,14 +90,15 @@ def show(result: OnnxExport, form: str) -> None:
 def main() -> None:
     args = parse_args()
     config = read_config(args.config, args.cfg_options)
-    result = export_onnx(
-        config,
-        args.checkpoint,
-        args.out,
-        form=args.form,
-        upsample=args.upsample,
-        **export_options(args),
-    )
+    with busy('exporting and verifying'):
+        result = export_onnx(
+            config,
+            args.checkpoint,
+            args.out,
+            form=args.form,
+            upsample=args.upsample,
+            **export_options(args),
+        )
     show(result, args.form)
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from mmrep.cli import (
     ToolParser,
     add_config_options,
+    busy,
     config_argument,
     name_argument,
     rtol_argument,
@@ -96,8 +97,8 @@ def show(result: Deployed) -> None:
 def main() -> None:
     args = parse_args()
     config = read_config(args.config, args.cfg_options)
-    show(
-        deploy_checkpoint(
+    with busy('fusing and verifying'):
+        result = deploy_checkpoint(
             config,
             args.checkpoint,
             args.out,
@@ -108,7 +109,7 @@ def main() -> None:
             source_config=args.config,
             host=args.host,
         )
-    )
+    show(result)
 
 
 if __name__ == '__main__':

@@ -30,7 +30,6 @@ from mmrep.deployment import check_pair, input_shape, read_config
 from mmrep.errors import ConfigError, UserError
 from mmrep.reparam import NotFoldableError
 
-
 #: Pixels of a picture in which the host's labels can be read.
 _LEGIBLE = 320
 

@@ -20,7 +20,8 @@ def test_every_picture_is_kept(tmp_path):
     for red, name in enumerate(names):
         folder.add_image(name, picture(red), step=red)
     found = {
-        path.name: Image.open(path).getpixel((0, 0)) for path in (tmp_path / 'new').iterdir()
+        path.name: Image.open(path).getpixel((0, 0))
+        for path in (tmp_path / 'new').iterdir()
     }
     assert found == {
         'a.png': (0, 0, 0),
