@@ -22,7 +22,8 @@ constraints=requirements/stacks/$stack.txt
 # torch 2.14 and newer needs C++20, which mmcv's setup.py does not ask for.
 standard=c++17
 case $stack in
-    default | newest | classic) mmcv=mmcv hosts=(pretrain seg det) ;;
+    default | classic) mmcv=mmcv hosts=(pretrain seg det) ;;
+    newest) mmcv=mmcv hosts=(pretrain seg det) standard=c++20 ;;
     living) mmcv=onedl-mmcv hosts=(onedl) standard=c++20 ;;
     *)
         echo "STACK=$stack is unknown; choose from default, newest, classic, living." >&2
