@@ -14,6 +14,7 @@ from pages import fences, run_page
 from processes import run_python
 from torch import nn
 
+from mmrep import get_model
 from mmrep.analysis import branch_boxes, draw_block
 from mmrep.checkpoints import read_checkpoint
 from mmrep.deployment import BLOCKS, build_model, read_config
@@ -109,6 +110,36 @@ def test_python_in_the_readme_runs(tmp_path):
     script = '\n'.join(code(ROOT / 'README.md', 'python'))
     ran = run_python('-c', script, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.long
+def test_commands_in_the_readme_run(tmp_path):
+    """In order, on a digits config of few epochs, with files for the capitals."""
+    for file, name in (
+        ('net.py', 'repvgg/repvgg-tiny_1xb64_digits.py'),
+        ('PLAIN.py', 'expanded/resnet18-tiny_1xb64_digits.py'),
+    ):
+        (tmp_path / file).write_text(
+            f"_base_ = '{ROOT / 'configs' / name}'\n"
+            'train_cfg = dict(max_epochs=6)\n'
+            'param_scheduler = dict(T_max=6)\n'
+        )
+    for file, name in (
+        ('published.pth', 'repvgg-a0_8xb32_in1k'),
+        ('PLAIN.pth', 'resnet18-tiny_1xb64_digits'),
+    ):
+        torch.save(get_model(name).state_dict(), tmp_path / file)
+    converter = ROOT / 'tools/dataset_converters/digits.py'
+    assert run_python(converter, tmp_path / 'data/digits').returncode == 0
+    names = {
+        'CONFIG': 'net.py',
+        'CKPT': 'work_dirs/net/epoch_6.pth',
+        'SRC': 'published.pth',
+        'work_dirs/NEW/epoch_N.pth': 'work_dirs/NEW/epoch_6.pth',
+    }
+    run_page(ROOT / 'README.md', tmp_path, **names)
+    written = ('OUT.pth', 'HOST.pth', 'DST.pth', 'FP32.onnx', 'INT8.onnx', 'NEW-OUT.py')
+    assert all((tmp_path / name).exists() for name in (*written, 'DIR', 'figures.json'))
 
 
 def test_tools_in_the_readme_take_what_it_says():
