@@ -38,7 +38,7 @@ nb_execution_mode = 'off'
 
 # Names of other projects, whose pages a build without a network does not have.
 nitpick_ignore_regex = [
-    (r'py:.*', r'(torch|nn|mmengine|collections|numpy|onnx|pathlib)\..*'),
+    (r'py:.*', r'(torch|nn|mmengine|collections|numpy|np|onnx|pathlib)\..*'),
     (r'py:.*', 'Tensor|ModelProto|optional'),
     (r'py:class', r'mmrep\..*\._\w+|.*\.UnitOwner'),
 ]
