@@ -269,7 +269,8 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--opset',
         type=whole_number(1),
-        help='opset, the version of the ONNX operators (default: 18, or 17 by TorchScript)',
+        help='version of the ONNX operators; below 18, the exporter based on TorchScript '
+        'writes the file (default: 18, or 17 if only that exporter works)',
     )
     shape_help = 'shape C,H,W or C H W of an image (default: from the config)'
     add('--shape', type=shape_argument, help=shape_help)

@@ -37,8 +37,12 @@ def reason(error: BaseException) -> str:
 def printable(value: object, width: int | None = None) -> str:
     """Text from a file or a user, made fit to be printed within a line.
 
-    It is cut to ``width`` characters. Line breaks and other characters that do not print,
-    as the control sequences of a terminal, become the escapes of Python strings.
+    Line breaks and other characters that do not print, as the control sequences of a
+    terminal, become the escapes of Python strings.
+
+    Args:
+        value: The value, whose ``str`` is taken.
+        width: Number of characters that it is cut to. Default: None, not cut.
     """
     text = str(value)
     if width is not None and len(text) > width:

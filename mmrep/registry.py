@@ -57,7 +57,13 @@ def share_names() -> None:
     where a package looks for names that its own registry lacks. A name that the root
     registry or a package has already, as mmpretrain's ``RepVGG``, keeps its meaning.
     """
-    registries = (MODELS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, WEIGHT_INITIALIZERS)
+    registries = (
+        MODELS,
+        HOOKS,
+        OPTIM_WRAPPER_CONSTRUCTORS,
+        VISBACKENDS,
+        WEIGHT_INITIALIZERS,
+    )
     for registry in registries:
         for name, module in registry.module_dict.items():
             if name not in registry.parent.module_dict:

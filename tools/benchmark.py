@@ -92,15 +92,17 @@ def check(args: argparse.Namespace) -> None:
     if not re.fullmatch(r'cpu|cuda(:\d{1,2})?', args.device):
         raise UserError(f'--device {args.device} is unknown: give cpu, cuda or cuda:1')
     if args.device != 'cpu' and not torch.cuda.is_available():
-        raise UserError(f'--device {args.device} needs a GPU and there is none here')
+        raise UserError(
+            f'--device {args.device} needs a GPU, and there is none here: leave it out'
+        )
     if (torch.device(args.device).index or 0) >= max(torch.cuda.device_count(), 1):
-        raise UserError(f'--device {args.device} is not one of the GPUs here')
+        raise UserError(f'--device {args.device} is not one of the GPUs here: give another')
     if args.out:
         args.out = out_path(args.out, '.json')
     if args.plane and args.plane.suffix != '.png':
-        raise UserError(f'--plane {args.plane} must end in .png')
+        raise UserError(f'--plane {args.plane} must end in .png: give such a name')
     if args.plane and 'eval' not in args.tasks:
-        raise UserError('--plane needs eval among --tasks')
+        raise UserError('--plane needs eval among --tasks: add it')
     if args.plane and not any(map(published_accuracy, args.configs)):
         raise UserError(
             'no metafile.yml has an accuracy of these configs: leave --plane out'

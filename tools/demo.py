@@ -215,6 +215,8 @@ def main() -> None:
     rows = []
     for name in args.only:
         rows.append(demonstrate(NETWORKS[name], work_dir / name))
+        show(rows[-1:])
+    if len(rows) > 1:
         show(rows)
     table = work_dir / 'table.json'
     table.write_text(json.dumps(rows, indent=2))

@@ -1,6 +1,7 @@
 """Test a checkpoint with a config."""
 
 import argparse
+import os
 
 import mmengine
 from mmengine.config import Config, ConfigDict
@@ -30,7 +31,7 @@ from mmrep.deployment import check_pair, input_shape, read_config
 from mmrep.errors import ConfigError, UserError
 from mmrep.reparam import NotFoldableError
 
-#: Pixels of a picture in which the host's labels can be read.
+#: Small pictures are enlarged to at most this side, in pixels, so that labels are readable.
 _LEGIBLE = 320
 
 
@@ -60,13 +61,15 @@ def parse_args() -> argparse.Namespace:
     pictures = parser.add_mutually_exclusive_group()
     pictures.add_argument('--show', action='store_true', help='show the predictions')
     pictures.add_argument(
-        '--show-dir', type=name_argument, help='folder for pictures of the predictions'
+        '--show-dir',
+        type=name_argument,
+        help='folder for pictures of the predictions (those of the first process)',
     )
     parser.add_argument(
         '--interval',
         type=whole_number(1),
         default=1,
-        help="show every n-th sample, in mmseg's configs every n-th batch (default: 1)",
+        help='show every n-th sample (mmseg: batch; mmdet: all samples) (default: 1)',
     )
     parser.add_argument(
         '--wait-time',
@@ -119,10 +122,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
 
 def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
     """Turn on the host's visualization hook, which has different options in each host."""
-    hook = cfg.get('default_hooks', {}).get('visualization')
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise ConfigError(
-            f'--show and --show-dir need default_hooks.visualization in {args.config}'
+            '--show and --show-dir need default_hooks.visualization: add it to '
+            f'{args.config}'
         )
     hook.update(interval=args.interval, show=args.show, wait_time=args.wait_time)
     if cfg.default_scope == 'mmpretrain':
@@ -131,9 +135,14 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
         hook.rescale_factor = max(1, _LEGIBLE // min(input_shape(cfg)[1:]))
     else:
         hook.draw = True
-    if args.show_dir:
+    if args.show_dir and cfg.default_scope == 'mmdet':
+        # Its hook tells a backend no names, and joins this path to the work dir.
+        hook.test_out_dir = os.path.abspath(args.show_dir)
+    elif args.show_dir:
+        if not cfg.get('visualizer'):
+            raise ConfigError(f'--show-dir needs a visualizer: add one to {args.config}')
         backend = dict(type='mmrep.PictureFolder', save_dir=args.show_dir)
-        cfg.setdefault('visualizer', ConfigDict()).vis_backends = [backend]
+        cfg.visualizer.vis_backends = [backend]
 
 
 def main() -> None:

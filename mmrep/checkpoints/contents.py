@@ -166,7 +166,7 @@ def _check_text(text: str, path: list) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise damaged(f'{_place(path)} is no Unicode text') from None
+            raise damaged(f'{_place(path)} is not Unicode text') from None
 
 
 def _check_name(key: Any) -> None:
@@ -183,7 +183,7 @@ def _check_history(buffer: HistoryBuffer, path: list) -> None:
         and len(logs) == len(counts)
         and type(buffer.max_length) is int
     ):
-        raise damaged(f'{_place(path)} is no history of numbers')
+        raise damaged(f'{_place(path)} is not a history of numbers')
 
 
 def _place(path: list) -> str:

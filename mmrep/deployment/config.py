@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
 
 from mmrep.errors import ConfigError, printable, reason
 from mmrep.expansion import CONV_LAYERS, build_expanded
-from mmrep.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, SCOPE
+from mmrep.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, SCOPE, VISBACKENDS
 
 Shape = tuple[int, int, int]
 
@@ -325,8 +325,9 @@ def _is_ours(node: dict) -> bool:
 
 
 def _without_ours(cfg: Config) -> None:
-    """Remove mmrep's hooks, imports and optimizer constructor from a config, in place."""
-    names = {*HOOKS.module_dict, *OPTIM_WRAPPER_CONSTRUCTORS.module_dict}
+    """Remove mmrep's hooks, backends, imports and constructor from a config, in place."""
+    registries = (HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, VISBACKENDS)
+    names = {name for registry in registries for name in registry.module_dict}
 
     def ours(value: Any) -> bool:
         kind = value.get('type') if isinstance(value, dict) else value
@@ -346,6 +347,7 @@ def _without_ours(cfg: Config) -> None:
         (cfg, 'custom_hooks'),
         (cfg, 'default_hooks'),
         (_dict_in(cfg, 'custom_imports'), 'imports'),
+        (_dict_in(cfg, 'visualizer'), 'vis_backends'),
     ):
         if name in owner:
             owner[name] = others(owner[name])
@@ -359,9 +361,10 @@ def deploy_config(cfg: Config) -> Config:
 
     Pretrained initializations, the checkpoint to start from and RepOptimizer are left out,
     since they belong to the train form. For an expanded model, the model is that of the
-    plain config. If no type in the model is then mmrep's, mmrep's hooks, imports and
-    optimizer constructor are left out, too. If a class has no argument for its deploy form,
-    or nothing in the model is known to have a deploy form, ``mmrep.Deployed`` builds it.
+    plain config. If no type in the model is then mmrep's, mmrep's hooks, visualizer
+    backends, imports and optimizer constructor are left out, too. If a class has no
+    argument for its deploy form, or nothing in the model is known to have a deploy form,
+    ``mmrep.Deployed`` builds it.
 
     Raises:
         ConfigError: If a type in the config's model is unknown.

@@ -36,11 +36,11 @@ from mmrep.version import __version__
 
 from .building import build_model
 from .config import Shape, deploy_config, input_shape, is_deploy_config
-from .onnx_graph import fold_constants, name_nodes, nodes_of
-from .onnx_tracing import Resize, exporters, resized, trace, unchanged
+from .onnx_graph import nodes_of
+from .onnx_tracing import ExportError, Resize, exporters, resized, trace, unchanged
 from .onnx_verification import Comparisons, Reference, verify
 from .pair import check_pair
-from .running import fuse, run_form, seeded_input
+from .running import VerificationError, fuse, run_form, seeded_input
 from .verification import (
     changes_of,
     check_dependence,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     # Imported where it is needed: mmrep works without it.
     from onnx import ModelProto
 
-#: The inputs that are compared: images, and rows and columns more than asked for.
+#: The inputs to compare: number of images, and rows and columns added to the shape.
 _FIXED = ((1, 0, 0), (1, 0, 0), (1, 0, 0))
 _DYNAMIC = ((2, 0, 0), (1, 32, 64), (3, 33, 1))
 
@@ -72,8 +72,8 @@ class OnnxExport:
             ``'TorchScript'``, where the former fails or cannot write the opset.
         comparisons: The shape of each input that was compared, and how far each output
             of the file is from that of the checkpoint's model.
-        operators: How often each operator stands in the graph, the most frequent first.
-        remarks: What a user should know of the outputs, a sentence each.
+        operators: How often each operator occurs in the graph, the most frequent first.
+        remarks: What a user should know of the export and its outputs, a sentence each.
     """
 
     out: Path
@@ -100,14 +100,14 @@ def export_onnx(
 ) -> OnnxExport:
     """Write a model's raw outputs as an ONNX graph that ONNX Runtime computes the same.
 
-    The graph of the train form has all that a block computes in training: each branch,
-    and a node for each of its convs and norms. In that of the deploy form the norms
-    outside the blocks are folded, too. What does not depend on the input is computed
-    once, here, so that an operator in the graph is one that works on the input.
+    The graph of the train form has every branch of a block, and a node for each of its
+    convs and norms. In that of the deploy form the norms outside the blocks are folded,
+    too. Everything that does not depend on the input is computed at export, so that every
+    operator in the graph works on the input.
 
-    What the file is compared with is the model as the checkpoint has it; one in train
-    form computes branch by branch in PyTorch, whichever form is exported, and each of its
-    blocks is compared with what it is fused to.
+    The file is compared with the checkpoint's model in PyTorch. If that is in train form,
+    it computes branch by branch, whichever form is exported, and each block is also
+    compared with its fused conv.
 
     Args:
         config: The config that the checkpoint was trained with, or its deploy config.
@@ -116,7 +116,8 @@ def export_onnx(
         form: ``'deploy'`` or ``'train'``. Default: ``'deploy'``.
         dynamic: Whether the graph takes every batch size, height and width.
             Default: False, one image of one size.
-        opset: Version of ONNX's operators. Default: 18, or 17 by TorchScript.
+        opset: Version of ONNX's operators. Default: None, which means 18, or 17 if
+            TorchScript writes the file.
         shape: Channels, height and width of the input. Default: the config's.
         rtol: The largest relative L2 error allowed. Default: 1e-4.
         overwrite: Whether to replace an existing file. Default: False.
@@ -127,7 +128,7 @@ def export_onnx(
     Raises:
         UserError: With one sentence, if anything is wrong; then nothing is written.
     """
-    # As text: a path would take a slash from an address.
+    # A string: a Path would turn the '//' of a URL into '/'.
     checkpoint, out = expanduser(checkpoint), out_path(out, '.onnx')
     refuse_existing(out, overwrite=overwrite)
     check_rtol(rtol)
@@ -145,7 +146,7 @@ def export_onnx(
     align_corners = getattr(model, 'align_corners', None)
     if upsample and align_corners is None:
         raise UserError(
-            f'--upsample is for segmentors, which {type(model).__name__} is none of: '
+            f'--upsample is for segmentors, and {type(model).__name__} is not one: '
             'leave it out'
         )
     resize = partial(resized, align_corners=align_corners) if upsample else unchanged
@@ -167,7 +168,7 @@ def export_onnx(
             'source': Path(checkpoint).name,
             'source_sha256': sha256_of(checkpoint),
             'source_config': Path(source_config).name,
-            # What the input has gone through before.
+            # The preprocessing that the input needs.
             'data_preprocessor': (
                 config.model.get('data_preprocessor') or config.get('data_preprocessor')
             ),
@@ -175,23 +176,24 @@ def export_onnx(
 
         def write(exporter: str) -> tuple['ModelProto', Comparisons]:
             exported = trace(exporter, model, references, form, dynamic, opset, resize)
-            fold_constants(exported)
-            name_nodes(exported)
             onnx.helper.set_model_props(exported, {'mmrep': json.dumps(plain(properties))})
             with atomic_write(out) as temporary:
                 onnx.save(exported, temporary)
                 return exported, verify(temporary, references, rtol)
 
         exporter, *others = exporters(opset)
+        failure = ''
         try:
             exported, comparisons = write(exporter)
-        except UserError as error:
+        except (ExportError, VerificationError) as error:
             if not others:
                 raise
-            (fallback,) = others
-            exported, comparisons = write(fallback)
-            remarks.append(f'written by the exporter {fallback}; {exporter}: {error}')
-            exporter = fallback
+            # As text: the traceback would keep the first graph in memory.
+            failure = str(error).partition(': nothing was written')[0]
+        if failure:
+            remarks.append(f'written by {others[0]}, because {exporter} failed: {failure}')
+            (exporter,) = others
+            exported, comparisons = write(exporter)
     if align_corners is not None:
         remarks += _remarks_on_size(references[0])
     operators = Counter(node.op_type for node in nodes_of(exported.graph.node))

@@ -1,6 +1,7 @@
-"""An ONNX graph as a user finds it: constants folded, nodes named by their modules."""
+"""Fold the constants of an ONNX graph, and name its nodes by their modules."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     # Imported where they are needed: mmrep works without them.
     from onnx import ModelProto, NodeProto
 
-#: A graph holds 2 GiB.
+#: More than any tensor has: a graph holds 2 GiB.
 _NO_LIMIT = 2**31
 
 
@@ -24,7 +25,7 @@ def fold_constants(exported: 'ModelProto') -> None:
         onnx_shape_inference=True,
         input_size_limit=_NO_LIMIT,
         output_size_limit=_NO_LIMIT,
-        # Whatever its type: it leaves some by itself.
+        # Of every type: by default it leaves some as they are.
         should_fold=lambda node: node.op_type != 'Constant',
     )
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -35,10 +36,11 @@ def fold_constants(exported: 'ModelProto') -> None:
 def name_nodes(exported: 'ModelProto') -> None:
     """Name nodes by module and operator, ``backbone.stem.branch_reparam/Conv``, in place.
 
-    What the exporter says of a node beside its name is dropped: it has the paths of the
-    machine.
+    The metadata of exporters is removed: it contains file paths of this machine.
     """
-    weights = {tensor.name for tensor in exported.graph.initializer}
+    read = Counter(name for node in nodes_of(exported.graph.node) for name in node.input)
+    # Modules with equal weights may share one tensor, which is named after the first.
+    weights = {t.name for t in exported.graph.initializer if read[t.name] == 1}
     taken = set()
     for node in nodes_of(exported.graph.node):
         module = _module_of(node, weights)
@@ -61,7 +63,7 @@ def _module_of(node: 'NodeProto', weights: set[str]) -> str:
     """The name of the module that a node comes from; '' for the model itself."""
     weight = node.input[1] if len(node.input) > 1 else ''
     if weight in weights and weight.endswith('.weight'):
-        # A conv into which a norm is folded counts as the norm otherwise.
+        # The scopes of a conv with a folded norm are those of the norm.
         return weight.removeprefix('model.').removesuffix('.weight')
     for entry in node.metadata_props:
         if entry.key == 'pkg.torch.onnx.name_scopes':
@@ -71,7 +73,7 @@ def _module_of(node: 'NodeProto', weights: set[str]) -> str:
             return module.removeprefix('model').removeprefix('.')
     # TorchScript's: ``/model/backbone/stage_1/stage_1.0/conv/Conv``.
     parts = node.name.removeprefix('/model').strip('/').split('/')
-    # A list is in the names of its entries, too.
+    # The entries of a list repeat its name: stage_1/stage_1.0.
     followed = pairwise(parts)
     return '.'.join(part for part, after in followed if not after.startswith(f'{part}.'))
 

@@ -20,20 +20,21 @@ from mmrep.errors import UserError, reason
 from mmrep.hosts import forward
 from mmrep.reparam import flatten_outputs
 
+from .onnx_graph import fold_constants, name_nodes
 from .onnx_verification import Reference
 
 if TYPE_CHECKING:
     # Imported where they are needed: mmrep works without them.
     from onnx import ModelProto
 
-#: A protobuf, and so an ONNX file, holds 2 GiB; the rest is for the graph.
+#: Limit on the bytes of weights: a file holds 2 GiB, of which 16 MiB are for the graph.
 _MAX_WEIGHTS = 2**31 - 2**24
 
 #: The opset that an exporter writes unless told otherwise.
 OPSETS = {'torch.export': 18, 'TorchScript': 17}
 
 
-#: What is done to the outputs for an input before they leave the graph.
+#: A function of the outputs and the input, applied at the end of the graph.
 Resize = Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]]
 
 
@@ -52,6 +53,10 @@ def resized(
     return {name: resize(y) if y.ndim == 4 else y for name, y in outputs.items()}
 
 
+class ExportError(UserError):
+    """An exporter failed."""
+
+
 class _Outputs(nn.Module):
     """A model with one input and a tuple of tensors for its output."""
 
@@ -65,12 +70,11 @@ class _Outputs(nn.Module):
 
 
 class _Traceable(TorchFunctionMode):
-    """Replaces what an exporter would write in a way that ONNX cannot compute.
-
-    Adaptive pooling becomes matrix products.
+    """Replaces adaptive pooling, which no exporter writes for every size, by products.
 
     Args:
-        numbers: Whether sizes become numbers, rather than operators that compute them.
+        numbers: Whether to replace sizes by numbers, rather than export operators that
+            compute them.
     """
 
     def __init__(self, numbers: bool) -> None:
@@ -80,10 +84,13 @@ class _Traceable(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if func is F.adaptive_avg_pool2d and args[1] not in (1, (1, 1), [1, 1]):
-            with self:
-                return adaptive_average(*args)
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is F.adaptive_avg_pool2d:
+            bins = args[1] if len(args) > 1 else kwargs['output_size']
+            if bins not in (1, (1, 1), [1, 1]):
+                with self:
+                    return adaptive_average(args[0] if args else kwargs['input'], bins)
+        result = func(*args, **kwargs)
         if self.numbers and isinstance(result, torch.Size):
             return torch.Size(int(size) for size in result)
         if self.numbers and func is Tensor.size:
@@ -115,9 +122,9 @@ def adaptive_average(x: Tensor, output_size: int | tuple[int | None, ...]) -> Te
 def exporters(opset: int | None) -> list[str]:
     """The exporters of the installed torch that may write an opset, the best first.
 
-    ``'torch.export'`` writes opset 18 and later, in torch 2.6 and later. Of it,
-    ``'TorchScript'`` is the deprecated predecessor, which takes what does not pass
-    ``torch.export``.
+    ``'torch.export'`` needs torch 2.6 or newer, and writes opset 18 and later.
+    ``'TorchScript'`` is its deprecated predecessor, which also writes older opsets, and
+    models that ``torch.export`` cannot trace.
     """
     parameters = inspect.signature(torch.onnx.export).parameters
     supported = {'dynamo', 'optimize'} <= parameters.keys()
@@ -139,7 +146,8 @@ def trace(
     """The graph of a model, by one of the :func:`exporters`.
 
     Raises:
-        UserError: If the exporter fails, or the model is too large for a file.
+        ExportError: If the exporter fails.
+        UserError: If the model is too large for a file.
     """
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     if weights > _MAX_WEIGHTS:
@@ -157,11 +165,15 @@ def trace(
         with _silence():
             outputs = _Outputs(model, resize).eval()
             exported = export(outputs, references[0].x, form, axes, dynamic, options)
+            fold_constants(exported)
+            name_nodes(exported)
     except Exception as error:
-        # The exporter and the model may raise anything.
-        raise UserError(
+        # The exporters and the model may raise anything. An error of torch.export begins
+        # with advice to its developers; its cause is the reason.
+        cause = error.__cause__ if exporter == 'torch.export' else None
+        raise ExportError(
             f'torch {torch.__version__} cannot write this model with opset {opset} '
-            f'({reason(error)}): try another --opset'
+            f'({reason(cause or error)}): nothing was written; try another --opset'
             f'{", or leave --dynamic out" if dynamic else ""}'
         ) from error
     # Some sizes are beyond what an exporter infers.
@@ -183,7 +195,7 @@ def _by_torch_export(
     dynamic: bool,
     options: dict[str, Any],
 ) -> 'ModelProto':
-    # Each size is a symbol of its own: the names in the file are given later.
+    # Each dynamic axis is independent; trace() names the axes in the file.
     sizes = dict.fromkeys(axes['input'], getattr(torch.export.Dim, 'DYNAMIC', None))
     with _Traceable(numbers=False):
         program = torch.onnx.export(
@@ -192,7 +204,7 @@ def _by_torch_export(
             dynamo=True,
             dynamic_shapes=(sizes,) if dynamic else None,
             external_data=False,
-            # It folds the norms of the branches into their convs.
+            # It would fold the norms of branches into their convs in the train form.
             optimize=form == 'deploy',
             verbose=False,
             **options,
@@ -259,7 +271,10 @@ def _silence() -> Iterator[None]:
 
 
 def _dynamic_axes(references: list[Reference]) -> dict[str, dict[int, str]]:
-    """The axes that are not as long for every reference."""
+    """The names of the axes that vary, by the name of the input or output.
+
+    An output's axis varies if its length differs between the references.
+    """
     axes = {'input': {0: 'batch', 2: 'height', 3: 'width'}}
     for name in references[0].outputs:
         shapes = [reference.outputs[name].shape for reference in references]

@@ -27,7 +27,7 @@ def verify(path: Path, references: list[Reference], rtol: float) -> Comparisons:
     """Check a file and compare its outputs.
 
     Raises:
-        VerificationError: If it is no valid graph, cannot be run, or an output is not
+        VerificationError: If it is not a valid graph, cannot be run, or an output is not
             within ``rtol`` of its reference.
     """
     import onnx
@@ -67,7 +67,8 @@ def verify(path: Path, references: list[Reference], rtol: float) -> Comparisons:
         check_differences(
             differences,
             rtol,
-            f"in the exported graph from the checkpoint's on an input of shape {shape}",
+            "between the exported graph and the checkpoint's model on an input of shape "
+            f'{shape}',
             remedy,
         )
         comparisons.append((shape, differences))

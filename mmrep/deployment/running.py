@@ -72,7 +72,7 @@ def check_differences(
     Args:
         differences: How far each output is from its reference.
         rtol: The largest relative L2 error allowed.
-        reference: What the outputs differ from, for the error: ``'from the train form'``.
+        reference: What is compared, for the error: ``'from the train form'``.
         remedy: What the user can do, for the error.
 
     Raises:

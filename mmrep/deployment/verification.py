@@ -309,7 +309,8 @@ def _compared(form: str, compare: Callable[..., T], *forms: Any) -> T:
         return compare(*forms)
     except ValueError as error:
         raise VerificationError(
-            f'the {form} cannot be verified: {error}; nothing was written'
+            f'the {form} cannot be verified: {error}; nothing was written; give another '
+            '--shape, or report the config'
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Hooks, an optimizer constructor and an initializer for mmengine's runner."""
+"""Hooks, an optimizer constructor, an initializer and a visualizer backend for mmengine."""
 
 from .equivalent_kernel_decay_hook import EquivalentKernelDecayHook, equivalent_kernel_l2
 from .picture_folder import PictureFolder

@@ -68,7 +68,7 @@ class EquivalentKernelDecayHook(Hook):
     statistics after this forward pass. The optimizer's own weight decay must exclude the
     3x3 and 1x1 kernels.
 
-    Source: the `official code <https://github.com/DingXiaoH/RepVGG>`_, ``--custom-l2``.
+    Source: the `official code <https://github.com/DingXiaoH/RepVGG>`_, ``--custwd``.
 
     Args:
         weight_decay (float): The factor ``wd``.

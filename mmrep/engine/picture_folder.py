@@ -1,5 +1,6 @@
 """A visualizer's backend that writes each picture into one folder."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 
 from mmrep.registry import VISBACKENDS
 
+#: Of image files, in lower case.
+_ENDINGS = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+
 
 @VISBACKENDS.register_module()
 class PictureFolder(BaseVisBackend):
-    """Write pictures as ``save_dir/NAME.png``, those of a repeated name with a number.
+    """Write each picture as ``save_dir/NAME.png``; if a name repeats, a number is added.
 
-    For test sets with a folder for each class, in which file names repeat.
+    Names repeat in test sets with a folder for each class. Existing files are replaced.
 
     Args:
         save_dir (str): The folder; it is made with the first picture.
@@ -23,6 +27,7 @@ class PictureFolder(BaseVisBackend):
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir)
         self._taken: set[str] = set()
+        self._counts: Counter[str] = Counter()
 
     def _init_env(self) -> None:
         """Nothing to prepare: the folder is made with the first picture."""
@@ -40,11 +45,12 @@ class PictureFolder(BaseVisBackend):
             image (np.ndarray): The picture ``(H, W, 3)`` in RGB.
             step (int): Not used: there is one test.
         """
-        stem = unique = Path(name).stem
-        count = 1
+        path = Path(name)
+        is_image = path.suffix.lower() in _ENDINGS
+        stem = unique = (path.stem if is_image else path.name) or 'picture'
         while unique in self._taken:
-            count += 1
-            unique = f'{stem}_{count}'
+            self._counts[stem] += 1
+            unique = f'{stem}_{self._counts[stem] + 1}'
         self._taken.add(unique)
         path = Path(self._save_dir, f'{unique}.png')
         imwrite(np.ascontiguousarray(image[..., ::-1]), str(path))

@@ -62,11 +62,12 @@ class RepOptimizerConstructor(DefaultOptimWrapperConstructor):
         powers = {SGD: 2, AdamW: 1}
         if type(optimizer) not in powers:
             raise ConfigError(
-                f'RepOptimizer is an SGD or an AdamW, not {type(optimizer).__name__}'
+                f'RepOptimizer works with SGD and AdamW, not {type(optimizer).__name__}: '
+                'give another type to optim_wrapper.optimizer'
             )
         if optimizer.defaults.get('fused') and isinstance(optimizer, AdamW):
             # It skips a step silently if a GradScaler has found inf.
-            raise ConfigError('RepOptimizer needs an AdamW that is not fused')
+            raise ConfigError('RepOptimizer cannot use a fused AdamW: leave fused=True out')
         multipliers = self._multipliers(model, powers[type(optimizer)])
         if isinstance(optimizer, SGD):
             optimizer.register_step_pre_hook(_MultiplyGradients(multipliers))

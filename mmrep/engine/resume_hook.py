@@ -311,7 +311,7 @@ def _broken_state(optimizer: Optimizer) -> str:
         if not (isinstance(parameter, Tensor) and _is_mapping(state)):
             return 'it has states of other parameters'
         if not _is_step(state.get('step', 0)):
-            return 'its step is no count'
+            return 'its step is not a count'
         for name, value in state.items():
             if name not in _STATES or value is None:
                 continue

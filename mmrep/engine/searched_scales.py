@@ -91,7 +91,7 @@ def _scale_sum(block: ConvNormBlock, scales: Scales) -> ScaleSumBlock:
             ``nn.Conv2d``.
     """
     if type(block.main_conv) is not nn.Conv2d:
-        raise ValueError(f'{type(block.main_conv).__name__} is no nn.Conv2d')
+        raise ValueError(f'{type(block.main_conv).__name__} is not an nn.Conv2d')
     branches = ScaleSumBlock(
         block.in_channels,
         block.out_channels,

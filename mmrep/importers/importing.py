@@ -98,7 +98,7 @@ def import_checkpoint(
     Raises:
         UserError: If anything is wrong, in one sentence; then nothing is written.
     """
-    # As text: Path would remove a slash from a URL.
+    # A string: a Path would turn the '//' of a URL into '/'.
     source, out = expanduser(source), out_path(out)
     if Path(source).resolve() == out.resolve():
         raise UserError(f'{out} would replace its source: give another name')

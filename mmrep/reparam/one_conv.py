@@ -12,8 +12,8 @@ from .transforms import KernelBias
 #: Output pixels of a batch from which one conv takes less time than the layers.
 #: Deriving a kernel takes the same time for every input; the time saved grows with the
 #: pixels. Both grow with the channels, so that the number of pixels alone is a fair rule.
-#: Measured on two CPU cores. With a GPU, the host takes longer to derive the kernel than
-#: the layers take, for batches of up to hundreds of images (benchmarks/results/gpu.md).
+#: Measured on two CPU cores. With a GPU, launching the derivation takes longer than the
+#: layers, for batches of up to hundreds of images (benchmarks/results/gpu.md).
 AUTO_PIXELS = 400
 
 

@@ -727,7 +727,7 @@ HOSTILE: list[tuple[str, Maker, str]] = [
         pickled(*array((1, (1,), np.dtype('<U1'), False, b'\xff' * 4))),
         CHANGED,
     ),
-    ('half a character', saved({'meta': '\ud800'}), 'meta is no Unicode text'),
+    ('half a character', saved({'meta': '\ud800'}), 'meta is not Unicode text'),
     ('half a character as key', saved({'\ud800': 1}), 'no Unicode text'),
     (
         'versions that are no table',
@@ -736,7 +736,7 @@ HOSTILE: list[tuple[str, Maker, str]] = [
         ),
         'not a dict of dicts',
     ),
-    ('histories', pickled(*forged_history([1], [1, 2])), 'no history of numbers'),
+    ('histories', pickled(*forged_history([1], [1, 2])), 'not a history of numbers'),
     ('a long name', saved({'a' * 5000: torch.ones(1)}), MORE),
     ('a name of two lines', saved({'a\nb': torch.ones(1)}), MORE),
     (

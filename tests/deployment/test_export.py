@@ -169,13 +169,13 @@ class Project:
         assert sorted(os.listdir(self.folder)) == before
 
 
-#: Those of the installed torch.
+#: The exporters of the installed torch.
 EXPORTERS = onnx_tracing.exporters(None)
 
 
 @pytest.fixture(params=['torch.export', 'TorchScript'])
 def exporter(request, monkeypatch) -> str:
-    """Each exporter by itself, which does the next one's work in no test."""
+    """Each exporter alone, without the fallback."""
     if request.param not in EXPORTERS:
         pytest.skip(f'torch {torch.__version__} has no {request.param} for ONNX')
     monkeypatch.setattr(export, 'exporters', lambda opset: [request.param])
@@ -360,25 +360,60 @@ class TestExporters:
         (opset,) = onnx.load(project.out).opset_import
         assert opset.version == 21
 
-    @pytest.mark.parametrize('fails', ['trace', 'verify'])
-    def test_one_stands_in_for_the_other(self, tmp_path, monkeypatch, fails):
-        """And that is said, with the reason."""
+    @pytest.mark.parametrize(
+        ('fails', 'error'),
+        [('trace', onnx_tracing.ExportError), ('verify', VerificationError)],
+    )
+    def test_one_stands_in_for_the_other(self, tmp_path, monkeypatch, fails, error):
+        """And the remark has the reason, without what to do about it."""
         calls = []
         original = getattr(export, fails)
 
         def fail_once(*args: Any) -> Any:
             calls.append(args)
             if len(calls) == 1:
-                raise UserError('it is Monday')
+                raise error('it is Monday: nothing was written; wait')
             return original(*args)
 
         monkeypatch.setattr(export, fails, fail_once)
         project = Project(tmp_path, REPVGG)
         result = project.export()
         assert result.exporter == 'TorchScript'
-        (remark,) = result.remarks
-        assert 'TorchScript' in remark and 'torch.export: it is Monday' in remark
+        says = 'written by TorchScript, because torch.export failed: it is Monday'
+        assert result.remarks == [says]
         assert project.operators() == {'Conv': BLOCKS, 'Relu': BLOCKS}
+
+    def test_the_reason_is_the_model_s(self, tmp_path, monkeypatch):
+        """torch.export begins with advice to its developers."""
+
+        def fail(network: Network, x: Tensor) -> Tensor:
+            if torch.compiler.is_compiling():
+                raise ValueError('no graphs today')
+            return x
+
+        monkeypatch.setattr(Network, 'head', fail, raising=False)
+        result = Project(tmp_path, dict(type='Network')).export()
+        assert 'ValueError: no graphs today' in result.remarks[0]
+
+    def test_other_errors_are_not_tried_again(self, tmp_path, monkeypatch):
+        calls = []
+
+        def fail(*args: Any) -> None:
+            calls.append(args)
+            raise UserError('the disk is full')
+
+        monkeypatch.setattr(export, 'verify', fail)
+        Project(tmp_path, REPVGG).refuse('the disk is full')
+        assert len(calls) == 1
+
+    def test_what_onnxscript_raises(self, tmp_path, monkeypatch):
+        """It is a failure of the exporter, too."""
+
+        def fail(exported: Any) -> None:
+            raise KeyError('folding')
+
+        monkeypatch.setattr(onnx_tracing, 'fold_constants', fail)
+        Project(tmp_path, REPVGG).refuse('KeyError', 'another --opset')
 
     @pytest.mark.parametrize('form', ['train', 'deploy'])
     def test_nodes_are_named_alike(self, tmp_path, monkeypatch, form):
@@ -500,13 +535,13 @@ class TestRefusals:
         Project(tmp_path, REPVGG).refuse(f'opset {opset}', 'another --opset', opset=opset)
 
     def test_a_graph_that_onnx_runtime_cannot_load(self, tmp_path, monkeypatch):
-        fold = export.fold_constants
+        fold = onnx_tracing.fold_constants
 
         def spoil(exported) -> None:
             fold(exported)
             exported.graph.node[0].op_type = 'Unheard'
 
-        monkeypatch.setattr(export, 'fold_constants', spoil)
+        monkeypatch.setattr(onnx_tracing, 'fold_constants', spoil)
         project = Project(tmp_path, REPVGG)
         project.refuse('cannot load', 'Unheard', error=VerificationError)
 

@@ -78,3 +78,12 @@ def test_a_layer_is_called_as_its_weight():
 def test_names_are_unique():
     nodes = [scoped('', 'model', 'model.act', 'relu') for _ in range(3)]
     assert named(*nodes) == ['act/Relu', 'act/Relu_2', 'act/Relu_3']
+
+
+def test_a_shared_tensor_names_no_layer():
+    """TorchScript keeps one of equal tensors, by the name of the first module."""
+    nodes = [
+        scoped('', 'model', f'model.{i}', 'norm', op='Mul', inputs=('x', 'model.0.weight'))
+        for i in range(2)
+    ]
+    assert named(*nodes, weights=('model.0.weight',)) == ['0/Mul', '1/Mul']

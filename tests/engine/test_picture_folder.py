@@ -16,7 +16,7 @@ def picture(red: int) -> np.ndarray:
 def test_every_picture_is_kept(tmp_path):
     """Also those of one name, and of one that a number makes."""
     folder = PictureFolder(str(tmp_path / 'new'))
-    names = ['a.png', 'a_2', 'a.jpg', 'a.png', 'b']
+    names = ['a.png', 'a_2', 'a.JPG', 'x/a.png', 'v1.2', '']
     for red, name in enumerate(names):
         folder.add_image(name, picture(red), step=red)
     found = {
@@ -28,7 +28,8 @@ def test_every_picture_is_kept(tmp_path):
         'a_2.png': (1, 0, 0),
         'a_3.png': (2, 0, 0),
         'a_4.png': (3, 0, 0),
-        'b.png': (4, 0, 0),
+        'v1.2.png': (4, 0, 0),
+        'picture.png': (5, 0, 0),
     }
 
 

@@ -245,7 +245,7 @@ class TestRefuses:
             (dict(type='RMSprop', lr=0.1), 'SGD or an AdamW, not RMSprop'),
             pytest.param(
                 dict(type='AdamW', lr=0.1, fused=True),
-                'an AdamW that is not fused',
+                'cannot use a fused AdamW',
                 marks=pytest.mark.skipif(
                     digit_version(torch.__version__) < digit_version('2.4'),
                     reason='fused on GPUs only',

@@ -280,7 +280,9 @@ class TestAdam:
         'step', [torch.tensor(torch.nan), torch.tensor(-1.0), torch.ones(2)]
     )
     def test_steps(self, adams, tmp_path, step):
-        with pytest.raises(CheckpointError, match=r'optimizer .*\(its step is no count\)'):
+        with pytest.raises(
+            CheckpointError, match=r'optimizer .*\(its step is not a count\)'
+        ):
             self.resume(adams, tmp_path, *STATE, 0, 'step', value=step)
 
     @pytest.mark.parametrize('betas', [(0.9, -0.5), (5.0, 0.999), (0.9, float('nan'))])

@@ -1,4 +1,6 @@
+import argparse
 import json
+import os
 import shutil
 
 import mmengine
@@ -6,7 +8,15 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from tool_runs import Project, arguments, assert_one_sentence, succeed, tool, variant
+from tool_runs import (
+    Project,
+    arguments,
+    assert_one_sentence,
+    load,
+    succeed,
+    tool,
+    variant,
+)
 
 from mmrep.deployment import build_model, read_config
 
@@ -217,11 +227,24 @@ class TestWrongInput:
             (
                 ['--show-dir', 'a'],
                 dict(default_hooks=dict(visualization=None)),
-                'need default_hooks.visualization',
+                'need default_hooks.visualization: add it',
             ),
+            (['--show-dir', 'a'], dict(visualizer=None), 'needs a visualizer: add one'),
         ],
         ids=str,
     )
     def test_config_without(self, classifier, tmp_path, refused, options, entries, says):
         command = arguments(classifier, tmp_path, *options, **entries)
         refused('test', *command, says=says)
+
+
+def test_pictures_of_a_detector(tmp_path):
+    """mmdet's hook writes them: it tells a backend no names."""
+    hook = dict(type='DetVisualizationHook')
+    cfg = Config(dict(default_scope='mmdet', default_hooks=dict(visualization=hook)))
+    args = argparse.Namespace(
+        show_dir='show', show=False, interval=1, wait_time=2, config='net.py'
+    )
+    load('test').show_predictions(cfg, args)
+    hook = cfg.default_hooks.visualization
+    assert hook.draw and hook.test_out_dir == os.path.abspath('show')

@@ -45,7 +45,7 @@ class BranchBlock(ReparamBlock):
 
     Raises:
         ValueError: If a branch is none of these or does not fit into the kernel, or if the
-            first branch has not the block's own kernel size.
+            first branch does not have the block's kernel size.
     """
 
     def __init__(

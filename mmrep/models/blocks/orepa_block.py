@@ -21,7 +21,7 @@ SCALES = {
     '1x1': 1.0,
     'separable': 0.5,
 }
-#: Channels inside the separable branch over its input channels.
+#: Ratio of the channels inside the separable branch to its input channels.
 _EXPANSION = 8
 
 
