@@ -185,7 +185,6 @@ def own_block(tmp_path: Path) -> Path:
     for text in code(OWN_BLOCK, 'python'):
         if name := re.match(r'# (\S+\.py)\n', text):
             (tmp_path / name[1]).write_text(text)
-    (tmp_path / 'mmrep_configs').symlink_to(ROOT / 'configs')
     return tmp_path
 
 

@@ -728,7 +728,7 @@ HOSTILE: list[tuple[str, Maker, str]] = [
         CHANGED,
     ),
     ('half a character', saved({'meta': '\ud800'}), 'meta is not Unicode text'),
-    ('half a character as key', saved({'\ud800': 1}), 'no Unicode text'),
+    ('half a character as key', saved({'\ud800': 1}), 'not Unicode text'),
     (
         'versions that are no table',
         pickled(

@@ -242,7 +242,7 @@ class TestRefuses:
     @pytest.mark.parametrize(
         ('optimizer', 'message'),
         [
-            (dict(type='RMSprop', lr=0.1), 'SGD or an AdamW, not RMSprop'),
+            (dict(type='RMSprop', lr=0.1), 'with SGD and AdamW, not RMSprop'),
             pytest.param(
                 dict(type='AdamW', lr=0.1, fused=True),
                 'cannot use a fused AdamW',
@@ -274,7 +274,9 @@ class TestRefuses:
 
     def test_another_conv(self, scales):
         conv_cfg = dict(type='Conv2dAdaptivePadding')
-        with pytest.raises(ConfigError, match=r'Conv2dAdaptivePadding is no nn\.Conv2d'):
+        with pytest.raises(
+            ConfigError, match=r'Conv2dAdaptivePadding is not an nn\.Conv2d'
+        ):
             self.build(Net(RepOptVGG(**SMALL, conv_cfg=conv_cfg)), scales=scales)
 
     def test_no_search(self, tmp_path):

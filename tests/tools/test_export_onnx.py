@@ -141,5 +141,5 @@ def test_what_is_no_segmentor_is_not_upsampled(tmp_path):
     assert done.returncode == 1
     assert_one_sentence(
         done.stderr,
-        '--upsample is for segmentors, which ImageClassifier is none of: leave it out',
+        '--upsample is for segmentors, and ImageClassifier is not one: leave it out',
     )
