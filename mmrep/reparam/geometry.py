@@ -45,7 +45,7 @@ class ConvGeometry:
 
     @property
     def fill(self) -> str:
-        """The padding mode as ``nn.Conv2d``'s: ``'same'`` pads with ``'zeros'``."""
+        """The padding mode as ``nn.Conv2d`` has it, which is ``'zeros'`` for ``'same'``."""
         return 'zeros' if self.padding_mode == 'same' else self.padding_mode
 
     @property
