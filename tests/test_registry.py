@@ -9,7 +9,7 @@ from torch import nn
 
 from mmrep.models.backbones import DBBResNet, RepVGG
 from mmrep.models.blocks import DiverseBranchBlock
-from mmrep.registry import HOOKS, MODELS, share_names
+from mmrep.registry import HOOKS, MODELS, VISBACKENDS, share_names
 
 #: Looks names up in a new interpreter: as a config that does not mention mmrep does, and
 #: as one with ``custom_imports`` does.
@@ -96,10 +96,11 @@ def test_every_public_class_is_registered():
 
 
 def test_registries_belong_to_mmrep():
-    for registry in (MODELS, HOOKS):
+    for registry in (MODELS, HOOKS, VISBACKENDS):
         assert registry.scope == 'mmrep'
         assert registry.parent.scope == 'mmengine'
         assert all(c.__module__.startswith('mmrep.') for c in registry.module_dict.values())
+        assert registry.module_dict.items() <= registry.parent.module_dict.items()
 
 
 def test_sharing_again_changes_nothing():

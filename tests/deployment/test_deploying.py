@@ -212,6 +212,12 @@ class TestDeployFiles:
                 ),
                 custom_imports=dict(imports=['mmrep', 'json'], allow_failed_imports=False),
                 optim_wrapper=dict(type='OptimWrapper', constructor='mmrep.Any'),
+                visualizer=dict(
+                    vis_backends=[
+                        dict(type='LocalVisBackend'),
+                        dict(type='PictureFolder', save_dir='pictures'),
+                    ]
+                ),
             )
         )
         enter_scope(project.config)
@@ -230,6 +236,7 @@ class TestDeployFiles:
         assert config.default_hooks == dict(timer=dict(type='IterTimerHook'))
         assert config.custom_imports.imports == ['json']
         assert config.optim_wrapper == dict(type='OptimWrapper')
+        assert config.visualizer.vis_backends == [dict(type='LocalVisBackend')]
         assert 'mmrep' not in done.out_config.read_text()
         read = torch.load(done.out, weights_only=True)['state_dict']
         with MODELS.switch_scope_and_registry(scope) as models:
