@@ -48,7 +48,8 @@ _SHOWN = 2000
 
 def busy(with_what: str) -> Status:
     """A spinner on standard error while a ``with`` statement runs; none in a file."""
-    return Console(stderr=True, markup=False).status(with_what)
+    # The file is fixed, since a tool may redirect sys.stderr at its work.
+    return Console(file=sys.stderr, markup=False).status(with_what)
 
 
 def run_tool(main: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -259,11 +259,11 @@ def _no_output() -> Iterator[None]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Hide warnings and logs of an exporter: what it writes is verified."""
+    """Hide what an exporter warns of, logs and prints: what it writes is verified."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.ERROR))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter('ignore')
             yield
     finally:

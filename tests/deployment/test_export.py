@@ -86,6 +86,16 @@ def networks() -> Iterator[None]:
         def head(self, x: Tensor) -> Tensor:
             return F.linear(x.flatten(1), x.new_ones(2, 32 * 3 * 2))
 
+    class NormNetwork(Network):
+        """Has a norm outside its blocks."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(32, 4, 1), nn.BatchNorm2d(4)
+
+        def head(self, x: Tensor) -> Tensor:
+            return self.bn(self.conv(x))
+
     class MeanNetwork(Network):
         """Computes a number from the input in Python."""
 
@@ -114,6 +124,7 @@ def networks() -> Iterator[None]:
         Network,
         PyramidNetwork,
         FlattenNetwork,
+        NormNetwork,
         MeanNetwork,
         HeightNetwork,
         SortNetwork,
@@ -234,6 +245,14 @@ class TestOperators:
         # Of the stem, the two stages and their shortcuts.
         assert found.pop('Conv') == 3 + 8 + 2
         assert found.keys() == {'Relu', 'MaxPool', 'Add', 'AveragePool'}
+
+    def test_norms_outside_the_blocks_are_folded_in_the_deploy_form(self, tmp_path):
+        project = Project(tmp_path, dict(type='NormNetwork'))
+        project.export()
+        assert project.operators() == {'Conv': BLOCKS + 1, 'Relu': BLOCKS}
+        project.export(form='train', overwrite=True)
+        norms = 2 * BLOCKS + IDENTITIES + 1
+        assert project.operators()['BatchNormalization'] == norms
 
     def test_fixed_sizes_are_no_operators(self, tmp_path, exporter):
         project = Project(tmp_path, dict(type='PyramidNetwork'))
@@ -395,6 +414,15 @@ class TestExporters:
         result = Project(tmp_path, dict(type='Network')).export()
         assert 'ValueError: no graphs today' in result.remarks[0]
 
+    def test_a_decision_by_the_values(self, tmp_path, monkeypatch, capfd):
+        """torch.export cannot write one, and would print a page about it."""
+        decide = lambda _, x: x if x.square().sum() > 0 else -x  # noqa: E731
+        monkeypatch.setattr(Network, 'head', decide, raising=False)
+        result = Project(tmp_path, dict(type='Network')).export()
+        assert result.exporter == 'TorchScript'
+        assert 'data-dependent' in result.remarks[0]
+        assert capfd.readouterr() == ('', '')
+
     def test_other_errors_are_not_tried_again(self, tmp_path, monkeypatch):
         calls = []
 
@@ -428,7 +456,9 @@ class TestExporters:
             names = [node.name for node in graph.node]
             assert len(set(names)) == len(names)
             found.append({name for name in names if '/Conv' in name})
-            assert not any(node.metadata_props or node.doc_string for node in graph.node)
+            assert not any(node.doc_string for node in graph.node)
+            holders = [graph, *graph.node, *graph.input, *graph.output, *graph.value_info]
+            assert not any(holder.metadata_props for holder in holders)
             assert __file__.encode() not in project.out.read_bytes()
         assert found[0] == found[1]
         path = 'backbone.layer1.0.conv1'
