@@ -34,6 +34,9 @@ _MAX_WEIGHTS = 2**31 - 2**24
 OPSETS = {'torch.export': 18, 'TorchScript': 17}
 
 
+#: The names of the axes that vary, by the name of the input or output.
+Axes = dict[str, dict[int, str]]
+
 #: A function of the outputs and the input, applied at the end of the graph.
 Resize = Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]]
 
@@ -157,14 +160,14 @@ def trace(
         )
     opset = opset or OPSETS[exporter]
     export = _by_torch_export if exporter == 'torch.export' else _by_torchscript
-    axes = _dynamic_axes(references)
+    axes = _dynamic_axes(references) if dynamic else {}
     options = dict(
         input_names=['input'], output_names=list(references[0].outputs), opset_version=opset
     )
     try:
         with _silence():
             outputs = _Outputs(model, resize).eval()
-            exported = export(outputs, references[0].x, form, axes, dynamic, options)
+            exported = export(outputs, references[0].x, form, axes, **options)
             fold_constants(exported)
             name_nodes(exported)
     except Exception as error:
@@ -182,27 +185,24 @@ def trace(
         sizes = value.type.tensor_type.shape
         sizes.Clear()
         for axis, size in enumerate(tensor.shape):
-            name = axes[value.name].get(axis) if dynamic else None
+            name = axes.get(value.name, {}).get(axis)
             sizes.dim.add(**({'dim_param': name} if name else {'dim_value': size}))
     return exported
 
 
 def _by_torch_export(
-    outputs: nn.Module,
-    x: Tensor,
-    form: str,
-    axes: dict[str, dict[int, str]],
-    dynamic: bool,
-    options: dict[str, Any],
+    outputs: nn.Module, x: Tensor, form: str, axes: Axes, **options: Any
 ) -> 'ModelProto':
-    # Each dynamic axis is independent; trace() names the axes in the file.
-    sizes = dict.fromkeys(axes['input'], getattr(torch.export.Dim, 'DYNAMIC', None))
+    sizes = None
+    if axes:
+        # Each dynamic axis is independent; trace() names the axes in the file.
+        sizes = (dict.fromkeys(axes['input'], torch.export.Dim.DYNAMIC),)
     with _Traceable(numbers=False):
         program = torch.onnx.export(
             outputs,
             (x,),
             dynamo=True,
-            dynamic_shapes=(sizes,) if dynamic else None,
+            dynamic_shapes=sizes,
             external_data=False,
             # It would fold the norms of branches into their convs in the train form.
             optimize=form == 'deploy',
@@ -217,12 +217,7 @@ def _by_torch_export(
 
 
 def _by_torchscript(
-    outputs: nn.Module,
-    x: Tensor,
-    form: str,
-    axes: dict[str, dict[int, str]],
-    dynamic: bool,
-    options: dict[str, Any],
+    outputs: nn.Module, x: Tensor, form: str, axes: Axes, **options: Any
 ) -> 'ModelProto':
     import onnx
 
@@ -230,14 +225,14 @@ def _by_torchscript(
         options['dynamo'] = False
     mode = torch.onnx.TrainingMode
     buffer = io.BytesIO()
-    with _Traceable(numbers=not dynamic), _no_output():
+    with _Traceable(numbers=not axes), _no_output():
         torch.onnx.export(
             outputs,
             (x,),
             buffer,
             # With EVAL the exporter folds the norms of the branches into their convs.
             training=mode.EVAL if form == 'deploy' else mode.PRESERVE,
-            dynamic_axes=axes if dynamic else None,
+            dynamic_axes=axes or None,
             **options,
         )
     return onnx.load_model_from_string(buffer.getvalue())
@@ -270,7 +265,7 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def _dynamic_axes(references: list[Reference]) -> dict[str, dict[int, str]]:
+def _dynamic_axes(references: list[Reference]) -> Axes:
     """The names of the axes that vary, by the name of the input or output.
 
     An output's axis varies if its length differs between the references.
