@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,8 @@ PAGES = sorted(
         *(page for page in DOCS.rglob('*.md') if '_build' not in page.parts),
     ]
 )
+#: Where Debian's package ``dataset-fashion-mnist`` puts its files.
+FASHION = Path('/usr/share/datasets/fashion-mnist')
 OWN_BLOCK = ROOT / 'docs' / 'your_own_block.md'
 INT8 = ROOT / 'docs' / 'int8.md'
 version = tuple(map(int, torch.__version__.split('.')[:2]))
@@ -100,7 +103,7 @@ def printed(notebook) -> list[str]:
 
 
 def test_every_page_with_code_is_run():
-    """Pages in ``own`` have tests of their own, but for the blocks', which take hours."""
+    """Pages in ``own`` have tests of their own."""
     own = {'your_own_block', 'int8', 'blocks'}
     found = {page.stem for page in DOCS.glob('*.md') if [*fences(page)]}
     assert found == {*QUICK, *TRAINING, *own}
@@ -256,6 +259,31 @@ def test_quantization_in_the_loop(tmp_path):
     before = read_checkpoint(tmp_path / checkpoint)
     after = torch.load(tmp_path / 'qat.pth')['state_dict']['head.fc.weight']
     assert not torch.equal(before['state_dict']['head.fc.weight'], after)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('page', ['blocks', 'int8'])
+def test_comparisons_run(page, tmp_path):
+    """The commands that take hours, here with one seed and one epoch."""
+    if not FASHION.exists():
+        pytest.skip('needs the package dataset-fashion-mnist')
+    for name in ('configs', 'tools'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    commands = [
+        shlex.split(line, comments=True)
+        for text in code(DOCS / f'{page}.md', 'bash')
+        for line in text.replace('\\\n', ' ').splitlines()
+        if re.match(r'python tools/(dataset_converters|compare_blocks)', line)
+    ]
+    assert {command[1] for command in commands} > {'tools/compare_blocks.py'}
+    for _, tool, *arguments in commands:
+        if tool == 'tools/compare_blocks.py':
+            options = [] if '--cfg-options' in arguments else ['--cfg-options']
+            options += ['train_cfg.max_epochs=1', 'param_scheduler.T_max=1']
+            arguments += [*options, '--seeds', '1', '--rounds', '1']
+        ran = run_python(tool, *arguments, cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+    assert 'RepVGG' in ran.stdout or 'LargeKernel' in ran.stdout
 
 
 def test_costs_and_gains_are_of_every_compared_block():
