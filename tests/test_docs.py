@@ -40,7 +40,7 @@ INT8 = ROOT / 'docs' / 'int8.md'
 version = tuple(map(int, torch.__version__.split('.')[:2]))
 
 
-NOTEBOOKS = sorted(DOCS.rglob('tutorials/*.ipynb'))
+NOTEBOOKS = sorted(DOCS.glob('tutorials/*.ipynb'))
 
 #: Pages whose code runs in seconds, and those that train.
 QUICK = ('faq', 'how_fusing_works', 'index', 'migrating')
