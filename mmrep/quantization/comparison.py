@@ -57,7 +57,7 @@ def compare_recipes(
     if source.evaluation is None:
         raise UserError(
             'the model is neither a classifier nor a segmentor: there is no metric to '
-            'compare'
+            'compare by; give a config of one'
         )
     quantizer = Quantizer(source.graph, source.images)
     judge = source.judge(track)
