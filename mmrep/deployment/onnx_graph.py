@@ -38,11 +38,12 @@ def name_nodes(exported: 'ModelProto') -> None:
 
     The metadata of exporters is removed: it contains file paths of this machine.
     """
-    read = Counter(name for node in nodes_of(exported.graph.node) for name in node.input)
+    graph = exported.graph
+    read = Counter(name for node in nodes_of(graph.node) for name in node.input)
     # Modules with equal weights may share one tensor, which is named after the first.
-    weights = {t.name for t in exported.graph.initializer if read[t.name] == 1}
+    weights = {t.name for t in graph.initializer if read[t.name] == 1}
     taken = set()
-    for node in nodes_of(exported.graph.node):
+    for node in nodes_of(graph.node):
         module = _module_of(node, weights)
         name = plain_name = f'{module}/{node.op_type}' if module else node.op_type
         count = 1
@@ -53,10 +54,8 @@ def name_nodes(exported: 'ModelProto') -> None:
         node.name = name
         node.ClearField('metadata_props')
         node.ClearField('doc_string')
-    exported.graph.ClearField('metadata_props')
-    graph = exported.graph
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        value.ClearField('metadata_props')
+    for holder in (graph, *graph.value_info, *graph.input, *graph.output):
+        holder.ClearField('metadata_props')
 
 
 def _module_of(node: 'NodeProto', weights: set[str]) -> str:

@@ -31,11 +31,10 @@ if TYPE_CHECKING:
 _MAX_WEIGHTS = 2**31 - 2**24
 
 #: The opset that an exporter writes unless told otherwise.
-OPSETS = {'torch.export': 18, 'TorchScript': 17}
-
+_OPSETS = {'torch.export': 18, 'TorchScript': 17}
 
 #: The names of the axes that vary, by the name of the input or output.
-Axes = dict[str, dict[int, str]]
+_Axes = dict[str, dict[int, str]]
 
 #: A function of the outputs and the input, applied at the end of the graph.
 Resize = Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]]
@@ -87,13 +86,11 @@ class _Traceable(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.adaptive_avg_pool2d:
-            bins = args[1] if len(args) > 1 else kwargs['output_size']
-            if bins not in (1, (1, 1), [1, 1]):
-                with self:
-                    return adaptive_average(args[0] if args else kwargs['input'], bins)
-        result = func(*args, **kwargs)
+        # torch hands both arguments on by position.
+        if func is F.adaptive_avg_pool2d and args[1] not in (1, (1, 1), [1, 1]):
+            with self:
+                return adaptive_average(*args)
+        result = func(*args, **(kwargs or {}))
         if self.numbers and isinstance(result, torch.Size):
             return torch.Size(int(size) for size in result)
         if self.numbers and func is Tensor.size:
@@ -131,7 +128,7 @@ def exporters(opset: int | None) -> list[str]:
     """
     parameters = inspect.signature(torch.onnx.export).parameters
     supported = {'dynamo', 'optimize'} <= parameters.keys()
-    if supported and (opset is None or opset >= OPSETS['torch.export']):
+    if supported and (opset is None or opset >= _OPSETS['torch.export']):
         return ['torch.export', 'TorchScript']
     return ['TorchScript']
 
@@ -158,7 +155,7 @@ def trace(
             f'the weights take {weights:,} bytes, and an ONNX file holds 2 GiB: this '
             'model is too large to export'
         )
-    opset = opset or OPSETS[exporter]
+    opset = opset or _OPSETS[exporter]
     export = _by_torch_export if exporter == 'torch.export' else _by_torchscript
     axes = _dynamic_axes(references) if dynamic else {}
     options = dict(
@@ -191,7 +188,7 @@ def trace(
 
 
 def _by_torch_export(
-    outputs: nn.Module, x: Tensor, form: str, axes: Axes, **options: Any
+    outputs: nn.Module, x: Tensor, form: str, axes: _Axes, **options: Any
 ) -> 'ModelProto':
     sizes = None
     if axes:
@@ -217,7 +214,7 @@ def _by_torch_export(
 
 
 def _by_torchscript(
-    outputs: nn.Module, x: Tensor, form: str, axes: Axes, **options: Any
+    outputs: nn.Module, x: Tensor, form: str, axes: _Axes, **options: Any
 ) -> 'ModelProto':
     import onnx
 
@@ -265,7 +262,7 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def _dynamic_axes(references: list[Reference]) -> Axes:
+def _dynamic_axes(references: list[Reference]) -> _Axes:
     """The names of the axes that vary, by the name of the input or output.
 
     An output's axis varies if its length differs between the references.

@@ -1,6 +1,5 @@
 """A visualizer's backend that writes each picture into one folder."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ class PictureFolder(BaseVisBackend):
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir)
-        self._taken: set[str] = set()
-        self._counts: Counter[str] = Counter()
+        #: The names written, each with the last number that was added to it.
+        self._written: dict[str, int] = {}
 
     def _init_env(self) -> None:
         """Nothing to prepare: the folder is made with the first picture."""
@@ -48,9 +47,9 @@ class PictureFolder(BaseVisBackend):
         path = Path(name)
         is_image = path.suffix.lower() in _ENDINGS
         stem = unique = (path.stem if is_image else path.name) or 'picture'
-        while unique in self._taken:
-            self._counts[stem] += 1
-            unique = f'{stem}_{self._counts[stem] + 1}'
-        self._taken.add(unique)
+        while unique in self._written:
+            self._written[stem] += 1
+            unique = f'{stem}_{self._written[stem]}'
+        self._written[unique] = 1
         path = Path(self._save_dir, f'{unique}.png')
         imwrite(np.ascontiguousarray(image[..., ::-1]), str(path))

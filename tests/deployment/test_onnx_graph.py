@@ -10,7 +10,7 @@ from mmrep.deployment.onnx_graph import name_nodes
 
 def scoped(*scopes: str, op: str = 'Relu', inputs: tuple[str, ...] = ('x',)) -> NodeProto:
     """A node as ``torch.export`` writes it."""
-    node = make_node(op, inputs, ['y'], name='node_1', doc_string='/home/me/net.py')
+    node = make_node(op, inputs, ['y'], name='node_1', doc_string='net.py, line 3')
     key = 'pkg.torch.onnx.name_scopes'
     node.metadata_props.append(StringStringEntryProto(key=key, value=str(list(scopes))))
     return node
